@@ -1,0 +1,129 @@
+"""torch model -> ONNX ModelProto, by whichever of torch's two exporters gives the wanted opset.
+
+The TorchScript exporter comes first: it writes opset 17 / IR 8 directly, folds batch norm into the convolution before
+it and needs nothing but onnx. torch calls it deprecated since 2.9. The torch.export one writes opset 18 / IR 10 at
+the least; for an older target its graph is converted down, which works for plain CNNs and not for everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.export._need import need
+from edgeprune.export.targets import Target
+
+BATCH = "batch"
+_DYNAMO_OPSET = 18  # the lowest opset the torch.export exporter writes, whatever it is asked for
+
+
+def to_proto(
+    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+) -> Any:
+    """The model as a ModelProto at exactly ``target.opset``; EdgePruneError when neither exporter manages.
+
+    ``model`` is in eval mode and may be changed by the exporter: pass a copy. Dimension 0 of every input and output
+    is ``batch``.
+    """
+    reasons = []
+    for route in (_by_torchscript, _by_export):
+        try:
+            with _quiet():
+                return route(model, inputs, names_in, names_out, target)
+        except EdgePruneError:
+            raise
+        except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
+            reasons.append(_first_line(error))
+    raise EdgePruneError(
+        f"export: {type(model).__name__} has no ONNX form at opset {target.opset} "
+        f"(TorchScript: {reasons[0]}; torch.export: {reasons[1]}); try target jetpack7 or replace that operator"
+    )
+
+
+def _by_torchscript(
+    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+) -> Any:
+    onnx = need("onnx")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        draft = os.path.join(folder, "draft.onnx")
+        torch.onnx.export(
+            model,
+            inputs,
+            draft,
+            dynamo=False,
+            opset_version=target.opset,
+            input_names=list(names_in),
+            output_names=list(names_out),
+            dynamic_axes={name: {0: BATCH} for name in (*names_in, *names_out)},
+        )
+        return onnx.load(draft)
+
+
+def _by_export(
+    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+) -> Any:
+    need("onnxscript")
+    batch = torch.export.Dim(BATCH)
+    exported = torch.onnx.export(
+        model,
+        inputs,
+        None,
+        dynamo=True,
+        opset_version=max(target.opset, _DYNAMO_OPSET),
+        input_names=list(names_in),
+        output_names=list(names_out),
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        external_data=False,
+        verbose=False,
+    )
+    if exported is None:
+        raise RuntimeError("the exporter returned nothing")
+    proto = exported.model_proto
+    written = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return proto if written == target.opset else _converted_down(proto, target.opset)
+
+
+def _converted_down(proto: Any, opset: int) -> Any:
+    """``proto`` at an older opset, checked there, since onnx's converter may leave attributes the old opset lacks."""
+    onnx = need("onnx")
+    converted = need("onnx.version_converter").convert_version(proto, opset)
+    for node in converted.graph.node:
+        # Reductions of opset 18 carry this flag; at its default of 0 the older form means the same without it.
+        kept = [a for a in node.attribute if not (a.name == "noop_with_empty_axes" and a.i == 0)]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    onnx.checker.check_model(converted, full_check=True)
+    return converted
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters: deprecation notes about our own choice, progress lines, a graph dump on failure."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    """What the exporter said, short: its messages run to pages and name files of the machine."""
+    text = str(error).strip()
+    line = text.splitlines()[0].strip() if text else type(error).__name__
+    return line if len(line) <= 160 else line[:157] + "..."

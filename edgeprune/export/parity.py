@@ -1,0 +1,149 @@
+"""Does the file compute what the model computes? ONNX Runtime against PyTorch, on the same inputs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.export._need import need
+
+BATCHES = (1, 2, 7)
+RTOL = 1e-3
+ATOL = 1e-5
+_SWEEP = 64  # rows at a time when more real inputs are given than the batches above use
+
+
+@dataclass(frozen=True)
+class Parity:
+    """``max_abs_diff`` over every output and row; ``argmax_agreement`` in [0, 1], None where there are no classes."""
+
+    batches: tuple[int, ...]
+    rows: int
+    real_inputs: bool
+    max_abs_diff: float
+    argmax_agreement: float | None
+
+
+def session(path: str | os.PathLike[str], threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU provider; ``threads`` None leaves the runtime's own choice."""
+    ort = need("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    try:
+        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exception types are private to its extension module
+        reason = str(error).splitlines()[0]
+        raise EdgePruneError(f"export: ONNX Runtime {ort.__version__} does not load the file: {reason}") from None
+
+
+def check_parity(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    real: bool = False,
+    batches: Sequence[int] = BATCHES,
+    rtol: float = RTOL,
+    atol: float = ATOL,
+) -> Parity:
+    """Compare every output at each batch size; EdgePruneError on the first disagreement.
+
+    ``example_inputs`` are tensors [N, ...]. ``real=True``: they are real data; every row is compared, in the batch
+    sizes asked for and then in larger ones, and rows repeat where there are too few. Otherwise they give shapes and
+    types only, and the values are drawn at random with a fixed seed.
+    Agreement: ``|onnx - torch| <= atol + rtol * |torch|`` everywhere (so NaN disagrees) and the same class, where two
+    classes that torch itself holds equal within rounding (atol + 1e-6 of the value) count as the same.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = tuple(x.detach().cpu() for x in inputs)
+    frozen = copy.deepcopy(model).cpu().eval()
+    runtime = session(path)
+    names = [entry.name for entry in runtime.get_inputs()]
+    if len(names) != len(inputs):
+        raise EdgePruneError(f"export: the file takes {len(names)} inputs, {len(inputs)} were given to compare on")
+
+    if not real:
+        inputs = tuple(_random_like(x, sum(batches)) for x in inputs)
+    rows = [_rows(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]))]
+    worst, agreed, judged = 0.0, 0, 0
+    for index in rows:
+        feed = [x[index] for x in inputs]
+        with torch.no_grad():
+            expected = frozen(*feed)
+        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
+        try:
+            found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})
+        except Exception as error:  # as in session()
+            reason = str(error).splitlines()[0]
+            raise EdgePruneError(f"export: ONNX Runtime fails at batch {len(index)}: {reason}") from None
+        for want, got in zip(expected, found, strict=True):
+            worst = max(worst, _compare(want.numpy(), got, len(index), rtol, atol))
+        same, of = _same_class(expected[0].numpy(), found[0], atol)
+        agreed, judged = agreed + same, judged + of
+    if agreed != judged:
+        raise EdgePruneError(
+            f"export: the file and the model choose another class for {judged - agreed} of {judged} rows"
+        )
+    return Parity(tuple(batches), len(inputs[0]), real, worst, agreed / judged if judged else None)
+
+
+def _chunks(batches: Sequence[int], available: int) -> list[tuple[int, int]]:
+    """(first row, rows): the asked batches one after the other, then what is left in blocks."""
+    chunks, start = [], 0
+    for size in batches:
+        chunks.append((start, size))
+        start += size
+    chunks += [(at, min(_SWEEP, available - at)) for at in range(start, available, _SWEEP)]
+    return chunks
+
+
+def _rows(start: int, size: int, available: int) -> Tensor:
+    return torch.arange(start, start + size) % available
+
+
+def _random_like(x: Tensor, rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, *x.shape[1:])
+    if x.is_floating_point():
+        return torch.randn(shape, generator=generator, dtype=x.dtype)
+    # Token ids and the like: nothing beyond the values seen is known to be legal.
+    return x.flatten()[torch.randint(x.numel(), shape, generator=generator)]
+
+
+def _compare(want: np.ndarray, got: np.ndarray, batch: int, rtol: float, atol: float) -> float:
+    if want.shape != got.shape:
+        raise EdgePruneError(f"export: at batch {batch} the file gives shape {got.shape}, the model {want.shape}")
+    if want.size == 0:
+        return 0.0
+    difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    if not (difference <= atol + rtol * np.abs(want)).all():  # written so that NaN fails
+        worst = float(difference.max())
+        raise EdgePruneError(
+            f"export: the file and the model disagree at batch {batch} by up to {worst:.3g} "
+            f"(allowed: rtol {rtol:g}, atol {atol:g})"
+        )
+    return float(difference.max())
+
+
+def _same_class(want: np.ndarray, got: np.ndarray, atol: float) -> tuple[int, int]:
+    """(positions with the same class, positions). Classes are dimension 1, or the last one of [N, positions, C]."""
+    if want.ndim < 2 or not np.issubdtype(want.dtype, np.floating):
+        return 0, 0
+    axis = 2 if want.ndim == 3 else 1
+    if want.shape[axis] < 2:
+        return 0, 0
+    top = want.max(axis=axis)
+    chosen = np.take_along_axis(want, np.expand_dims(got.argmax(axis=axis), axis), axis=axis).squeeze(axis)
+    same = chosen >= top - (atol + 1e-6 * np.abs(top))
+    return int(same.sum()), int(same.size)
