@@ -1,0 +1,21 @@
+"""Published systems and baselines on one engine: one file each, chosen by name."""
+
+from __future__ import annotations
+
+from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.fedavg import FedAvg
+from edgeprune.algorithms.protocol import Algorithm, Assignment, Recipe, Setting, State, Update
+from edgeprune.errors import EdgePruneError, nearest
+
+ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg)}
+
+
+def algorithm_class(name: str) -> type:
+    """The dataclass of the algorithm called ``name``."""
+    try:
+        return ALGORITHMS[name]
+    except KeyError:
+        raise EdgePruneError(f"algorithm.name: unknown algorithm {name!r}{nearest(name, ALGORITHMS)}") from None
+
+
+__all__ = ["ALGORITHMS", "Algorithm", "Assignment", "Recipe", "Setting", "State", "Update", "algorithm_class"]

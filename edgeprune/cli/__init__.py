@@ -1,0 +1,65 @@
+"""The command line: one file a command, loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from edgeprune._version import __version__
+from edgeprune.errors import EdgePruneError
+
+COMMANDS = {
+    "run": "Train one model together on the devices of a fleet.",
+    "export": "Write a trained model, or one device's part of it, as ONNX.",
+    "report": "Draw one self-contained page about runs.",
+    "doctor": "Say what this machine is and whether everything works.",
+    "data": "List, fetch and verify data sets.",
+}
+
+
+class _Commands(click.Group):
+    """Loads ``edgeprune.cli.NAME`` when NAME is called, so that help does not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgeprune.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeprune")
+def cli() -> None:
+    """Train one model together on unequal edge devices, each on the part that fits it."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and a non-zero status, never a traceback."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except EdgePruneError as error:
+        _fail(str(error), 1)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see '{context.command_path} --help'" if context is not None else ""
+        _fail(error.format_message().rstrip(".") + hint, 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped; a run goes on with --resume", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(sentence: str, status: int) -> None:
+    print(f"edgeprune: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(status)

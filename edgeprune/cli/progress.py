@@ -1,0 +1,89 @@
+"""What a person sees while a run goes on: the devices, their parts, their times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from edgeprune.engine import Experiment
+from edgeprune.engine.checkpoint import Checkpoint
+
+SHOWN = 16
+
+
+class Progress:
+    """A live table on a terminal; elsewhere a line for every tenth round. A context manager."""
+
+    def __init__(self, experiment: Experiment, quiet: bool, rounds: int = 0) -> None:
+        self._experiment = experiment
+        self._rounds = rounds or experiment.run.rounds
+        self._console = Console(quiet=quiet, highlight=False)
+        self._accuracy: float | None = None
+        self._live = Live(console=self._console, refresh_per_second=8, transient=False) if self._is_live(quiet) else None
+
+    def _is_live(self, quiet: bool) -> bool:
+        return self._console.is_terminal and not quiet
+
+    def __enter__(self) -> Progress:
+        e = self._experiment
+        self._console.print(f"[bold]{e.task.name}[/bold] with [bold]{e.algorithm.name}[/bold], {self._rounds} rounds")
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+
+    def watch(self, at: Checkpoint, record: Mapping[str, Any]) -> None:
+        """Show one finished round."""
+        if record["accuracy"] is not None:
+            self._accuracy = record["accuracy"]
+        if self._live:
+            self._live.update(Group(self._headline(record), _devices(record)))
+        elif record["round"] % 10 == 0 or record["round"] == self._rounds:
+            self._console.print(self._headline(record))
+        for client, reason in record["rejected"].items():
+            self._console.print(Text(f"round {record['round']}: {client} left out: {reason}", style="yellow"))
+
+    def finish(self, summary: Mapping[str, Any], out: Path) -> None:
+        """The result, in one line, and where it lies."""
+        self._console.print(
+            f"accuracy [bold]{summary['accuracy']:.2%}[/bold] after {summary['rounds']} rounds, "
+            f"{summary['time_s']:.1f} s of fleet time, {summary['upload_bytes'] / 1e6:.1f} MB up, "
+            f"{summary['download_bytes'] / 1e6:.1f} MB down ({summary['wall_s']:.1f} s on this machine)"
+        )
+        self._console.print(f"written to {out}")
+
+    def _headline(self, record: Mapping[str, Any]) -> Text:
+        accuracy = "" if self._accuracy is None else f"  accuracy {self._accuracy:.2%}"
+        times = [record["update_time_s"][client] for client in record["participants"]]
+        spread = f"  slowest/fastest {max(times) / min(times):.2f}" if times else ""
+        return Text(f"round {record['round']:>4}/{self._rounds}{accuracy}  fleet time {record['time_s']:.1f} s{spread}")
+
+
+def _devices(record: Mapping[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for heading in ("device", "keeps", "", "update time", ""):
+        table.add_column(heading)
+    slowest = max(record["update_time_s"].values())
+    for name in list(record["retention"])[:SHOWN]:
+        kept, seconds = record["retention"][name], record["update_time_s"][name]
+        late = "left out" if name in record["rejected"] else ""
+        table.add_row(name, f"{kept:.0%}", _bar(kept), f"{seconds:.3f} s", late or _bar(seconds / slowest))
+    if len(record["retention"]) > SHOWN:
+        table.add_row(f"... and {len(record['retention']) - SHOWN} more")
+    return table
+
+
+def _bar(share: float) -> Text:
+    return Text("█" * max(1, round(20 * share)), style="cyan")

@@ -1,0 +1,53 @@
+"""The server's gate: an update is merged only if it is what was asked for and every value is a finite number."""
+
+from __future__ import annotations
+
+from torch import Tensor, isfinite
+
+from edgeprune import wire
+from edgeprune.algorithms.protocol import Assignment, Update
+from edgeprune.engine.transport import Reply
+from edgeprune.errors import EdgePruneError
+
+HEADER_ROOM = 1 << 16
+
+
+def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, samples: int) -> Update:
+    """The update in ``reply``.
+
+    Raises :class:`EdgePruneError`, a sentence for the round's record, if nothing came or it cannot be trusted: over
+    twice what was sent plus a header, unreadable, for another round, plan or client, other names, shapes or types, a
+    value that is not finite, a negative variance, or a sample count other than the ``samples`` the client enrolled with.
+    """
+    if reply.blob is None:
+        raise EdgePruneError("no update arrived before the deadline")
+    message = wire.decode(reply.blob, kind="update", limit=2 * sent_bytes + HEADER_ROOM)
+    for what, got, expected in (
+        ("client", message.client, asked.client),
+        ("round", message.round, round_),
+        ("plan", message.plan, asked.plan.id),
+        ("samples", message.header.get("samples"), samples),
+    ):
+        if got != expected or type(got) is not type(expected):
+            raise EdgePruneError(f"update names {what} {got!r}, asked was {expected!r}")
+    if message.tensors.keys() != asked.state.keys():
+        odd = sorted(message.tensors.keys() ^ asked.state.keys())[0]
+        raise EdgePruneError(f"update and assignment differ in tensor {odd!r}")
+    for name in sorted(asked.state):
+        _check(name, message.tensors[name], asked.state[name])
+    loss = message.header.get("loss")
+    if not isinstance(loss, float):
+        raise EdgePruneError(f"update reports a loss of {loss!r}, not a finite number")
+    return Update(asked.client, asked.plan, message.tensors, samples, loss, reply.update_time_s)
+
+
+def _check(name: str, got: Tensor, sent: Tensor) -> None:
+    if got.shape != sent.shape or got.dtype != sent.dtype:
+        raise EdgePruneError(
+            f"tensor {name!r} has shape {tuple(got.shape)} and type {got.dtype}, "
+            f"asked was {tuple(sent.shape)} and {sent.dtype}"
+        )
+    if got.is_floating_point() and not bool(isfinite(got).all()):
+        raise EdgePruneError(f"tensor {name!r} holds a value that is not finite")
+    if name.endswith("running_var") and bool((got < 0).any()):
+        raise EdgePruneError(f"tensor {name!r} holds a negative variance")

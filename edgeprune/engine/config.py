@@ -1,0 +1,211 @@
+"""An experiment as one TOML file: every key known, typed, and written back complete."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import tomli_w
+
+from edgeprune.algorithms import algorithm_class
+from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.protocol import Algorithm
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.fleet import FleetConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+ENGINES = ("local",)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """``name``: a built-in task, or ``"package.module:function"`` that returns one."""
+
+    name: str = "digits"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the training data are split over the clients; ``samples`` limits them (0: all of them).
+
+    ``share`` belongs to ``sorted``, ``per_client`` to ``shards``, ``alpha`` to ``dirichlet``.
+    """
+
+    partition: str = "iid"
+    share: float = 0.8
+    per_client: int = 2
+    alpha: float = 0.5
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``patience``: a round waits for a missing answer this many times as long as for the slowest that came.
+    ``threads`` 0 leaves torch's own number. ``checkpoint_every`` is in rounds."""
+
+    rounds: int = 60
+    seed: int = 0
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    engine: str = "local"
+    threads: int = 0
+    patience: float = 2.0
+
+    def __post_init__(self) -> None:
+        for key, least in (("rounds", 1), ("evaluate_every", 1), ("checkpoint_every", 1), ("threads", 0), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise EdgePruneError(f"run.{key} is {getattr(self, key)}; give {least} or more")
+        if not self.patience >= 1:
+            raise EdgePruneError(f"run.patience is {self.patience}; give 1 or more")
+        if self.engine not in ENGINES:
+            raise EdgePruneError(f"run.engine: unknown engine {self.engine!r}{nearest(self.engine, ENGINES)}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The five sections. Its defaults are the built-in experiment."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    algorithm: Algorithm = field(default_factory=AdaptCL)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key of every section."""
+        algorithm = typing.cast(Any, self.algorithm)
+        return {
+            "task": asdict(self.task),
+            "data": asdict(self.data),
+            "algorithm": {"name": algorithm.name, **asdict(algorithm)},
+            "fleet": {key: _plain(value) for key, value in asdict(self.fleet).items()},
+            "run": asdict(self.run),
+        }
+
+    def to_toml(self) -> str:
+        """The file that reruns this experiment."""
+        return tomli_w.dumps(self.to_dict())
+
+
+def load_experiment(path: Path | None, sets: Sequence[str] = ()) -> Experiment:
+    """The experiment in ``path`` (built-in if None) with each ``key.path=value`` of ``sets`` put over it.
+
+    Values of ``sets`` are TOML; a bare word counts as a string. Unknown keys are refused with the nearest known one.
+    """
+    raw = _read_toml(path) if path else {}
+    for item in sets:
+        _put(raw, item)
+    return experiment_from(raw, path.parent if path else Path())
+
+
+def experiment_from(raw: Mapping[str, Any], folder: Path) -> Experiment:
+    """The experiment in a parsed TOML document; files it names are looked for in ``folder``."""
+    sections = {f.name for f in fields(Experiment)}
+    for key, value in raw.items():
+        if key not in sections:
+            raise EdgePruneError(f"experiment: unknown section [{key}]{nearest(key, sections)}")
+        if not isinstance(value, Mapping):
+            raise EdgePruneError(f"experiment: [{key}] must be a table, got {value!r}")
+    algorithm = dict(raw.get("algorithm", {}))
+    name = algorithm.pop("name", AdaptCL.name)
+    if not isinstance(name, str):
+        raise EdgePruneError(f"algorithm.name must be a string, got {name!r}")
+    return Experiment(
+        task=_fill(TaskConfig, "task", raw.get("task", {})),
+        data=_fill(DataConfig, "data", raw.get("data", {})),
+        algorithm=_fill(algorithm_class(name), "algorithm", algorithm),
+        fleet=_fleet(raw.get("fleet", {}), folder),
+        run=_fill(RunConfig, "run", raw.get("run", {})),
+    )
+
+
+def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
+    """``[fleet]``, its ``file`` read in: values beside ``file`` win over those inside."""
+    config = _fill(FleetConfig, "fleet", section)
+    if config.file:
+        inner = _read_toml(folder / config.file)
+        for key in inner:
+            if key != "fleet":
+                raise EdgePruneError(f"{config.file}: unknown section [{key}]; a fleet file holds only [fleet]")
+        inside = {**inner.get("fleet", {}), **{k: v for k, v in section.items() if k != "file"}}
+        config = replace(_fill(FleetConfig, f"{config.file}: fleet", inside), file="")
+    if config.latency not in ("builtin", "measure"):
+        config = replace(config, latency=str((folder / config.latency).resolve()))
+    return config
+
+
+def _fill(cls: type[T], where: str, section: Mapping[str, Any]) -> T:
+    """``cls`` from a table, each value checked against the field's type."""
+    assert is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        if key not in known:
+            raise EdgePruneError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        values[key] = _checked(f"{where}.{key}", value, hints[key])
+    for f in fields(cls):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
+            raise EdgePruneError(f"{where}.{f.name} is missing")
+    return cls(**values)
+
+
+def _checked(where: str, value: Any, hint: Any) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise EdgePruneError(f"{where} is {value!r}{nearest(str(value), [str(a) for a in get_args(hint)])}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise EdgePruneError(f"{where} must be a list, got {value!r}")
+        return tuple(value)
+    if origin in (typing.Union, types.UnionType):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise EdgePruneError(f"{where} must be {_KIND.get(hint, hint.__name__)}, got {value!r}")
+    if hint is float and value != value:
+        raise EdgePruneError(f"{where} is not a number (nan); give a finite value")
+    return value
+
+
+_KIND = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _plain(value: Any) -> Any:
+    return [dict(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgePruneError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EdgePruneError(f"{path}: not a TOML file ({error})") from None
+
+
+def _put(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or len(parts) != 2 or not all(parts):
+        raise EdgePruneError(f"--set {item!r}: write it as section.key=value, for example run.rounds=20")
+    section = raw.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise EdgePruneError(f"--set {item!r}: [{parts[0]}] is not a table")
+    try:
+        section[parts[1]] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        section[parts[1]] = text.strip()

@@ -1,0 +1,74 @@
+"""Where the virtual fleet's step times come from: a table shipped with the package, one from a file, or a fresh one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from edgeprune.algorithms.protocol import Recipe
+from edgeprune.algorithms.training import LocalData, make_step
+from edgeprune.device.machine import describe
+from edgeprune.fleet import LatencyTable, Probe, measure, read_table
+from edgeprune.pruning import ChannelGraph
+from edgeprune.pruning.cost import plan_macs
+from edgeprune.pruning.importance import scores
+from edgeprune.pruning.plan import choose
+from edgeprune.pruning.surgery import extract, extract_state, load_local
+from edgeprune.tasks import Task
+
+
+def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> LatencyTable:
+    """The table that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or a file's path."""
+    if choice not in ("builtin", "measure"):
+        return read_table(Path(choice))
+    shipped = resources.files("edgeprune.fleet").joinpath("tables", f"{task.name}.json")
+    if choice == "builtin" and shipped.is_file():
+        return LatencyTable.from_json(json.loads(shipped.read_text()), f"latency table of {task.name}")
+    return measure_task(task, graph, data, recipe)
+
+
+def measure_task(
+    task: Task,
+    graph: ChannelGraph,
+    data: LocalData,
+    recipe: Recipe,
+    widths: tuple[float, ...] | None = None,
+    seconds: float = 0.4,
+) -> LatencyTable:
+    """Measure one-thread training steps of ``task``'s really narrowed models on this machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        build = probe_builder(task, graph, data, recipe)
+        machine = describe()
+        if widths is None:
+            return measure(task.name, recipe.batch_size, build, machine, seconds=seconds)
+        return measure(task.name, recipe.batch_size, build, machine, widths, seconds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def probe_builder(task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> Callable[[float], Probe]:
+    """``width -> Probe``: the task's model at that retention, with one step on one real batch."""
+    model = task.make_model()
+    ranked = scores(model, graph, how="l1")
+    batch = torch.arange(recipe.batch_size) % len(data)
+    x, y = data.x[batch], data.y[batch]
+
+    def build(width: float) -> Probe:
+        plan = choose(graph, ranked, keep=width, scope="layer", min_channels=2)
+        small = extract(model, plan)
+        step = make_step(small, task.loss, recipe)
+        state = extract_state(model.state_dict(), plan)
+        small.train()
+        return Probe(
+            macs=plan_macs(graph, plan),
+            step=lambda: step(data.normalise(x), y),
+            rebuild=lambda: load_local(extract(model, plan), state),
+        )
+
+    return build

@@ -1,0 +1,102 @@
+"""The local engine's transport: every device in this process, real training, virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from edgeprune import wire
+from edgeprune.engine.transport import Reply
+from edgeprune.engine.worker import Worker
+from edgeprune.fleet import Device, Fleet, LatencyTable, Work, charge
+from edgeprune.pruning import ChannelGraph
+from edgeprune.pruning.cost import plan_macs
+
+
+class LocalTransport:
+    """Runs the workers one after the other and charges what their round would have taken on the fleet."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        workers: Mapping[str, Worker],
+        graph: ChannelGraph,
+        table: LatencyTable,
+        seed: int,
+        now_s: float = 0.0,
+    ) -> None:
+        self._fleet = {device.name: device for device in fleet.devices}
+        self._workers = workers
+        self._graph = graph
+        self._table = table
+        self._seed = seed
+        self._now_s = now_s
+        self._round = 0
+        self._sent: dict[str, bytes] = {}
+
+    def nodes(self) -> Sequence[str]:
+        """Every device of the fleet; one that will not answer is found out by waiting, as in the field."""
+        return tuple(self._fleet)
+
+    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
+        """Take the bytes; the work is done when they are asked for."""
+        self._round = round_
+        self._sent = dict(assignments)
+
+    def pull(self, clients: Sequence[str], patience: float) -> list[Reply]:
+        """Train, charge, and move the clock to the last arrival, or to the end of patience if one is missing."""
+        replies = [self._answer(client) for client in clients]
+        arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
+        waited = max(arrived or [reply.update_time_s for reply in replies] or [0.0])
+        if len(arrived) < len(replies):
+            waited *= patience
+            replies = [reply if reply.blob is not None else replace(reply, update_time_s=waited) for reply in replies]
+        self._now_s += waited
+        return replies
+
+    def cancel(self, clients: Sequence[str]) -> None:
+        """Forget what was sent to them."""
+        for client in clients:
+            self._sent.pop(client, None)
+
+    def now_s(self) -> float:
+        """Virtual seconds."""
+        return self._now_s
+
+    def _answer(self, client: str) -> Reply:
+        device, sent = self._fleet[client], self._sent.pop(client)
+        answer = self._workers[client].handle(sent)
+        macs = plan_macs(self._graph, answer.plan)
+        work = Work(len(sent), len(answer.blob), answer.steps, macs, int(answer.rebuilt))
+        cost = charge(device, work, self._table, round_=self._round, seed=self._seed)
+        parts = {
+            "download": cost.download_s,
+            "compute": cost.compute_s,
+            "rebuild": cost.rebuild_s,
+            "upload": cost.upload_s,
+        }
+        return Reply(client, _spoiled(answer.blob, device, self._round), cost.total, parts)
+
+
+def _spoiled(blob: bytes, device: Device, round_: int) -> bytes | None:
+    """``blob`` as the device's fault of this round leaves it."""
+    fault = device.fault_at(round_)
+    if fault is None:
+        return blob
+    if fault == "drop":
+        return None
+    if fault == "truncated":
+        return blob[: len(blob) // 2]
+    if fault == "forged":
+        middle = len(blob) - 64
+        return blob[:middle] + bytes(byte ^ 0x5A for byte in blob[middle:])
+    message = wire.decode(blob, kind="update")
+    name = next(name for name, tensor in sorted(message.tensors.items()) if tensor.is_floating_point())
+    tensor = message.tensors[name].clone()
+    if fault == "nan":
+        tensor.view(-1)[0] = float("nan")
+    else:
+        tensor = torch.cat([tensor, tensor])
+    return wire.encode(replace(message, tensors={**message.tensors, name: tensor}))

@@ -1,0 +1,126 @@
+"""The server's loop: assign, push, pull, accept, merge. The same for every algorithm and every transport."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from edgeprune import wire
+from edgeprune.algorithms.protocol import Algorithm, Assignment, Setting, Update
+from edgeprune.engine.acceptance import accept
+from edgeprune.engine.checkpoint import Checkpoint
+from edgeprune.engine.transport import Reply, Transport
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning import SubmodelPlan
+
+Evaluate = Callable[[Mapping[str, Tensor]], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Everything the loop needs that does not change. ``evaluate`` gives (accuracy, loss) of global weights."""
+
+    algorithm: Algorithm
+    setting: Setting
+    transport: Transport
+    evaluate: Evaluate
+    seed: int
+    evaluate_every: int
+    patience: float
+
+    def start(self, model: dict[str, Tensor]) -> Checkpoint:
+        """The state before the first round: nobody holds a plan yet."""
+        totals = {"upload_bytes": 0, "download_bytes": 0, "rejected": 0, "control_wall_s": 0.0, "overhead_bytes": 0}
+        return Checkpoint(self.algorithm.init(self.setting, model), {}, 0.0, totals)
+
+    def rounds(self, at: Checkpoint) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+        """From ``at`` to the last round: (what to save, the round's record) after each."""
+        while at.state.round < self.setting.rounds:
+            at, record = self._round(at)
+            yield at, record
+
+    def _round(self, at: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
+        round_ = at.state.round + 1
+        started = perf_counter()
+        assignments = {a.client: a for a in self.algorithm.assign(self.setting, at.state)}
+        sent = {client: self._encode(a, at.held, round_) for client, a in assignments.items()}
+        control = perf_counter() - started
+
+        self.transport.push(round_, sent)
+        replies = self.transport.pull(list(assignments), self.patience)
+        updates, rejected = self._sort(replies, assignments, sent, round_)
+
+        started = perf_counter()
+        state = self.algorithm.merge(self.setting, at.state, updates)
+        control += perf_counter() - started
+
+        traffic = {
+            "upload_bytes": sum(len(reply.blob) for reply in replies if reply.blob is not None),
+            "download_bytes": sum(map(len, sent.values())),
+        }
+        last = round_ == self.setting.rounds
+        evaluated = last or round_ % self.evaluate_every == 0
+        accuracy, loss = self.evaluate(state.model) if evaluated else (None, None)
+        record = {
+            "round": round_,
+            "time_s": self.transport.now_s(),
+            "accuracy": accuracy,
+            "loss": loss,
+            **traffic,
+            "participants": [update.client for update in updates],
+            "rejected": rejected,
+            "retention": {client: a.plan.retention for client, a in assignments.items()},
+            "update_time_s": {reply.client: reply.update_time_s for reply in replies},
+            "parts_s": {reply.client: dict(reply.parts_s) for reply in replies},
+        }
+        totals = {
+            "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
+            "download_bytes": at.totals["download_bytes"] + traffic["download_bytes"],
+            "rejected": at.totals["rejected"] + len(rejected),
+            "control_wall_s": at.totals["control_wall_s"] + control,
+            "overhead_bytes": at.totals["overhead_bytes"] + self._plan_bytes(assignments, at.held),
+        }
+        # A device that failed may have lost what it was sent: it is told its plan again.
+        held = {client: a.plan for client, a in assignments.items() if client not in rejected}
+        return Checkpoint(state, held, self.transport.now_s(), totals), record
+
+    def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int) -> bytes:
+        header: dict[str, Any] = {
+            "recipe": asdict(asked.recipe),
+            "seed": seed_of(self.seed, round_, asked.client),
+        }
+        if asked.client not in held or held[asked.client].id != asked.plan.id:
+            header["kept"] = base64.b64encode(asked.plan.kept_bytes()).decode()
+        return wire.encode(wire.Message("assignment", round_, asked.client, asked.plan.id, asked.state, header))
+
+    @staticmethod
+    def _plan_bytes(assignments: Mapping[str, Assignment], held: Mapping[str, SubmodelPlan]) -> int:
+        """Bytes that only the pruning costs: plans sent because they changed, as they stand in the header."""
+        changed = (a for a in assignments.values() if a.client in held and held[a.client].id != a.plan.id)
+        return sum(len('"kept":"",') + 4 * ((len(a.plan.kept_bytes()) + 2) // 3) for a in changed)
+
+    def _sort(
+        self, replies: list[Reply], assignments: Mapping[str, Assignment], sent: Mapping[str, bytes], round_: int
+    ) -> tuple[list[Update], dict[str, str]]:
+        """The updates that may be merged, in the setting's order, and for each other client the reason why not."""
+        accepted: dict[str, Update] = {}
+        rejected: dict[str, str] = {}
+        for reply in replies:
+            name = reply.client
+            try:
+                accepted[name] = accept(reply, assignments[name], len(sent[name]), round_, self.setting.samples[name])
+            except EdgePruneError as error:
+                rejected[name] = str(error)
+        return [accepted[client] for client in self.setting.clients if client in accepted], rejected
+
+
+def seed_of(seed: int, round_: int, client: str) -> int:
+    """The seed of one client's local work in one round: a hash, so that it depends on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{round_}/{client}".encode()).digest()
+    return int.from_bytes(digest[:6], "little")

@@ -1,0 +1,182 @@
+"""An experiment from its description to its end: prepare everything, then touch the disk, then go round by round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune import data as datasets
+from edgeprune._version import __version__
+from edgeprune.algorithms.protocol import Recipe, Setting
+from edgeprune.algorithms.training import LocalData
+from edgeprune.device.machine import describe
+from edgeprune.engine import checkpoint as checkpoints
+from edgeprune.engine import rundir
+from edgeprune.engine.checkpoint import Checkpoint
+from edgeprune.engine.config import DataConfig, Experiment, load_experiment
+from edgeprune.engine.emulation import latency_table
+from edgeprune.engine.local import LocalTransport
+from edgeprune.engine.rounds import Server
+from edgeprune.engine.worker import ModelShelf, Worker
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import Fleet, LatencyTable, build_fleet
+from edgeprune.pruning import ChannelGraph
+from edgeprune.tasks import Task, evaluate
+from edgeprune.tasks import get as get_task
+
+PARTITION_KEYS = {"sorted": ("share",), "shards": ("per_client",), "dirichlet": ("alpha",)}
+Watch = Callable[[Checkpoint, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs, checked, with nothing written yet."""
+
+    experiment: Experiment
+    task: Task
+    fleet: Fleet
+    graph: ChannelGraph
+    setting: Setting
+    local: Mapping[str, LocalData]
+    data: datasets.DataSet
+    table: LatencyTable
+    model: torch.nn.Module
+
+
+def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepared:
+    """Load the data, split them, build and trace the model, find the latency table.
+
+    Raises :class:`EdgePruneError` for whatever the user has to put right; writes nothing.
+    """
+    if experiment.run.threads:
+        torch.set_num_threads(experiment.run.threads)
+    fleet = build_fleet(experiment.fleet)
+    task = get_task(experiment.task.name)
+    data = datasets.load(task.dataset, data_dir)
+    local = _split(data, fleet, experiment.data, experiment.run.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.run.seed)
+        model = task.make_model()
+    graph = ChannelGraph.trace(model, task.example_inputs())
+    own = Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
+    recipe = experiment.algorithm.recipe(own)
+    samples = {client: len(part) for client, part in local.items()}
+    setting = Setting(graph, fleet.names, samples, recipe, experiment.run.rounds)
+    table = latency_table(experiment.fleet.latency, task, graph, local[fleet.names[0]], recipe)
+    return Prepared(experiment, task, fleet, graph, setting, local, data, table, model)
+
+
+def start(prepared: Prepared, out: Path, watch: Watch | None = None) -> dict[str, Any]:
+    """Run from the first round, into the new folder ``out``. Returns the summary."""
+    experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
+    rundir.create(out, experiment, prepared.table.to_json())
+    server = _server(prepared, {}, 0.0)
+    begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
+    checkpoints.save(out / checkpoints.FILE, begin)
+    return _go(prepared, server, begin, out, watch)
+
+
+def resume(out: Path, data_dir: str | Path | None, watch: Watch | None = None, rounds: int = 0) -> dict[str, Any]:
+    """Go on where the run in ``out`` stopped, to the same end, bit for bit; ``rounds`` sets another last round."""
+    if not (out / rundir.CONFIG).is_file():
+        raise EdgePruneError(f"{out}: not a run directory (no {rundir.CONFIG}); leave out --resume to begin there")
+    experiment = load_experiment(out / rundir.CONFIG)
+    if rounds:
+        experiment = replace(experiment, run=replace(experiment.run, rounds=rounds))
+        written = replace(experiment, fleet=replace(experiment.fleet, latency=rundir.LATENCY))
+    prepared = prepare(experiment, data_dir)
+    if not (out / checkpoints.FILE).is_file():  # killed before the first round: nothing was done yet
+        server = _server(prepared, {}, 0.0)
+        at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
+    else:
+        at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
+        server = _server(prepared, at.held, at.time_s)
+    if rounds:
+        checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())
+    rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
+    return _go(prepared, server, at, out, watch)
+
+
+def _split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:
+    """Each client's own part of the training data."""
+    x, y, subject = data.train.x, data.train.y, data.train.subject
+    if config.samples < 0 or config.samples > len(y):
+        raise EdgePruneError(f"data.samples is {config.samples}; {data.name} has {len(y)} training samples")
+    if config.samples:
+        chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[: config.samples].sort().values
+        x, y, subject = x[chosen], y[chosen], None if subject is None else subject[chosen]
+    parameters = {key: getattr(config, key) for key in PARTITION_KEYS.get(config.partition, ())}
+    shares = [device.share for device in fleet.devices]
+    if len(set(shares)) > 1:
+        parameters["sizes"] = shares
+    parts = datasets.partition(config.partition, y, subject, len(fleet.devices), seed, **parameters)
+    return {
+        name: LocalData(x[part].contiguous(), y[part].contiguous(), data.normalise)
+        for name, part in zip(fleet.names, parts, strict=True)
+    }
+
+
+def _server(prepared: Prepared, held: Mapping[str, Any], now_s: float) -> Server:
+    """The loop with its local transport, the devices holding the plans of ``held``."""
+    run, graph = prepared.experiment.run, prepared.graph
+    shelf = ModelShelf(prepared.model)
+    workers = {
+        name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name))
+        for name, part in prepared.local.items()
+    }
+    transport = LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed, now_s)
+    judge = prepared.task.make_model()
+
+    def evaluated(state: Mapping[str, Tensor]) -> tuple[float, float]:
+        judge.load_state_dict(state)
+        return evaluate(judge, prepared.data, prepared.task)
+
+    return Server(
+        prepared.experiment.algorithm,
+        prepared.setting,
+        transport,
+        evaluated,
+        run.seed,
+        run.evaluate_every,
+        run.patience,
+    )
+
+
+def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:
+    began = perf_counter()
+    run = prepared.experiment.run
+    for after, record in server.rounds(at):
+        at = after
+        rundir.append_metrics(out / rundir.METRICS, record)
+        if at.state.round % run.checkpoint_every == 0 or at.state.round == run.rounds:
+            checkpoints.save(out / checkpoints.FILE, at)
+        if watch is not None:
+            watch(at, record)
+    summary = _summary(prepared, at, rundir.read_metrics(out / rundir.METRICS), perf_counter() - began)
+    checkpoints.write_atomically(out / rundir.SUMMARY, json.dumps(summary, indent=1, allow_nan=False).encode())
+    return summary
+
+
+def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
+    accuracies = [record["accuracy"] for record in records if record["accuracy"] is not None]
+    return {
+        "edgeprune": __version__,
+        "task": prepared.task.name,
+        "algorithm": prepared.experiment.algorithm.name,
+        "devices": len(prepared.fleet.devices),
+        "rounds": at.state.round,
+        "accuracy": accuracies[-1] if accuracies else None,
+        "best_accuracy": max(accuracies, default=None),
+        "time_s": at.time_s,
+        **dict(at.totals),
+        "wall_s": wall_s,
+        "latency_source": {"source": prepared.table.source, "machine": dict(prepared.table.machine)},
+        "machine": describe(),
+    }

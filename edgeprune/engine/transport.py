@@ -1,0 +1,45 @@
+"""The port between server and devices: four verbs over opaque bytes. The server's loop knows nothing else of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back from ``client``: bytes, or None if nothing came by the deadline.
+
+    ``update_time_s`` runs from send to receipt; ``parts_s`` splits it where the transport knows how (download,
+    compute, rebuild, upload).
+    """
+
+    client: str
+    blob: bytes | None
+    update_time_s: float
+    parts_s: Mapping[str, float] = field(default_factory=dict)
+
+
+class Transport(Protocol):
+    """Moves assignments out and updates in."""
+
+    def nodes(self) -> Sequence[str]:
+        """The devices that can be asked now."""
+        ...
+
+    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
+        """Send each named device its bytes."""
+        ...
+
+    def pull(self, clients: Sequence[str], patience: float) -> list[Reply]:
+        """Wait for ``clients``, in their order: at most ``patience`` times as long as the slowest that answered."""
+        ...
+
+    def cancel(self, clients: Sequence[str]) -> None:
+        """Their answers are no longer wanted."""
+        ...
+
+    def now_s(self) -> float:
+        """Seconds since the run began, on the transport's clock."""
+        ...

@@ -1,0 +1,111 @@
+"""The resident worker of one device: bytes in, training on its own data, bytes out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeprune import wire
+from edgeprune.algorithms.protocol import Recipe
+from edgeprune.algorithms.training import LocalData, Trained, train_local
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning import ChannelGraph, SubmodelPlan
+from edgeprune.pruning.surgery import extract, load_local
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The update's bytes, and what was done for them (for the clock)."""
+
+    blob: bytes
+    plan: SubmodelPlan
+    steps: int
+    rebuilt: bool
+
+
+class ModelShelf:
+    """Sub-models by plan id, built once each; the ``size`` last used are kept."""
+
+    def __init__(self, template: nn.Module, size: int = 32) -> None:
+        self._template = template
+        self._size = size
+        self._built: OrderedDict[str, nn.Module] = OrderedDict()
+
+    def get(self, plan: SubmodelPlan) -> nn.Module:
+        """The module of ``plan``; its weights are whatever was last loaded into it."""
+        if plan.id not in self._built:
+            self._built[plan.id] = extract(self._template, plan)
+            while len(self._built) > self._size:
+                self._built.popitem(last=False)
+        self._built.move_to_end(plan.id)
+        return self._built[plan.id]
+
+
+class Worker:
+    """Owns one device's data and its present plan. The shelf may be shared by workers in one process."""
+
+    def __init__(
+        self,
+        client: str,
+        data: LocalData,
+        graph: ChannelGraph,
+        shelf: ModelShelf,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        plan: SubmodelPlan | None = None,
+    ) -> None:
+        self._client = client
+        self._data = data
+        self._graph = graph
+        self._shelf = shelf
+        self._loss_of = loss_of
+        self._plan = plan
+
+    def handle(self, blob: bytes) -> Answer:
+        """Train what ``blob`` asks for. Raises :class:`EdgePruneError` if it is not an assignment for this device."""
+        message = wire.decode(blob, kind="assignment")
+        if message.client != self._client:
+            raise EdgePruneError(f"{self._client}: was sent an assignment for {message.client!r}; refused")
+        rebuilt = self._adopt_plan(message)
+        assert self._plan is not None
+        recipe = _recipe(message.header.get("recipe"))
+        model = self._shelf.get(self._plan)
+        load_local(model, dict(message.tensors))
+        trained = train_local(model, self._data, self._loss_of, recipe, int(message.header["seed"]))
+        return Answer(self._pack(message, model, trained), self._plan, trained.steps, rebuilt)
+
+    def _adopt_plan(self, message: wire.Message) -> bool:
+        """Whether the message brought a plan that the device did not hold."""
+        if self._plan is not None and self._plan.id == message.plan:
+            return False
+        kept = message.header.get("kept")
+        if not isinstance(kept, str):
+            raise EdgePruneError(f"{self._client}: plan {message.plan} is not known here and was not sent; refused")
+        try:
+            plan = SubmodelPlan.from_kept_bytes(self._graph, base64.b64decode(kept, validate=True))
+        except binascii.Error:
+            raise EdgePruneError(f"{self._client}: kept channels are not base64; refused") from None
+        if plan.id != message.plan:
+            raise EdgePruneError(f"{self._client}: kept channels do not match plan {message.plan}; refused")
+        self._plan = plan
+        return True
+
+    def _pack(self, message: wire.Message, model: nn.Module, trained: Trained) -> bytes:
+        # A loss that is not finite cannot stand in JSON; the values will tell the server what happened.
+        loss = trained.loss if abs(trained.loss) < float("inf") else None
+        header = {"samples": len(self._data), "loss": loss, "steps": trained.steps}
+        return wire.encode(
+            wire.Message("update", message.round, self._client, message.plan, model.state_dict(), header)
+        )
+
+
+def _recipe(value: Any) -> Recipe:
+    try:
+        return Recipe(**{f.name: value[f.name] for f in fields(Recipe)})
+    except (KeyError, TypeError):
+        raise EdgePruneError("assignment: its recipe is missing or incomplete; refused") from None

@@ -1,0 +1,62 @@
+"""Virtual time: what a round would have cost on the fleet, from measured step times and counted bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeprune.fleet.device import Device
+from edgeprune.fleet.latency import LatencyTable
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one device was asked to do in one round: bytes down and up, and ``steps`` of a model of ``macs``."""
+
+    download_bytes: int
+    upload_bytes: int
+    steps: int
+    macs: int
+    rebuilds: int = 0
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Seconds of one device's round, part by part. ``total`` is its update time phi, from send to receipt."""
+
+    download_s: float
+    compute_s: float
+    rebuild_s: float
+    upload_s: float
+
+    @property
+    def total(self) -> float:
+        """Update time in seconds."""
+        return self.download_s + self.compute_s + self.rebuild_s + self.upload_s
+
+
+def charge(device: Device, work: Work, table: LatencyTable, *, round_: int, seed: int) -> Charge:
+    """What ``work`` costs on ``device`` in ``round_``.
+
+    Noise multiplies the whole update time by one log-normal number of mean 1, drawn from (seed, device, round): the
+    same in every run and for every algorithm, whatever else was drawn.
+    """
+    # Events change the device as a whole, its link included; the link already carries the factor it started with.
+    change = device.slowdown_at(round_) / device.slowdown
+    luck = _luck(device, round_, seed)
+    return Charge(
+        download_s=luck * change * device.link.download_s(work.download_bytes),
+        compute_s=luck * change * device.slowdown * work.steps * table.step_s(work.macs),
+        rebuild_s=luck * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
+        upload_s=luck * change * device.link.upload_s(work.upload_bytes),
+    )
+
+
+def _luck(device: Device, round_: int, seed: int) -> float:
+    if device.noise == 0:
+        return 1.0
+    name = int.from_bytes(device.name.encode(), "little")
+    normal = np.random.default_rng([seed, round_, name]).standard_normal()
+    return math.exp(device.noise * normal - device.noise**2 / 2)

@@ -1,0 +1,175 @@
+"""The fleet as a user writes it: a few numbers, or every device by name, in TOML.
+
+    [fleet]
+    devices = 10            # that many, from strongest to weakest
+    heterogeneity = 5.0     # slowest / fastest unpruned update time
+    noise = 0.05
+
+    [[fleet.device]]        # or each by name; what is absent keeps the fleet's value
+    name = "orin-nano-2"
+    slowdown = 3.0
+
+    [[fleet.event]]         # in the middle of the run
+    device = "device-3"
+    round = 40
+    slowdown = 2.0
+
+    [[fleet.fault]]
+    device = "device-7"
+    kind = "nan"
+    first = 5
+    last = 5
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.fleet.device import Device, Fault, Slowdown
+from edgeprune.fleet.link import Link
+
+_POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
+_AT_LEAST_ZERO = ("latency_ms", "noise")
+MAX_DEVICES = 100_000
+
+
+@dataclass(frozen=True)
+class FleetConfig:
+    """The ``[fleet]`` section.
+
+    ``heterogeneity`` is sigma: the slowest device's unpruned update time over the fastest's; compute and link are
+    slowed alike, and the devices between are spaced evenly in time. ``latency`` is ``"builtin"`` (the table shipped
+    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file.
+    """
+
+    devices: int = 10
+    heterogeneity: float = 5.0
+    noise: float = 0.05
+    download_mbps: float = 100.0
+    upload_mbps: float = 100.0
+    latency_ms: float = 1.0
+    latency: str = "builtin"
+    file: str = ""
+    device: tuple[Mapping[str, Any], ...] = ()
+    event: tuple[Mapping[str, Any], ...] = ()
+    fault: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The devices of a run, in the fixed order in which their updates are merged."""
+
+    devices: tuple[Device, ...]
+
+    def __post_init__(self) -> None:
+        names = [device.name for device in self.devices]
+        if not names:
+            raise EdgePruneError("fleet: there is no device; set fleet.devices or write a [[fleet.device]]")
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise EdgePruneError(f"fleet: two devices are called {twice[0]!r}; give each its own name")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(device.name for device in self.devices)
+
+    def __getitem__(self, name: str) -> Device:
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise EdgePruneError(f"fleet: unknown device {name!r}{nearest(name, self.names)}")
+
+
+def build_fleet(config: FleetConfig) -> Fleet:
+    """The devices that ``config`` describes. Raises :class:`EdgePruneError` on a value that makes no sense."""
+    defaults = {
+        "noise": config.noise,
+        "download_mbps": config.download_mbps,
+        "upload_mbps": config.upload_mbps,
+        "latency_ms": config.latency_ms,
+    }
+    if not (math.isfinite(config.heterogeneity) and config.heterogeneity >= 1):
+        raise EdgePruneError(f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1")
+    if config.device:
+        devices = [_device(entry, defaults) for entry in config.device]
+    else:
+        if not 1 <= config.devices <= MAX_DEVICES:
+            raise EdgePruneError(f"fleet.devices is {config.devices}; give a number from 1 to {MAX_DEVICES}")
+        devices = [
+            _device({"name": f"device-{i}", "slowdown": factor}, defaults)
+            for i, factor in enumerate(_spread(config.devices, config.heterogeneity))
+        ]
+    fleet = Fleet(tuple(devices))
+    return _with_events(fleet, config.event, config.fault)
+
+
+def _spread(count: int, sigma: float) -> list[float]:
+    """Factors from 1 to ``sigma``, evenly spaced."""
+    if count == 1:
+        return [1.0]
+    return [1.0 + (sigma - 1.0) * i / (count - 1) for i in range(count)]
+
+
+def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
+    known = {"name", "slowdown", "share", *defaults}
+    _refuse_unknown("fleet.device", entry, known)
+    name = entry.get("name")
+    if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable() or "/" in name:
+        raise EdgePruneError(f"fleet.device: name {name!r} must be 1 to 64 printable characters without '/'")
+    values = {key: _number(f"fleet.device {name!r}: {key}", value) for key, value in entry.items() if key != "name"}
+    values = {**defaults, "slowdown": 1.0, "share": 1.0, **values}
+    for key in _POSITIVE:
+        if not values[key] > 0:
+            raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be greater than 0")
+    for key in _AT_LEAST_ZERO:
+        if not values[key] >= 0:
+            raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be 0 or more")
+    # A weaker device sits behind a weaker link: compute and transport are slowed by the same factor, so that the
+    # ratio of unpruned update times is the ratio of the factors.
+    slow = values["slowdown"]
+    link = Link(values["download_mbps"] / slow, values["upload_mbps"] / slow, values["latency_ms"] * slow)
+    return Device(name, slow, link, values["share"], values["noise"])
+
+
+def _with_events(fleet: Fleet, events: Iterable[Mapping[str, Any]], faults: Iterable[Mapping[str, Any]]) -> Fleet:
+    by_name = {device.name: device for device in fleet.devices}
+    for entry in events:
+        _refuse_unknown("fleet.event", entry, {"device", "round", "slowdown"})
+        device = fleet[_required("fleet.event", entry, "device", str)]
+        event = Slowdown(
+            _required("fleet.event", entry, "round", int), _number("fleet.event: slowdown", entry.get("slowdown"))
+        )
+        by_name[device.name] = replace(by_name[device.name], slowdowns=(*by_name[device.name].slowdowns, event))
+    for entry in faults:
+        _refuse_unknown("fleet.fault", entry, {"device", "kind", "first", "last"})
+        device = fleet[_required("fleet.fault", entry, "device", str)]
+        span = {key: _required("fleet.fault", entry, key, int) for key in ("first", "last") if key in entry}
+        fault = Fault(_required("fleet.fault", entry, "kind", str), **span)
+        by_name[device.name] = replace(by_name[device.name], faults=(*by_name[device.name].faults, fault))
+    return Fleet(tuple(by_name[name] for name in fleet.names))
+
+
+def _refuse_unknown(where: str, entry: Any, known: set[str]) -> None:
+    if not isinstance(entry, Mapping):
+        raise EdgePruneError(f"{where}: expected a table, got {entry!r}; write [[{where}]]")
+    for key in entry:
+        if key not in known:
+            raise EdgePruneError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+
+
+def _required(where: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = entry.get(key)
+    if type(value) is not kind:
+        raise EdgePruneError(f"{where}: {key} must be given as {kind.__name__}, got {value!r}")
+    return value
+
+
+def _number(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise EdgePruneError(f"{where} must be a finite number, got {value!r}")
+    return float(value)

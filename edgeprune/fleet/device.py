@@ -1,0 +1,75 @@
+"""One client of the fleet as the server cannot see it: its strength, its link, its luck."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.fleet.link import Link
+
+FAULTS = ("drop", "nan", "shape", "truncated", "forged")
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """From ``round`` on, the device takes ``factor`` times its former time (0.5: it became twice as fast)."""
+
+    round: int
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise EdgePruneError(f"fleet: slow-down factor {self.factor} must be a positive number")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What the device does wrong in rounds ``first`` .. ``last``.
+
+    ``drop``: no answer; ``nan``: a NaN among the values; ``shape``: a tensor of the wrong shape; ``truncated``: half
+    of the bytes; ``forged``: bytes changed on the way.
+    """
+
+    kind: str
+    first: int = 1
+    last: int = 2**31
+
+    def __post_init__(self) -> None:
+        if self.kind not in FAULTS:
+            raise EdgePruneError(f"fleet: unknown fault {self.kind!r}{nearest(self.kind, FAULTS)}")
+        if self.first > self.last:
+            raise EdgePruneError(f"fleet: fault {self.kind!r} ends in round {self.last}, before it begins ({self.first})")
+
+    def active(self, round_: int) -> bool:
+        """Whether it strikes in ``round_`` (counted from 1)."""
+        return self.first <= round_ <= self.last
+
+
+@dataclass(frozen=True)
+class Device:
+    """A virtual device: ``slowdown`` times slower than the machine on which the latency table was measured.
+
+    ``share`` is its part of the data relative to the others; ``noise`` the standard deviation of the logarithm of its
+    update times (0.1: about 10 %).
+    """
+
+    name: str
+    slowdown: float = 1.0
+    link: Link = field(default_factory=Link)
+    share: float = 1.0
+    noise: float = 0.0
+    slowdowns: tuple[Slowdown, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def slowdown_at(self, round_: int) -> float:
+        """Its factor in ``round_``, events included."""
+        factor = self.slowdown
+        for event in self.slowdowns:
+            if round_ >= event.round:
+                factor *= event.factor
+        return factor
+
+    def fault_at(self, round_: int) -> str | None:
+        """The fault that strikes in ``round_``, if any."""
+        return next((fault.kind for fault in self.faults if fault.active(round_)), None)
