@@ -54,7 +54,8 @@ def export_onnx(
     """
     onnx = need("onnx")
     profile = targets.get(target)
-    destination = _writable(path)
+    destination = Path(path)
+    check_destination(destination)
     inputs = _two_rows(example_inputs)
     frozen = copy.deepcopy(model).cpu().eval()
     names_in, names_out = _names(frozen, inputs)
@@ -103,13 +104,12 @@ class staged:
         self._folder.cleanup()
 
 
-def _writable(path: str | os.PathLike[str]) -> Path:
-    destination = Path(path)
+def check_destination(destination: Path) -> None:
+    """EdgePruneError unless a file can be put at ``destination``; what stands there already would be replaced."""
     if destination.is_dir():
         raise EdgePruneError(f"export: {destination} is a folder; name the file, such as {destination / 'model.onnx'}")
     if not destination.parent.is_dir():
         raise EdgePruneError(f"export: the folder {destination.parent} does not exist; create it first")
-    return destination
 
 
 def _two_rows(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

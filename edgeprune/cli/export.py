@@ -1,0 +1,90 @@
+"""``edgeprune export``: a run's model, or one device's part of it, as an ONNX file that was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeprune.export.targets import DEFAULT_TARGET, TARGETS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeprune.export.of_run import RunExport, Side
+
+
+@click.command(name="export")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--client", metavar="ID", help="Export the smaller model this device ended with (default: the whole one)."
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "--target",
+    metavar="|".join(sorted(TARGETS)),
+    default=DEFAULT_TARGET,
+    show_default=True,
+    help="Whose runtimes must read it: jetpack5 and jetpack6 give opset 17 / IR 8, jetpack7 opset 18 / IR 10.",
+)
+@click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are, for a comparison on real inputs.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="For the latency figures.")
+def command(run_dir: Path, client: str | None, output: Path, target: str, data_dir: str | None, threads: int) -> None:
+    """Write the model of RUN_DIR as ONNX and show that it computes the same.
+
+    The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 before it gets its name.
+    """
+    from rich.console import Console
+
+    from edgeprune.export.of_run import export_run
+
+    done = export_run(run_dir, output, client=client, target=target, data_dir=data_dir, threads=threads)
+    console = Console()
+    console.print(_table(done))
+    for line in _lines(done):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(done: RunExport) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("whole model", justify="right")
+    if done.part is not None:
+        table.add_column(escape(str(done.client)), justify="right")
+        table.add_column("ratio", justify="right")
+
+    def row(name: str, value: Callable[[Side], float], show: str) -> None:
+        cells = [format(value(done.whole), show)]
+        if done.part is not None:
+            small = value(done.part)
+            cells += [format(small, show), f"{value(done.whole) / small:.2f}x" if small else ""]
+        table.add_row(name, *cells)
+
+    threads = f"{done.threads} thread" + ("s" if done.threads > 1 else "")
+    row("parameters", lambda side: side.parameters, ",d")
+    row("multiply-adds, one input", lambda side: side.macs, ",d")
+    row("file size, KB", lambda side: side.size_bytes / 1e3, ",.1f")
+    row(f"ONNX Runtime, batch 1, {threads}, ms", lambda side: side.latency_s * 1e3, ".3f")
+    if done.whole.accuracy is not None:
+        found = [side.accuracy for side in (done.whole, done.part) if side is not None and side.accuracy is not None]
+        table.add_row(f"accuracy, {done.accuracy_rows:,} test rows", *(f"{value:.2%}" for value in found))
+    return table
+
+
+def _lines(done: RunExport) -> list[str]:
+    parity, file = done.parity, done.file
+    source = done.data_note if parity.real_inputs else "random inputs"
+    agreement = "" if parity.argmax_agreement is None else f", same class for {parity.argmax_agreement:.1%}"
+    lines = [
+        f"agrees with torch on {parity.rows} rows of {source}, batches {', '.join(map(str, parity.batches))} and more: "
+        f"largest difference {parity.max_abs_diff:.2g}{agreement}"
+    ]
+    if not parity.real_inputs:
+        lines.append(f"no real inputs: {done.data_note}")
+    lines.append(f"wrote {file.path} for {file.target} (opset {file.opset}, IR {file.ir_version}, fp32)")
+    return lines
