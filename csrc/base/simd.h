@@ -1,0 +1,183 @@
+// One small vector wrapper with the same face on every instruction set: kernels are written once and compiled once per
+// set. Include it only in a kernel file, after EDGEPRUNE_SIMD_<SET> is defined and inside nothing: everything here is
+// in an anonymous namespace, because an inline function compiled with AVX flags may be the copy the linker keeps.
+//
+//   F32   `lanes` floats:   load, store, load_part, store_part (first n lanes; the rest is neither read nor written,
+//         and reads as 0), splat, + * /, select_positive(c, a, b) = c > 0 ? a : b lane by lane, bits kept
+//   F64   `lanes` doubles:  zero, load, store, +, *, abs, sqrt
+//   widen(v, out)           F32::lanes floats to F32::lanes / F64::lanes vectors of doubles, exact
+//   compress_store          see there; only where EDGEPRUNE_SIMD_COMPRESS is defined
+//
+// There is no fused multiply-add on purpose: a product rounds before it is added, as in scalar code, so every set
+// gives the same bits. Kernels for which speed matters more than equal bits will want one beside these.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(EDGEPRUNE_SIMD_AVX2) || defined(EDGEPRUNE_SIMD_AVX512)
+#include <immintrin.h>
+#elif defined(EDGEPRUNE_SIMD_NEON)
+#include <arm_neon.h>
+#elif !defined(EDGEPRUNE_SIMD_SCALAR)
+#error "define EDGEPRUNE_SIMD_SCALAR, _AVX2, _AVX512 or _NEON before including simd.h"
+#endif
+
+namespace edgeprune {
+namespace {
+namespace simd {
+
+#if defined(EDGEPRUNE_SIMD_AVX512)
+
+struct F32 {
+    static constexpr int lanes = 16;
+    __m512 v;
+    static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+    static F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static F32 load_part(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+    static F32 splat(float x) { return {_mm512_set1_ps(x)}; }
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+    void store_part(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+    friend F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+    friend F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+    friend F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+    static F32 select_positive(F32 c, F32 a, F32 b) {
+        return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+    }
+};
+
+struct F64 {
+    static constexpr int lanes = 8;
+    __m512d v;
+    static F64 zero() { return {_mm512_setzero_pd()}; }
+    static F64 load(const double* p) { return {_mm512_loadu_pd(p)}; }
+    void store(double* p) const { _mm512_storeu_pd(p, v); }
+    friend F64 operator+(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
+    friend F64 operator*(F64 a, F64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+    F64 abs() const { return {_mm512_abs_pd(v)}; }
+    F64 sqrt() const { return {_mm512_sqrt_pd(v)}; }
+};
+
+inline void widen(F32 x, F64* out) {
+    out[0].v = _mm512_cvtps_pd(_mm512_castps512_ps256(x.v));
+    out[1].v = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1));
+}
+
+#elif defined(EDGEPRUNE_SIMD_AVX2)
+
+struct F32 {
+    static constexpr int lanes = 8;
+    __m256 v;
+    static __m256i first(int64_t n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F32 load_part(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
+    static F32 splat(float x) { return {_mm256_set1_ps(x)}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void store_part(float* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
+    friend F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+    friend F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+    friend F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+    static F32 select_positive(F32 c, F32 a, F32 b) {
+        return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(c.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
+    }
+};
+
+struct F64 {
+    static constexpr int lanes = 4;
+    __m256d v;
+    static F64 zero() { return {_mm256_setzero_pd()}; }
+    static F64 load(const double* p) { return {_mm256_loadu_pd(p)}; }
+    void store(double* p) const { _mm256_storeu_pd(p, v); }
+    friend F64 operator+(F64 a, F64 b) { return {_mm256_add_pd(a.v, b.v)}; }
+    friend F64 operator*(F64 a, F64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
+    F64 abs() const { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), v)}; }
+    F64 sqrt() const { return {_mm256_sqrt_pd(v)}; }
+};
+
+inline void widen(F32 x, F64* out) {
+    out[0].v = _mm256_cvtps_pd(_mm256_castps256_ps128(x.v));
+    out[1].v = _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1));
+}
+
+#elif defined(EDGEPRUNE_SIMD_NEON)
+
+struct F32 {
+    static constexpr int lanes = 4;
+    float32x4_t v;
+    static F32 load(const float* p) { return {vld1q_f32(p)}; }
+    static F32 load_part(const float* p, int64_t n) {
+        float part[lanes] = {};
+        for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+        return load(part);
+    }
+    static F32 splat(float x) { return {vdupq_n_f32(x)}; }
+    void store(float* p) const { vst1q_f32(p, v); }
+    void store_part(float* p, int64_t n) const {
+        float part[lanes];
+        store(part);
+        for (int64_t i = 0; i < n; ++i) p[i] = part[i];
+    }
+    friend F32 operator+(F32 a, F32 b) { return {vaddq_f32(a.v, b.v)}; }
+    friend F32 operator*(F32 a, F32 b) { return {vmulq_f32(a.v, b.v)}; }
+    friend F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
+    static F32 select_positive(F32 c, F32 a, F32 b) { return {vbslq_f32(vcgtzq_f32(c.v), a.v, b.v)}; }
+};
+
+struct F64 {
+    static constexpr int lanes = 2;
+    float64x2_t v;
+    static F64 zero() { return {vdupq_n_f64(0.0)}; }
+    static F64 load(const double* p) { return {vld1q_f64(p)}; }
+    void store(double* p) const { vst1q_f64(p, v); }
+    friend F64 operator+(F64 a, F64 b) { return {vaddq_f64(a.v, b.v)}; }
+    friend F64 operator*(F64 a, F64 b) { return {vmulq_f64(a.v, b.v)}; }
+    F64 abs() const { return {vabsq_f64(v)}; }
+    F64 sqrt() const { return {vsqrtq_f64(v)}; }
+};
+
+inline void widen(F32 x, F64* out) {
+    out[0].v = vcvt_f64_f32(vget_low_f32(x.v));
+    out[1].v = vcvt_high_f64_f32(x.v);
+}
+
+#else  // scalar
+
+struct F32 {
+    static constexpr int lanes = 1;
+    float v;
+    static F32 load(const float* p) { return {*p}; }
+    static F32 load_part(const float* p, int64_t n) { return {n ? *p : 0.0f}; }
+    static F32 splat(float x) { return {x}; }
+    void store(float* p) const { *p = v; }
+    void store_part(float* p, int64_t n) const {
+        if (n) *p = v;
+    }
+    friend F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
+    friend F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
+    friend F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
+    static F32 select_positive(F32 c, F32 a, F32 b) { return c.v > 0.0f ? a : b; }
+};
+
+struct F64 {
+    static constexpr int lanes = 1;
+    double v;
+    static F64 zero() { return {0.0}; }
+    static F64 load(const double* p) { return {*p}; }
+    void store(double* p) const { *p = v; }
+    friend F64 operator+(F64 a, F64 b) { return {a.v + b.v}; }
+    friend F64 operator*(F64 a, F64 b) { return {a.v * b.v}; }
+    F64 abs() const { return {__builtin_fabs(v)}; }
+    F64 sqrt() const { return {__builtin_sqrt(v)}; }
+};
+
+inline void widen(F32 x, F64* out) { out[0].v = static_cast<double>(x.v); }
+
+#endif
+
+constexpr int kWide = F32::lanes / F64::lanes;  // vectors of doubles that widen() fills
+
+}  // namespace simd
+}  // namespace
+}  // namespace edgeprune

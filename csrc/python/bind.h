@@ -1,0 +1,10 @@
+// One line for each op that has Python bindings.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace edgeprune {
+
+void bind_channels(pybind11::module_& module);
+
+}  // namespace edgeprune

@@ -1,0 +1,28 @@
+// The extension edgeprune._core: one function binds each op's file.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/error.h"
+#include "ops/build_info.h"
+#include "python/bind.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, module) {
+    module.doc() = "Compiled core of edgeprune. Call it through edgeprune.ops, which knows torch.";
+    py::register_exception_translator([](std::exception_ptr raised) {
+        try {
+            if (raised) std::rethrow_exception(raised);
+        } catch (const edgeprune::Error& error) {
+            const py::object type = py::module_::import("edgeprune.errors").attr("EdgePruneError");
+            PyErr_SetString(type.ptr(), error.what());
+        }
+    });
+    module.def("compiled_variants", &edgeprune::compiled_variants, "Instruction sets compiled in, best first.");
+    module.def("present_variants", &edgeprune::present_variants, "Of these, the ones this processor runs.");
+    module.def("chosen_variant", &edgeprune::chosen_variant, "The best one that EDGEPRUNE_ISA allows.");
+    module.def("compiler", &edgeprune::compiler_text);
+    module.def("cuda_built", &edgeprune::cuda_built);
+    module.def("cuda_text", &edgeprune::cuda_text, "CUDA architectures, or why there are no CUDA kernels.");
+    edgeprune::bind_channels(module);
+}
