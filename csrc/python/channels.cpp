@@ -3,6 +3,8 @@
 // work there.
 #include "ops/channels.h"
 
+#include <pybind11/stl.h>
+
 #include <deque>
 #include <optional>
 
