@@ -1,0 +1,144 @@
+"""The command line as a user meets it: real processes, exit statuses, one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from edgeprune.fleet import LatencyTable
+
+TABLE = LatencyTable("digits", 32, (10_000, 100_000, 1_000_000, 10_000_000), (0.9, 1.0, 2.0, 9.0), 1.0)
+QUICK = ["--set", "run.threads=1", "--set", "data.samples=200", "--set", "fleet.devices=3"]
+
+
+def edgeprune(*arguments, cwd, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "edgeprune", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(TABLE.to_json()))
+    return ["--set", f"fleet.latency={json.dumps(str(path))}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["run", "--set", "run.ronds=3"], "did you mean 'rounds'"),
+        (["run", "--set", "algorithm.name=adaptlc"], "did you mean 'adaptcl'"),
+        (["run", "--set", "task.name=digitz"], "digits"),
+        (["run", "--set", "task.name=nowhere:task"], "nowhere"),
+        (["run", "--set", "data.partition=dirichle"], "dirichlet"),
+        (["run", "--set", "fleet.event=[{device='device-99', round=2, slowdown=2.0}]"], "unknown device 'device-99'"),
+        (["run", "--set", "task.name=fashion-cnn", "--data", "empty"], "fashion-mnist"),
+        (["run", "--resume"], "--out"),
+        (["run", "--resume", "--out", "nothing"], "cannot be read"),
+        (["run", "--nonsense"], "nonsense"),
+        (["nonsense"], "nonsense"),
+        (["export", "nothing", "-o", "model.onnx"], "not a run directory"),
+        (["report", "nothing", "-o", "page.html"], "not a run directory"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, arguments, sentence):
+    (tmp_path / "empty").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "EDGEPRUNE_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeprune", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "XDG_CACHE_HOME": str(tmp_path / "empty"), "PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert sentence in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"] and not list((tmp_path / "empty").iterdir())
+
+
+def test_a_models_shape_that_cannot_be_followed_is_one_sentence(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom dataclasses import replace\nfrom edgeprune import tasks\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.flatten(1)[:, : int(x.sum() * 0) + 10] if x.sum() > 0 else x.flatten(1)[:, :10]\n"
+        "def task():\n    return replace(tasks.get('digits'), make_model=Odd)\n"
+    )
+    done = edgeprune("run", "--set", "task.name=mine:task", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_report_export_end_to_end(tmp_path, table):
+    done = edgeprune("run", *QUICK, *table, "--set", "run.rounds=4", "--set", "algorithm.interval=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    run = tmp_path / "runs" / "digits-adaptcl-1"
+    assert (run / "summary.json").is_file()
+    done = edgeprune("report", run, "-o", "page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "http://" not in (tmp_path / "page.html").read_text().replace("http://www.w3.org", "")
+    done = edgeprune("export", run, "--client", "device-2", "-o", "small.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "small.onnx").stat().st_size > 0
+
+
+@pytest.mark.parametrize("kill_at", [1, 3])
+def test_sigkill_then_resume_gives_the_same_weights(tmp_path, table, kill_at):
+    arguments = [*QUICK, *table, "--set", "run.rounds=6", "--set", "algorithm.interval=2"]
+    assert edgeprune("run", *arguments, "--out", "whole", cwd=tmp_path).returncode == 0
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeprune", "run", *arguments, "--out", "cut"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= kill_at:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+    done = edgeprune("run", "--resume", "--out", "cut", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, cut = (safetensors.torch.load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_help_does_not_need_torch(tmp_path):
+    blocked = tmp_path / "torch.py"
+    blocked.write_text("raise ImportError('torch was imported')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeprune", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "run" in done.stdout

@@ -1,0 +1,88 @@
+"""Experiments: complete round trips, overrides, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.fedavg import FedAvg
+from edgeprune.engine.config import Experiment, load_experiment
+from edgeprune.errors import EdgePruneError
+
+
+def test_the_built_in_experiment_is_the_defaults():
+    assert load_experiment(None) == Experiment()
+
+
+def test_written_file_reads_back_equal(tmp_path):
+    experiment = load_experiment(
+        None,
+        [
+            "algorithm.name=fedavg",
+            "run.rounds=20",
+            "fleet.noise=0",
+            "data.partition=dirichlet",
+            'fleet.event=[{device="device-1", round=4, slowdown=2.0}]',
+        ],
+    )
+    assert experiment.algorithm == FedAvg() and experiment.run.rounds == 20 and experiment.fleet.noise == 0.0
+    path = tmp_path / "config.toml"
+    path.write_text(experiment.to_toml())
+    assert load_experiment(path) == experiment
+    assert "patience" in path.read_text()  # complete: defaults are written too
+
+
+def test_set_wins_over_the_file(tmp_path):
+    path = tmp_path / "e.toml"
+    path.write_text('[algorithm]\nname = "adaptcl"\ninterval = 5\n[run]\nrounds = 7\n')
+    experiment = load_experiment(path, ["run.rounds=9", "algorithm.gamma_min=0.2"])
+    assert experiment.algorithm == AdaptCL(interval=5, gamma_min=0.2) and experiment.run.rounds == 9
+
+
+def test_fleet_file_is_read_beside_the_experiment_and_written_out(tmp_path):
+    (tmp_path / "fleet.toml").write_text('[fleet]\nnoise = 0.2\n[[fleet.device]]\nname = "nano"\nslowdown = 4.0\n')
+    (tmp_path / "e.toml").write_text('[fleet]\nfile = "fleet.toml"\nnoise = 0.1\n')
+    fleet = load_experiment(tmp_path / "e.toml").fleet
+    assert fleet.file == "" and fleet.noise == 0.1 and fleet.device == ({"name": "nano", "slowdown": 4.0},)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[tsak]\n", "unknown section [tsak]; did you mean 'task'"),
+        ("[run]\nround = 3\n", "run: unknown key 'round'; did you mean 'rounds'"),
+        ("[run]\nrounds = 'three'\n", "run.rounds must be a whole number, got 'three'"),
+        ("[run]\nrounds = 3.5\n", "run.rounds must be a whole number"),
+        ("[run]\nrounds = true\n", "run.rounds must be a whole number"),
+        ("[run]\nrounds = 0\n", "run.rounds is 0"),
+        ("[run]\nengine = 'flower'\n", "unknown engine 'flower'"),
+        ("[algorithm]\nname = 'adaptlc'\n", "unknown algorithm 'adaptlc'; did you mean 'adaptcl'"),
+        ("[algorithm]\nname = 3\n", "algorithm.name must be a string"),
+        ("[algorithm]\ngama_min = 0.1\n", "algorithm: unknown key 'gama_min'; did you mean 'gamma_min'"),
+        ("[algorithm]\ngamma_min = 0.0\n", "algorithm.gamma_min is 0.0"),
+        ("[algorithm]\ninterval = 0\n", "algorithm.interval is 0"),
+        ("[algorithm]\nmerge_by = 'units'\n", "did you mean 'unit'"),
+        ("[algorithm]\nalpha = nan\n", "not a number"),
+        ("task = 3\n", "[task] must be a table"),
+        ("[run\n", "not a TOML file"),
+        ("[fleet]\nfile = 'nowhere.toml'\n", "nowhere.toml: cannot be read"),
+        ("[fleet]\ndevice = 3\n", "fleet.device must be a list"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "e.toml"
+    path.write_text(text)
+    with pytest.raises(EdgePruneError) as caught:
+        load_experiment(path)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("item", ["run.rounds", "rounds=3", "run.rounds.x=3", "=3", "run.=3"])
+def test_a_malformed_set_is_one_sentence(item):
+    with pytest.raises(EdgePruneError, match="section.key=value"):
+        load_experiment(None, [item])
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(EdgePruneError, match="cannot be read"):
+        load_experiment(tmp_path / "none.toml")
