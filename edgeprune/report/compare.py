@@ -1,0 +1,60 @@
+"""Figures that need more than one run: who is the baseline, how much faster, what was set differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgeprune.report.series import Run
+
+
+def baseline(runs: Sequence[Run]) -> Run:
+    """The run that the others are measured against: the first FedAvg run, else the first run."""
+    return next((run for run in runs if run.algorithm == "fedavg"), runs[0])
+
+
+def speed_up(run: Run, base: Run) -> tuple[float, int] | None:
+    """(virtual time of ``base`` / that of ``run``, rounds): both over the rounds that both finished. None if none."""
+    shared = sorted({number for number, _ in run.ends} & {number for number, _ in base.ends})
+    if not shared:
+        return None
+    own, other = run.time_at(shared[-1]), base.time_at(shared[-1])
+    if not own or not other:
+        return None
+    return other / own, shared[-1]
+
+
+def common_accuracy(runs: Sequence[Run]) -> float | None:
+    """The highest whole percent (or tenth, above 95 %) that every run reached: a goal to race to."""
+    bests = [run.best for run in runs]
+    if not bests or any(best is None for best in bests):
+        return None
+    least = min(best.accuracy for best in bests if best is not None)
+    step = 1000 if least >= 0.95 else 100
+    return int(least * step + 1e-9) / step
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """(key, the value in each run) for every configuration key on which the runs do not agree."""
+    flat = [_flat(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for config in flat for key in config))
+    rows = [(key, [_shown(config.get(key)) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, table in config.items()
+        if isinstance(table, dict)
+        for key, value in table.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,173 @@
+"""A run directory as the numbers that the page draws, checked: a damaged file is one sentence, never a broken page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import EdgePruneError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy in [0, 1] after ``round``, at ``time_s`` virtual seconds and ``sent_bytes`` up and down since the start."""
+
+    round: int
+    time_s: float
+    sent_bytes: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. ``times`` and ``retention``: device -> [(round, value)], seconds and share of channels kept.
+
+    ``label`` names it among the others; ``rejected`` is (round, device, reason); ``ends`` the virtual time at the end
+    of every round.
+    """
+
+    label: str
+    task: str
+    algorithm: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    ends: tuple[tuple[int, float], ...]
+    times: dict[str, list[tuple[int, float]]]
+    retention: dict[str, list[tuple[int, float]]]
+    rejected: tuple[tuple[int, str, str], ...]
+    upload_bytes: int
+    download_bytes: int
+
+    @property
+    def rounds(self) -> int:
+        """The last finished round."""
+        return self.ends[-1][0]
+
+    @property
+    def time_s(self) -> float:
+        """Virtual seconds of the whole run."""
+        return self.ends[-1][1]
+
+    @property
+    def final(self) -> Evaluation | None:
+        """The last evaluation."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The first evaluation with the highest accuracy."""
+        return max(self.evaluations, key=lambda e: e.accuracy, default=None)
+
+    @property
+    def prunes(self) -> bool:
+        """Some device kept less than the whole model in some round."""
+        return any(value < 1 for points in self.retention.values() for _, value in points)
+
+    def time_at(self, round_: int) -> float | None:
+        """Virtual seconds at the end of ``round_``."""
+        return next((time for number, time in self.ends if number == round_), None)
+
+    def first_at(self, accuracy: float) -> Evaluation | None:
+        """The first evaluation that reached ``accuracy``."""
+        return next((e for e in self.evaluations if e.accuracy >= accuracy), None)
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs in ``paths``, in that order, with labels that tell them apart. EdgePruneError for the first bad one."""
+    from edgeprune.engine.rundir import RunDir
+
+    if not paths:
+        raise EdgePruneError("report: no run directory given; name at least one")
+    opened = [RunDir(Path(path)) for path in paths]
+    configs = [run.config for run in opened]
+    labels = _labels([Path(path) for path in paths], [str(config["algorithm"]["name"]) for config in configs])
+    return [
+        read(run.path, label, config, run.summary(), run.metrics())
+        for run, label, config in zip(opened, labels, configs, strict=True)
+    ]
+
+
+def read(
+    path: Path, label: str, config: dict[str, Any], summary: dict[str, Any], records: Sequence[Mapping[str, Any]]
+) -> Run:
+    """Check ``records`` (metrics.jsonl) line by line and turn them into series."""
+    if not records:
+        raise EdgePruneError(f"{path}: no round has finished yet; run it first with 'edgeprune run'")
+    evaluations: list[Evaluation] = []
+    ends: list[tuple[int, float]] = []
+    times: dict[str, list[tuple[int, float]]] = {}
+    retention: dict[str, list[tuple[int, float]]] = {}
+    rejected: list[tuple[int, str, str]] = []
+    upload = download = 0
+    for number, record in enumerate(records, start=1):
+        where = f"{path}: metrics.jsonl line {number}"
+        round_ = int(_number(where, record, "round"))
+        time_s = _number(where, record, "time_s")
+        if ends and (round_ <= ends[-1][0] or time_s < ends[-1][1]):
+            raise EdgePruneError(f"{where}: round {round_} comes after round {ends[-1][0]}; the file was damaged")
+        ends.append((round_, time_s))
+        upload += int(_number(where, record, "upload_bytes"))
+        download += int(_number(where, record, "download_bytes"))
+        if record.get("accuracy") is not None:
+            evaluations.append(Evaluation(round_, time_s, upload + download, _number(where, record, "accuracy")))
+        for key, series in (("update_time_s", times), ("retention", retention)):
+            for device, value in _table(where, record, key).items():
+                series.setdefault(printable(device), []).append(
+                    (round_, _as_number(where, f"{key} of a device", value))
+                )
+        for device, reason in _table(where, record, "rejected").items():
+            rejected.append((round_, printable(device), printable(reason)))
+    return Run(
+        label=label,
+        task=printable(config["task"]["name"]),
+        algorithm=printable(config["algorithm"]["name"]),
+        config=config,
+        summary=summary,
+        evaluations=tuple(evaluations),
+        ends=tuple(ends),
+        times=times,
+        retention=retention,
+        rejected=tuple(rejected),
+        upload_bytes=upload,
+        download_bytes=download,
+    )
+
+
+def printable(value: object) -> str:
+    """A user's text without control characters, which neither SVG nor a terminal should get."""
+    return "".join(char if char.isprintable() else " " for char in str(value))
+
+
+def _labels(paths: Sequence[Path], algorithms: Sequence[str]) -> list[str]:
+    """The algorithm where it tells the runs apart, else the folder's name, else that and a number."""
+    folders = [path.resolve().name for path in paths]
+    for names in (algorithms, folders):
+        if len(set(names)) == len(names):
+            return [printable(name) for name in names]
+    return [f"{printable(name)} ({i})" for i, name in enumerate(folders, start=1)]
+
+
+def _table(where: str, record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise EdgePruneError(f"{where}: {key} is not a table of devices; the file was damaged")
+    return value
+
+
+def _number(where: str, record: Mapping[str, Any], key: str) -> float:
+    if key not in record:
+        raise EdgePruneError(f"{where}: {key} is missing; the file was damaged")
+    return _as_number(where, key, record[key])
+
+
+def _as_number(where: str, key: str, value: object) -> float:
+    """A finite number that is not negative: rounds, seconds, bytes and shares all are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise EdgePruneError(f"{where}: {key} is not a finite number of at least 0; the file was damaged")
+    return float(value)
