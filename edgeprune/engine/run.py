@@ -59,7 +59,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
         torch.set_num_threads(experiment.run.threads)
     fleet = build_fleet(experiment.fleet)
     task = get_task(experiment.task.name)
-    data = datasets.load(task.dataset, data_dir)
+    data = task.load_data(data_dir)
     local = _split(data, fleet, experiment.data, experiment.run.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.run.seed)

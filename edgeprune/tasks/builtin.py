@@ -1,0 +1,43 @@
+"""The tasks that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edgeprune.tasks import models
+from edgeprune.tasks.task import Task
+
+
+def _images(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.zeros(2, *shape),)
+
+
+def digits() -> Task:
+    """1,797 real 8x8 digits that come with scikit-learn."""
+    return Task("digits", "digits", models.digits_cnn, _images(1, 8, 8), batch_size=32, lr=0.05)
+
+
+def fashion_cnn() -> Task:
+    """Fashion-MNIST, 28x28 grey images of clothes."""
+    return Task("fashion-cnn", "fashion-mnist", models.fashion_cnn, _images(1, 28, 28), batch_size=64, lr=0.05)
+
+
+def cifar10_vgg() -> Task:
+    """CIFAR-10 with a small VGG-like network."""
+    return Task("cifar10-vgg", "cifar-10", models.vgg_like, _images(3, 32, 32), batch_size=64, lr=0.05)
+
+
+def cifar10_resnet() -> Task:
+    """CIFAR-10 with a narrow ResNet-18."""
+    return Task("cifar10-resnet", "cifar-10", models.resnet_like, _images(3, 32, 32), batch_size=64, lr=0.05)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "digits": digits,
+    "fashion-cnn": fashion_cnn,
+    "cifar10-vgg": cifar10_vgg,
+    "cifar10-resnet": cifar10_resnet,
+}

@@ -1,0 +1,89 @@
+"""Small convolutional networks in which every convolution is followed by a batch-norm (which then ranks its channels)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    """3x3 convolution without bias, batch-norm, ReLU."""
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def digits_cnn(widths: Sequence[int] = (64, 128, 256), classes: int = 10) -> nn.Module:
+    """[N, 1, 8, 8] -> [N, classes]; most of its work is at 4x4 pixels, so a narrow version is really fast."""
+    a, b, c = widths
+    return nn.Sequential(
+        *conv_bn_relu(1, a),
+        nn.MaxPool2d(2),
+        *conv_bn_relu(a, b),
+        *conv_bn_relu(b, c),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(c, classes),
+    )
+
+
+def fashion_cnn(widths: Sequence[int] = (32, 64, 192), classes: int = 10) -> nn.Module:
+    """[N, 1, 28, 28] -> [N, classes]."""
+    a, b, c = widths
+    return nn.Sequential(
+        *conv_bn_relu(1, a, stride=2),
+        *conv_bn_relu(a, b),
+        nn.MaxPool2d(2),
+        *conv_bn_relu(b, c),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(c, classes),
+    )
+
+
+def vgg_like(widths: Sequence[int | str] = (32, 32, "pool", 64, 64, "pool", 128, 128), classes: int = 10) -> nn.Module:
+    """[N, 3, 32, 32] -> [N, classes]: VGG's pattern with batch-norm and a global average in place of its large linears."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += conv_bn_relu(channels, width)
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., 2016); a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet_like(widths: Sequence[int] = (16, 32, 64, 128), blocks: int = 2, classes: int = 10) -> nn.Module:
+    """[N, 3, 32, 32] -> [N, classes]: ResNet-18's layout for small images; widths (64, 128, 256, 512) give the full one."""
+    layers: list[nn.Module] = [*conv_bn_relu(3, widths[0])]
+    channels = widths[0]
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            layers.append(BasicBlock(channels, width, 2 if stage and not block else 1))
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))

@@ -1,0 +1,108 @@
+"""What is learnt: a model's factory, its data set, its loss, and how it is trained; found by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeprune.data import DataSet
+from edgeprune.errors import EdgePruneError, nearest
+
+
+def correct_top1(output: Tensor, target: Tensor) -> int:
+    """How many rows of ``output`` [N, classes] have their maximum at ``target`` [N]."""
+    return int((output.argmax(dim=1) == target).sum())
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything the engine needs to know of a learning problem.
+
+    ``make_model()`` draws initial weights from torch's global generator; ``example_inputs()`` are arguments of one
+    forward pass with a batch of 2. ``dataset`` is a name that :func:`edgeprune.data.load` knows, or a function that
+    returns a :class:`DataSet`. ``loss(output, target)`` is a scalar mean over the batch; ``correct(output, target)`` counts.
+    """
+
+    name: str
+    dataset: str | Callable[[], DataSet]
+    make_model: Callable[[], nn.Module]
+    example_inputs: Callable[[], tuple[Tensor, ...]]
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    correct: Callable[[Tensor, Tensor], int] = correct_top1
+
+    def load_data(self, data_dir: str | Path | None = None) -> DataSet:
+        """The task's data, looked for in ``data_dir`` first."""
+        from edgeprune import data
+
+        return data.load(self.dataset, data_dir) if isinstance(self.dataset, str) else self.dataset()
+
+
+def get(name: str) -> Task:
+    """The built-in task ``name``, or what ``"package.module:function"`` returns.
+
+    A user's module is imported with the working directory on the path. Raises :class:`EdgePruneError`.
+    """
+    from edgeprune.tasks.builtin import TASKS
+
+    if ":" in name:
+        return _users(name)
+    if name not in TASKS:
+        raise EdgePruneError(
+            f"task.name: unknown task {name!r}{nearest(name, TASKS)}; your own is written 'package.module:function'"
+        )
+    return TASKS[name]()
+
+
+def _users(name: str) -> Task:
+    module_name, _, function_name = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise EdgePruneError(
+            f"task.name {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
+        ) from None
+    except ValueError:
+        raise EdgePruneError(f"task.name {name!r}: write it as 'package.module:function'") from None
+    except Exception as error:
+        raise EdgePruneError(f"task.name {name!r}: importing it failed ({type(error).__name__}: {error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise EdgePruneError(
+            f"task.name {name!r}: {module_name} has no function {function_name!r}{nearest(function_name, functions)}"
+        )
+    try:
+        task = function()
+    except EdgePruneError:
+        raise
+    except Exception as error:
+        raise EdgePruneError(f"task.name {name!r}: it raised {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise EdgePruneError(f"task.name {name!r}: it returned {type(task).__name__}, not an edgeprune.tasks.Task")
+    return task
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: DataSet, task: Task, batch: int = 500) -> tuple[float, float]:
+    """(accuracy, mean loss) of ``model`` on the test split. The model is left in eval mode."""
+    model.eval()
+    right, loss, total = 0, 0.0, len(data.test.y)
+    for start in range(0, total, batch):
+        x, y = data.normalise(data.test.x[start : start + batch]), data.test.y[start : start + batch]
+        output = model(x)
+        right += task.correct(output, y)
+        loss += float(task.loss(output, y)) * len(y)
+    return right / total, loss / total
