@@ -1,0 +1,154 @@
+"""Which channels to keep: per layer, over all layers, or as one frozen order that gives nested sub-models."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning.axes import AxisMap
+from edgeprune.pruning.graph import ChannelGraph
+from edgeprune.pruning.importance import relative
+from edgeprune.pruning.submodel import SubmodelPlan
+
+
+def choose(
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    keep: float = 0.5,
+    scope: Literal["layer", "global"] = "layer",
+    min_channels: int = 1,
+    round_to: int = 1,
+) -> SubmodelPlan:
+    """The plan that keeps the channels with the highest scores (of equal ones the first).
+
+    ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all channels
+    together, scores being taken relative to the mean of their group. No group falls below ``min_channels`` (or its size);
+    counts are rounded to the nearest multiple of ``round_to``, at least one multiple, at most the group's size.
+    """
+    _check(keep, min_channels)
+    if round_to < 1:
+        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
+    if scope not in ("layer", "global"):
+        raise EdgePruneError(f"scope must be 'layer' or 'global', not {scope!r}")
+    found = _scores(graph, scores)
+    shares = {name: keep * size for name, size in graph.map.groups.items()}
+    if scope == "global":
+        shares = {n: float(len(c)) for n, c in ranking(graph, scores, min_channels).plan(keep).kept.items()}
+    kept = {}
+    for name, size in graph.map.groups.items():
+        count = round_to * max(1, math.floor(shares[name] / round_to + 0.5))
+        count = min(size, max(count, round_to * math.ceil(min_channels / round_to)))
+        best = np.argsort(-found[name], kind="stable")[:count]
+        kept[name] = tuple(sorted(best.tolist()))
+    return SubmodelPlan(graph.map, kept)
+
+
+def ranking(
+    graph: ChannelGraph, scores: Mapping[str, Tensor], min_channels: int = 1, normalise: bool = True
+) -> Ranking:
+    """Freeze one order over all channels: first the ``min_channels`` best of every group, then all others by score.
+
+    ``normalise``: scores count relative to the mean of their group (default); False compares them as they are, which
+    suits batch norm scales.
+    """
+    _check(1.0, min_channels)
+    own = _scores(graph, scores)
+    compared = _scores(graph, relative(scores)) if normalise else own
+    first: list[tuple[int, int]] = []
+    rest: list[tuple[float, int, int]] = []
+    for g, name in enumerate(graph.map.groups):
+        best = np.argsort(-own[name], kind="stable").tolist()
+        first += [(g, channel) for channel in best[:min_channels]]
+        rest += [(-float(compared[name][channel]), g, channel) for channel in best[min_channels:]]
+    starts = _starts(graph.map)
+    order = [int(starts[g]) + channel for g, channel in first] + [int(starts[g]) + c for _, g, c in sorted(rest)]
+    return Ranking(graph.map, np.array(order, np.int64), len(first))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """``order``: channels numbered through all groups of the map, best first; the first ``floor`` are always kept."""
+
+    map: AxisMap
+    order: npt.NDArray[np.int64]
+    floor: int
+
+    def plan(self, keep: float) -> SubmodelPlan:
+        """Keep the first ``keep`` share of the order; plans of one ranking are nested."""
+        _check(keep, 1)
+        count = max(self.floor, math.floor(keep * self.map.total + 0.5))
+        flags = np.zeros(self.map.total, bool)
+        flags[self.order[:count]] = True
+        kept, start = {}, 0
+        for name, size in self.map.groups.items():
+            kept[name] = tuple(np.flatnonzero(flags[start : start + size]).tolist())
+            start += size
+        return SubmodelPlan(self.map, kept)
+
+    def to_json(self) -> str:
+        """The order as text, without the map (4 bytes a channel)."""
+        order = base64.b64encode(self.order.astype("<u4").tobytes()).decode()
+        return json.dumps(
+            {"format": "edgeprune.ranking/1", "map": self.map.digest.hex()[:16], "floor": self.floor, "order": order}
+        )
+
+    @staticmethod
+    def from_json(text: str, graph: ChannelGraph | AxisMap) -> Ranking:
+        """The way back, for the graph it was made with; EdgePruneError on anything else."""
+        axes = graph if isinstance(graph, AxisMap) else graph.map
+        try:
+            data = json.loads(text)
+            if data["format"] != "edgeprune.ranking/1":
+                raise ValueError
+            map_id, floor = data["map"], data["floor"]
+            order = np.frombuffer(base64.b64decode(data["order"], validate=True), "<u4").astype(np.int64)
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+            raise EdgePruneError("this is not a ranking of channels; write it with Ranking.to_json") from None
+        if map_id != axes.digest.hex()[:16]:
+            raise EdgePruneError("the ranking was made for another model; rank the channels of this one")
+        if not np.array_equal(np.sort(order), np.arange(axes.total)):
+            raise EdgePruneError(f"the ranking must name each of the {axes.total} channels once")
+        counts = np.bincount(
+            np.searchsorted(_starts(axes), order[: floor if type(floor) is int else 0], side="right") - 1
+        )
+        if (
+            type(floor) is not int
+            or not 0 <= floor <= axes.total
+            or (axes.groups and (len(counts) < len(axes.groups) or not counts.all()))
+        ):
+            raise EdgePruneError("the first channels of the ranking must cover every group")
+        return Ranking(axes, order, floor)
+
+
+def _starts(axes: AxisMap) -> npt.NDArray[np.int64]:
+    return np.cumsum([0, *axes.groups.values()])[:-1].astype(np.int64)
+
+
+def _check(keep: float, min_channels: int) -> None:
+    if not 0 < keep <= 1:
+        raise EdgePruneError(f"keep must be a share above 0 and at most 1, not {keep}")
+    if min_channels < 1:
+        raise EdgePruneError(f"min_channels must be at least 1, not {min_channels}")
+
+
+def _scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float64]]:
+    result = {}
+    for name, size in graph.map.groups.items():
+        if name not in scores:
+            raise EdgePruneError(f"there are no scores for the group {name!r}")
+        values = torch.as_tensor(scores[name]).detach().cpu().double().numpy()
+        if values.shape != (size,) or not np.isfinite(values).all():
+            raise EdgePruneError(f"the scores of {name!r} must be {size} finite numbers")
+        result[name] = values
+    return result

@@ -1,0 +1,53 @@
+"""Multiply-adds of convolutions and linear layers: measured on a model, and computed from a plan without building it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from edgeprune.pruning.graph import ChannelGraph
+    from edgeprune.pruning.submodel import SubmodelPlan
+
+
+def plan_macs(graph: ChannelGraph, plan: SubmodelPlan) -> int:
+    """Multiply-adds of the sub-model for one sample; equals ``macs(extract(model, plan), example_inputs)``."""
+    return graph.macs(plan.counts)
+
+
+def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
+    """Multiply-adds of all convolutions and matrix products with a matrix (linear layers) for one sample.
+
+    Runs the model once in evaluation mode, on a copy. ``example_inputs``: as for ChannelGraph.trace; the first
+    dimension of the first tensor is the batch, which is divided out.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    counter = _Counter()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
+        copy.deepcopy(model).eval()(*inputs)
+    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
+    return counter.total // max(1, batch)
+
+
+class _Counter(TorchDispatchMode):
+    """Sees every operation with the shapes it really has."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func.overloadpacket)
+        if name == "aten.convolution":
+            x, weight, transposed = args[0], args[1], args[6]
+            at = x.dim() - weight.dim() + 1
+            shape = x.shape if transposed else out.shape
+            self.total += weight.numel() * (math.prod(shape) // shape[at])
+        elif name in ("aten.mm", "aten.addmm"):
+            a, b = args[-2:]
+            self.total += a.shape[0] * b.numel()
+        return out

@@ -1,0 +1,282 @@
+"""ChannelGraph: which channels of which layers belong together, read off the ATen graph of torch.export."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
+from edgeprune.pruning.atoms import Atoms, Ids, Layout
+from edgeprune.pruning.axes import Axis, AxisMap, local_size
+from edgeprune.pruning.coupling import Coupling, Shape
+from edgeprune.pruning.grouping import AxisMaker, Found, find_groups
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one tensor that a group's channels lie in. ``role``: "out" (a layer's weight that makes these
+    channels), "in" (one that reads them), "scale" (the weight of a batch norm), "" (anything else)."""
+
+    tensor: str
+    dim: int
+    role: str
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are kept or removed together; ``reason`` says why a group is not prunable."""
+
+    name: str
+    size: int
+    prunable: bool
+    reason: str | None
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """The channel groups of one model and the axes of its tensors; ``notes`` names what could not be followed."""
+
+    groups: Mapping[str, ChannelGroup]
+    map: AxisMap
+    notes: tuple[str, ...]
+    costs: tuple[tuple[tuple[Axis, ...], int], ...]
+    batch: int
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        """Per tensor name one Axis per dimension."""
+        return self.map.tensors
+
+    @property
+    def prunable(self) -> dict[str, ChannelGroup]:
+        """The groups that a plan may cut, in the order of the network."""
+        return {name: g for name, g in self.groups.items() if g.prunable}
+
+    def macs(self, counts: Mapping[str, int]) -> int:
+        """Multiply-adds of convolutions and linear layers for one sample, with ``counts`` kept channels per group."""
+        return sum(times * local_size(axes, counts) for axes, times in self.costs) // self.batch
+
+    @staticmethod
+    def trace(
+        model: nn.Module, example_inputs: tuple[Any, ...] | Tensor, *, whole: Iterable[str] = (), verify: bool = True
+    ) -> ChannelGraph:
+        """Read the graph off ``model`` run on ``example_inputs`` (positional; batch of any size, 2 is best).
+
+        Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` of tensors whose
+        channels must stay. With ``verify`` (default) the model is cut at random once and its outputs, in double
+        precision with random weights, are compared with those of the full model where the cut channels are zero; a
+        group that fails stays whole and says why. The model is not changed.
+
+        Raises EdgePruneError when torch.export cannot capture the model.
+        """
+        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        builder = _Builder(copy.deepcopy(model), inputs)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            builder.walk(training=False)
+            builder.walk(training=True)
+            for pattern in whole:
+                builder.keep_whole(pattern)
+            graph = builder.graph()
+            if verify:
+                from edgeprune.pruning.verify import failing_groups
+
+                while failing := failing_groups(model, graph, builder.inputs, builder.random):
+                    for name, why in failing.items():
+                        builder.refuse(name, why)
+                    graph = builder.graph()
+        return graph
+
+
+class _Builder:
+    """Walks exported graphs over one set of atoms and turns the result into a ChannelGraph."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.model, self.inputs = model, inputs
+        self.atoms = Atoms()
+        self.layouts: dict[str, Layout] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.alias: dict[str, str] = {}
+        self.costs: list[tuple[Layout, Shape, int]] = []
+        self.notes: list[str] = []
+        self.roles: dict[tuple[str, int], str] = {}
+        self.reached: list[str] = []
+        self.random = False
+        self.batch = 1
+        first: dict[int, str] = {}
+        for name, t in _tensors(model):
+            self.alias[name] = first.setdefault(id(t), name)
+            if self.alias[name] == name:
+                self.shapes[name] = tuple(t.shape)
+                self.layouts[name] = tuple(self.atoms.new(s) if s > 1 else None for s in t.shape)
+
+    # --- walking ---
+
+    def walk(self, training: bool) -> None:
+        """Export in one mode and couple along the graph."""
+        program, self.inputs = _export(self.model, self.inputs, training)
+        c = Coupling(self.atoms)
+        targets = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                name = self.alias.get(targets[node.name].target or "")
+                if name is not None:
+                    c.layouts[node] = self.layouts[name]
+            elif node.op == "call_function":
+                c.step(node, _module(node))
+                self._reach(node, targets)
+            elif node.op == "output":
+                for value in node.all_input_nodes:
+                    for layout in _as_list(c.layouts.get(value)):
+                        for ids in layout:
+                            if ids is not None:
+                                self.atoms.pin(ids, "the network's output")
+        if not training:
+            self.costs, self.batch = c.costs, _batch_size(self.inputs)
+        self.notes += [note for note in c.notes if note not in self.notes]
+        self.random |= c.random
+        for name, layout in self.layouts.items():
+            for d, ids in enumerate(layout):
+                if ids is not None and int(ids[0]) in c.roles:
+                    self.roles.setdefault((name, d), c.roles[int(ids[0])])
+
+    def _reach(self, node: Node, targets: Mapping[str, Any]) -> None:
+        """Note the parameters in the order in which the network reads them."""
+        for value in node.all_input_nodes:
+            name = self.alias.get(targets[value.name].target or "") if value.op == "placeholder" else None
+            if name is not None and name not in self.reached:
+                self.reached.append(name)
+
+    # --- what stays whole ---
+
+    def keep_whole(self, pattern: str) -> None:
+        hits = [name for name in self.alias if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise EdgePruneError(f"no tensor of the model matches {pattern!r}, which was to stay whole")
+        for name in hits:
+            self._pin_tensor(self.alias[name], f"asked to stay whole ({pattern})")
+
+    def refuse(self, group: str, why: str) -> None:
+        """Keep one group whole that turned out not to work."""
+        found = next(f for f in self._found if self._named.get(id(f)) == group)
+        self.atoms.pin(found.roots, why)
+        self.notes.append(f"{group} stays whole: {why}")
+
+    def _pin_tensor(self, name: str, why: str) -> None:
+        for ids in self.layouts[name]:
+            if ids is not None:
+                self.atoms.pin(ids, why)
+
+    # --- the result ---
+
+    def graph(self) -> ChannelGraph:
+        for name in self.layouts:
+            if name not in self.reached:
+                self._pin_tensor(name, f"{name} is not reached by the forward pass")
+        costs = [(f"cost {i}", layout, shape) for i, (layout, shape, _) in enumerate(self.costs)]
+        while True:
+            refusals: list[Ids] = []
+            self._found = find_groups(self.atoms, self._ordered())
+            names = self._names()
+            maker = AxisMaker(self.atoms, names, self._found)
+            axes = {n: maker.axes(lay, self.shapes[n], refusals.append) for n, lay in self.layouts.items()}
+            cost_axes = [maker.axes(layout, shape, refusals.append) for _, layout, shape in costs]
+            if not refusals:
+                break
+            for ids in refusals:
+                self.atoms.pin(ids, "its channels are interleaved with others in a way that a plan cannot write")
+        used = dict.fromkeys(n for n in names if n is not None)
+        sizes = {n: len(f.roots) for n, f in zip(names, self._found, strict=True) if n is not None}
+        groups = {g.name: g for g in self._channel_groups(names)}
+        return ChannelGraph(
+            groups=groups,
+            map=AxisMap({n: sizes[n] for n in used}, {n: axes[a] for n, a in self.alias.items()}),
+            notes=tuple(self.notes),
+            costs=tuple((a, times) for a, (_, _, times) in zip(cost_axes, self.costs, strict=True)),
+            batch=self.batch,
+        )
+
+    def _ordered(self) -> dict[str, Layout]:
+        """Layouts with the tensors in the order in which the network reaches them."""
+        return {n: self.layouts[n] for n in [*self.reached, *(n for n in self.layouts if n not in self.reached)]}
+
+    def _producer(self, found: Found) -> str | None:
+        outs = [t for t, d in found.keys if self.roles.get((t, d)) == "out"]
+        return outs[0].rsplit(".", 1)[0] if outs and "." in outs[0] else (outs[0] if outs else None)
+
+    def _names(self) -> list[str | None]:
+        """A name for every prunable group (that of the first layer that makes its channels), None for the others."""
+        self._named: dict[int, str] = {}
+        taken: dict[str, int] = {}
+        names: list[str | None] = []
+        for found in self._found:
+            base = self._producer(found)
+            if base is None:
+                self.atoms.pin(found.roots, "no layer makes these channels")
+                names.append(None)
+                continue
+            taken[base] = taken.get(base, 0) + 1
+            name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+            self._named[id(found)] = name
+            if len(found.roots) == 1 and found.reason is None:
+                self.atoms.pin(found.roots, "a single channel")
+                found.reason = "a single channel"
+            names.append(name if found.reason is None else None)
+        return names
+
+    def _channel_groups(self, names: list[str | None]) -> Iterable[ChannelGroup]:
+        for found in self._found:
+            name = self._named.get(id(found))
+            if name is not None:
+                members = tuple(Member(t, d, self.roles.get((t, d), "")) for t, d in found.keys)
+                yield ChannelGroup(name, len(found.roots), found.reason is None, found.reason, members)
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[Any, tuple[Any, ...]]:
+    """The exported program and the inputs it was exported with (doubled where one sample is too few)."""
+    model.train(training)
+    error: Exception | None = None
+    for args in (inputs, _doubled(inputs)):  # batch norm cannot train on one value per channel
+        try:
+            with torch.no_grad():
+                return torch.export.export(model, args, strict=False), args
+        except Exception as e:
+            error = error or e
+    mode = "training" if training else "evaluation"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise EdgePruneError(
+        f"torch.export cannot capture {type(model).__name__} in {mode} mode: {first.rstrip('.')}; "
+        "write its forward without control flow that depends on values"
+    ) from error
+
+
+def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _module(node: Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _as_list(layout: Layout | list[Layout] | None) -> list[Layout]:
+    return layout if isinstance(layout, list) else [layout] if layout is not None else []
+
+
+def _batch_size(inputs: tuple[Any, ...]) -> int:
+    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()]
+    return max(1, sizes[0]) if sizes else 1

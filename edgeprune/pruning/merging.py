@@ -1,0 +1,108 @@
+"""Merger: the weighted mean of sub-models in global coordinates, in the memory of one model and its counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgeprune import ops
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning.submodel import SubmodelPlan
+
+
+class Merger:
+    """Adds sub-models one at a time to sums in global coordinates; the order of additions fixes the bits.
+
+    Floating-point tensors (parameters and buffers) are averaged, of integer tensors (num_batches_tracked) the largest
+    value wins. Half-precision tensors are summed in float32. ``state`` is not changed.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._base = dict(state)
+        self._floats = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
+        wide = {n: torch.float64 if state[n].dtype == torch.float64 else torch.float32 for n in self._floats}
+        self._totals = {n: torch.zeros(state[n].shape, dtype=wide[n], device=state[n].device) for n in self._floats}
+        self._counts = {n: torch.zeros_like(t) for n, t in self._totals.items()}
+        self._largest: dict[str, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
+        """Add one sub-model with its weight (a number of samples).
+
+        Raises EdgePruneError, with nothing added, when a name, shape or type does not fit, a value is not finite, or
+        the weight is not a positive number.
+        """
+        if not (math.isfinite(weight) and weight > 0):
+            raise EdgePruneError(f"the weight of a sub-model must be a positive number, not {weight!r}")
+        plan.check_local(local_state)
+        for name, base in self._base.items():
+            if not isinstance(base, Tensor):
+                continue
+            if name not in local_state:
+                raise EdgePruneError(f"the sub-model lacks {name!r}")
+            if plan.map.shape(name) != tuple(base.shape):
+                raise EdgePruneError(
+                    f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(base.shape)}"
+                )
+            if local_state[name].is_floating_point() != base.is_floating_point():
+                raise EdgePruneError(f"the sub-model's {name!r} is {local_state[name].dtype}, the model's {base.dtype}")
+        if unknown := [n for n in local_state if n not in self._base]:
+            raise EdgePruneError(f"the sub-model has {unknown[0]!r}, which the model lacks")
+        self._add(plan, local_state, weight)
+
+    def _add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name in self._floats:
+            by_dtype.setdefault(self._totals[name].dtype, []).append(name)
+        for dtype, names in by_dtype.items():
+            ops.scatter_accumulate_many_(
+                [self._totals[n] for n in names],
+                [self._counts[n] for n in names],
+                [local_state[n].detach().to(self._totals[n].device, dtype) for n in names],
+                [plan.indices(n) for n in names],
+                weight,
+            )
+        for name, base in self._base.items():
+            if isinstance(base, Tensor) and not base.is_floating_point():
+                self._raise(name, base, plan.indices(name), local_state[name].detach().to(base.device, base.dtype))
+        self._weight += weight
+
+    def _raise(self, name: str, base: Tensor, indices: tuple[Tensor | None, ...], x: Tensor) -> None:
+        """Integer buffers: the largest of the base and all sub-models."""
+        held = self._largest.setdefault(name, base.clone())
+        mesh = []
+        for d, index in enumerate(indices):
+            kept = torch.arange(held.shape[d]) if index is None else index
+            mesh.append(kept.reshape([-1 if e == d else 1 for e in range(held.dim())]).to(held.device))
+        at = tuple(mesh) if mesh else ...
+        held[at] = held[at] | x if held.dtype == torch.bool else torch.maximum(held[at], x)
+
+    def finish(self, mode: Literal["unit", "worker"] = "unit") -> dict[str, Tensor]:
+        """The new full state (new memory, the base's types and order).
+
+        "unit": each element divided by the weight of those who hold it; what nobody holds keeps its old value bit for
+        bit. "worker": divided by the weight of all, so that a missing element counts as zero.
+        """
+        if mode not in ("unit", "worker"):
+            raise EdgePruneError(f"the merge mode must be 'unit' or 'worker', not {mode!r}")
+        if not self._weight:
+            raise EdgePruneError("there is nothing to merge; add at least one sub-model")
+        merged: dict[str, Tensor] = {}
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name in self._floats:
+            by_dtype.setdefault(self._totals[name].dtype, []).append(name)
+        for dtype, names in by_dtype.items():
+            counts = [self._counts[n] for n in names]
+            if mode == "worker":
+                counts = [torch.full_like(c, self._weight) for c in counts]
+            bases = [self._base[n].detach().to(dtype) for n in names]
+            done = ops.merge_finish_many(bases, [self._totals[n] for n in names], counts)
+            merged.update({n: t.to(self._base[n].dtype) for n, t in zip(names, done, strict=True)})
+        for name, base in self._base.items():
+            if name not in merged and isinstance(base, Tensor):
+                merged[name] = self._largest.get(name, base).clone()
+        return {n: merged.get(n, t) for n, t in self._base.items()}

@@ -1,0 +1,470 @@
+"""The coupling rules, one per ATen operation; enter your own with ``edgeprune.pruning.coupling.rule``.
+
+Names in ``call[...]`` are the operator schema's. Two spellings of one operation occur because torch.export decomposes
+differently over the versions of torch (convolution and conv2d, addmm and linear, ...).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgeprune.pruning.atoms import Layout
+from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
+from edgeprune.pruning.reshape import reshape
+
+
+def _dim(value: int, rank: int) -> int:
+    return value % rank if rank else 0
+
+
+def _dims(value: int | list[int] | None, rank: int) -> list[int]:
+    if value is None or value == []:
+        return list(range(rank))
+    return sorted({_dim(v, rank) for v in ([value] if isinstance(value, int) else value)})
+
+
+# --- contractions: a removed input channel is a removed column ---------------------------------------------------------
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten.conv_transpose1d", "aten.conv_transpose2d",
+      "aten.conv_transpose3d")  # fmt: skip
+def convolution(c: Coupling, call: Call) -> Layout:
+    """weight [O, I/g, k...] or, transposed, [I, O/g, k...].
+
+    Depthwise: output channel i follows input channel i // multiplier. Grouped: every group loses the same local pattern.
+    """
+    x, weight = call["input"], call["weight"]
+    groups = call.get("groups", 1)
+    transposed = "transpose" in call.name or bool(call.get("transposed", False))
+    w, w_shape, x_shape, out = c.layout(weight), shape_of(weight), shape_of(x), shape_of(call.node)
+    at = len(x_shape) - len(w_shape) + 1
+    c.whole_dims(call, w, range(2, len(w)), "kernel taps stay")
+    ids = c.layout(x)[at]
+    into, outof = (w[0], w[1]) if transposed else (w[1], w[0])
+    per_input = w_shape[0 if transposed else 1]
+    made = w_shape[1] * groups if transposed else w_shape[0]
+    c.role(outof, "out")
+    if groups == 1:
+        c.role(into, "in")
+        c.couple(call, ids, into)
+    elif per_input == (groups if transposed else 1):  # depthwise
+        multiplier = made // groups
+        c.couple(call, ids, into if transposed else None if outof is None else outof[::multiplier])
+        if transposed:
+            c.whole(call, outof, "the multiplier of a depthwise convolution stays")
+            c.role(into, "out")
+            outof = None if into is None else np.repeat(into, multiplier)
+        elif outof is not None:
+            c.couple(call, outof, np.repeat(outof[::multiplier], multiplier))
+    else:
+        c.role(into, "in")
+        pattern = c.equal_pattern(call, ids, groups)
+        if transposed:
+            c.couple(call, pattern, c.equal_pattern(call, into, groups))
+            outof = None if outof is None else np.tile(outof, groups)
+        else:
+            c.couple(call, pattern, into)
+            c.equal_pattern(call, outof, groups)
+    if call.get("bias") is not None:
+        c.couple(call, outof, c.layout(call["bias"])[0])
+    positions = math.prod(x_shape) // x_shape[at] if transposed else math.prod(out) // out[at]
+    c.count(w, w_shape, positions)
+    return tuple(outof if d == at else ids_ for d, ids_ in enumerate(_spatial_whole(c, call, c.layout(x), at + 1)))
+
+
+@rule("aten.linear")
+def linear(c: Coupling, call: Call) -> Layout:
+    """weight [O, I]: the last dimension of the input meets I, the result has O."""
+    x, weight = call["input"], call["weight"]
+    w = c.layout(weight)
+    c.couple(call, c.layout(x)[-1], w[1])
+    c.role(w[0], "out")
+    c.role(w[1], "in")
+    if call.get("bias") is not None:
+        c.couple(call, w[0], c.layout(call["bias"])[0])
+    rows = math.prod(shape_of(x)[:-1])
+    c.count(w, shape_of(weight), rows)
+    return (*c.layout(x)[:-1], w[0])
+
+
+@rule("aten.mm", "aten.bmm", "aten.matmul")
+def matmul(c: Coupling, call: Call) -> Layout | None:
+    """[..., n, k] @ [..., k, m]: k meets k."""
+    a, b = call["self"], call.get("mat2", call.get("other"))
+    la, lb, sa, sb = c.layout(a), c.layout(b), shape_of(a), shape_of(b)
+    if len(sa) < 2 or len(sb) < 2:
+        for layout in (la, lb):
+            c.whole_dims(call, layout, range(len(layout)), "a product with a vector")
+        return None
+    c.couple(call, la[-1], lb[-2])
+    c.role(lb[-2], "in")
+    c.role(lb[-1], "out")
+    out = shape_of(call.node)
+    batch = _batch(c, call, a, b, out)
+    if len(sb) == 2:
+        c.count((la[-2], *lb), (sa[-2], *sb), math.prod(sa[:-2]))
+    return (*batch, la[-2], lb[-1])
+
+
+def _batch(c: Coupling, call: Call, a: object, b: object, out: tuple[int, ...]) -> Layout:
+    sides = [(c.layout(n)[:-2], shape_of(n)[:-2]) for n in (a, b)]
+    result: list[object] = [None] * (len(out) - 2)
+    for d, size in enumerate(out[:-2]):
+        at = d - (len(out) - 2)
+        full = [lay[at] for lay, shape in sides if len(shape) >= -at and shape[at] == size and size > 1]
+        if len(full) == 2:
+            c.couple(call, full[0], full[1])
+        result[d] = full[0] if full else None
+    return tuple(result)  # type: ignore[arg-type]
+
+
+@rule("aten.addmm")
+def addmm(c: Coupling, call: Call) -> Layout:
+    """bias + a @ b; the decomposed form of linear (b is the transposed weight)."""
+    a, b = call["mat1"], call["mat2"]
+    la, lb = c.layout(a), c.layout(b)
+    c.couple(call, la[1], lb[0])
+    c.role(lb[0], "in")
+    c.role(lb[1], "out")
+    bias = c.layout(call["self"])
+    if bias and shape_of(call["self"])[-1] > 1:
+        c.couple(call, lb[1], bias[-1])
+        c.whole_dims(call, bias, range(len(bias) - 1), "a bias of several rows")
+    c.count((la[0], *lb), (shape_of(a)[0], *shape_of(b)), 1)
+    return (la[0], lb[1])
+
+
+@rule("aten.embedding")
+def embedding(c: Coupling, call: Call) -> Layout:
+    """weight [rows, width]: rows are words and stay."""
+    w = c.layout(call["weight"])
+    c.whole(call, w[0], "rows of an embedding are words")
+    c.role(w[1], "out")
+    return (*c.layout(call["indices"]), w[1])
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training",
+      "aten._native_batch_norm_legit_functional", "aten.native_batch_norm", "aten.cudnn_batch_norm",
+      "aten._batch_norm_with_update", "aten._batch_norm_no_update")  # fmt: skip
+def batch_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
+    """Each channel by its own statistics: dimension 1 meets the four vectors."""
+    x = c.layout(call["input"])
+    if call.get("weight") is not None:
+        c.role(c.layout(call["weight"])[0], "scale")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.get(name) is not None:
+            c.couple(call, x[1], c.layout(call[name])[0])
+    if call.name in ("aten.batch_norm", "aten.instance_norm"):
+        return x
+    return [x, *((x[1],) if len(shape) == 1 else (None,) * len(shape) for shape in shapes_of(call.node)[1:])]
+
+
+@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten.group_norm", "aten.native_group_norm")
+def mixing_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
+    """Statistics run over the channels, so that a removed channel changes the others: whole."""
+    x = c.layout(call["input"])
+    over = [1] if "group" in call.name else range(len(x) - len(call["normalized_shape"]), len(x))
+    for layout in [c.layout(n) for n in call.tensors()]:
+        dims = [d for d in over if d < len(layout)] if len(layout) == len(x) else range(len(layout))
+        c.whole_dims(call, layout, dims, "normalises over these channels")
+    c.notes.append(f"{call.where}: normalises over its channels, which stay whole")
+    return [x] if "native" in call.name else x
+
+
+# --- elementwise ------------------------------------------------------------------------------------------------------
+
+
+@rule("pointwise", "aten.copy", "aten.where", "aten.masked_fill", "aten.expand_as")
+def pointwise(c: Coupling, call: Call) -> Layout:
+    """Any elementwise operation with broadcasting (every operation that torch tags as pointwise comes here)."""
+    return c.broadcast(call, list(call.tensors()), shape_of(call.node))
+
+
+@rule("aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh_copy", "aten.to", "aten._to_copy",
+      "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.zeros_like", "aten.ones_like", "aten.full_like",
+      "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.float", "aten.double", "aten.half",
+      "aten.fill", "aten.zero", "aten.type_as")  # fmt: skip
+def unchanged(c: Coupling, call: Call) -> Layout:
+    """The result lies as the (first) operand does."""
+    return c.layout(next(call.tensors()))
+
+
+@rule("aten._assert_tensor_metadata", "aten.sym_size", "aten._assert_scalar")
+def no_result(c: Coupling, call: Call) -> None:
+    """Looks at a shape or a type only."""
+
+
+@rule("aten.native_dropout")
+def native_dropout(c: Coupling, call: Call) -> list[Layout]:
+    """(result, mask)"""
+    return [c.layout(call["input"])] * 2
+
+
+@rule("aten.prelu", "aten._prelu_kernel")
+def prelu(c: Coupling, call: Call) -> Layout:
+    """One slope, or one per channel (dimension 1)."""
+    x, w = c.layout(call["self"]), c.layout(call["weight"])
+    if math.prod(shape_of(call["weight"])) > 1:
+        for ids in w:
+            if ids is not None:
+                c.couple(call, x[1] if len(x) > 1 else None, ids)
+    return x
+
+
+@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten.cumsum")
+def along_one_dim(c: Coupling, call: Call) -> Layout:
+    """The values along the dimension depend on one another: it stays whole."""
+    x = c.layout(call["self"])
+    c.whole_dims(call, x, _dims(call["dim"], len(x)), "mixes these channels")
+    return x
+
+
+@rule("aten.glu")
+def glu(c: Coupling, call: Call) -> Layout:
+    """The second half gates the first: both lose the same channels."""
+    x = list(c.layout(call["self"]))
+    d = _dim(call.get("dim", -1), len(x))
+    x[d] = c.equal_pattern(call, x[d], 2)
+    return tuple(x)
+
+
+# --- pooling, resizing, reductions ------------------------------------------------------------------------------------
+
+
+def _spatial_whole(c: Coupling, call: Call, layout: Layout, start: int) -> Layout:
+    c.whole_dims(call, layout, range(start, len(layout)), "works over these positions")
+    return (*layout[:start], *[None] * (len(layout) - start))
+
+
+def _pool(spatial: int) -> None:
+    names = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool")
+    others = ("upsample_nearest", "_upsample_nearest_exact", "reflection_pad", "replication_pad")
+    both = [f"aten.{n}{spatial}d" for n in (*names, *others)] + [f"aten.max_pool{spatial}d_with_indices"]
+    both += {1: ["aten.upsample_linear1d"], 3: ["aten.upsample_trilinear3d"]}.get(
+        spatial, ["aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa"]
+    )
+
+    @rule(*both)
+    def pool(c: Coupling, call: Call) -> Layout | list[Layout]:
+        x = c.layout(next(call.tensors()))
+        out = _spatial_whole(c, call, x, len(x) - spatial)
+        several = isinstance(call.node.meta.get("val"), (tuple, list))
+        return [out, out] if several else out
+
+
+for _n in (1, 2, 3):
+    _pool(_n)
+
+
+@rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.var", "aten.std", "aten.norm", "aten.linalg_vector_norm",
+      "aten.logsumexp", "aten.argmax", "aten.prod", "aten.any", "aten.all")  # fmt: skip
+def reduction(c: Coupling, call: Call) -> Layout:
+    """Reduced dimensions stay whole (a mean over fewer channels is another mean), the others pass."""
+    x = c.layout(call["self"])
+    dims = _dims(call.get("dim"), len(x))
+    c.whole_dims(call, x, dims, "reduces over these channels")
+    if call.get("keepdim", False):
+        return tuple(None if d in dims else ids for d, ids in enumerate(x))
+    return tuple(ids for d, ids in enumerate(x) if d not in dims)
+
+
+# --- moving ----------------------------------------------------------------------------------------------------------
+
+
+@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.unsqueeze",
+      "aten._reshape_alias", "aten.view_as", "aten.reshape_as")  # fmt: skip
+def view(c: Coupling, call: Call) -> Layout:
+    """Row-major channel arithmetic; see reshape.py."""
+    x = next(call.tensors())
+    return reshape(c, call, c.layout(x), shape_of(x), shape_of(call.node))
+
+
+@rule("aten.squeeze")
+def squeeze(c: Coupling, call: Call) -> Layout:
+    """Without a dimension it would also drop a channel dimension pruned to one, so those stay whole."""
+    x, shape = c.layout(call["self"]), shape_of(call["self"])
+    if call.get("dim") is None:
+        c.whole_dims(
+            call, x, range(len(x)), "squeeze() without a dimension could drop the channels; name the dimension"
+        )
+    return reshape(c, call, x, shape, shape_of(call.node))
+
+
+@rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim", "aten.swapaxes", "aten.mT")
+def permute(c: Coupling, call: Call) -> Layout | None:
+    """Dimensions change places."""
+    x = c.layout(next(call.tensors()))
+    rank = len(x)
+    order = list(range(rank))
+    if call.name == "aten.permute":
+        order = [_dim(d, rank) for d in call["dims"]]
+    elif call.name in ("aten.transpose", "aten.swapaxes"):
+        names = ("dim0", "dim1") if call.name == "aten.transpose" else ("axis0", "axis1")
+        a, b = (_dim(call[n], rank) for n in names)
+        order[a], order[b] = b, a
+    elif call.name == "aten.mT":
+        order[-2:] = [rank - 1, rank - 2]
+    elif call.name == "aten.movedim":
+        moved, to = ([call[n]] if isinstance(call[n], int) else list(call[n]) for n in ("source", "destination"))
+        source, target = [_dim(d, rank) for d in moved], [_dim(d, rank) for d in to]
+        rest = iter(d for d in range(rank) if d not in source)
+        order = [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
+    else:
+        order.reverse()
+    return tuple(x[d] for d in order)
+
+
+@rule("aten.expand", "aten.repeat")
+def expand(c: Coupling, call: Call) -> Layout:
+    """A dimension of one that is spread is nobody's channel yet; it follows what it meets next."""
+    x, shape, out = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
+    result = []
+    for d, size in enumerate(out):
+        at = d - len(out)
+        have = shape[at] if len(shape) >= -at else 1
+        ids = x[at] if have > 1 else None
+        if ids is not None and size != have:
+            ids = np.tile(ids, size // have)
+        result.append(c.atoms.new(size) if have == 1 and size > 1 and call.name == "aten.expand" else ids)
+    return tuple(result)
+
+
+@rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full")
+def constant(c: Coupling, call: Call) -> Layout:
+    """One number everywhere: follows what it meets (that its size was not written as a number, the check run shows)."""
+    return tuple(c.atoms.new(size) if size > 1 else None for size in shape_of(call.node))
+
+
+@rule("aten.cat", "aten.concat")
+def cat(c: Coupling, call: Call) -> Layout:
+    """Channels one after the other; the other dimensions meet."""
+    parts = [n for n in call["tensors"] if shape_of(n) != (0,)]
+    rank = len(shape_of(parts[0]))
+    d = _dim(call.get("dim", 0), rank)
+    result: list[object] = []
+    for e in range(rank):
+        ids = [c.layout(n)[e] for n in parts]
+        if e != d:
+            for other in ids[1:]:
+                c.couple(call, ids[0], other)
+            result.append(ids[0])
+        elif any(i is not None for i in ids):
+            filled = [np.zeros(shape_of(n)[d], np.int64) if i is None else i for n, i in zip(parts, ids, strict=True)]
+            result.append(np.concatenate(filled))
+        else:
+            result.append(None)
+    return tuple(result)  # type: ignore[arg-type]
+
+
+@rule("aten.stack")
+def stack(c: Coupling, call: Call) -> Layout:
+    """A new dimension; the others meet."""
+    parts = call["tensors"]
+    first = c.layout(parts[0])
+    for other in parts[1:]:
+        for a, b in zip(first, c.layout(other), strict=True):
+            c.couple(call, a, b)
+    d = _dim(call.get("dim", 0), len(first) + 1)
+    return (*first[:d], None, *first[d:])
+
+
+@rule("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split")
+def chunk(c: Coupling, call: Call) -> list[Layout]:
+    """Equal parts of a channel dimension lose the same channels; unequal parts of one keep it whole."""
+    x, shapes = c.layout(call["self"]), shapes_of(call.node)
+    d = _dim(call.get("dim", 0), len(x))
+    sizes = {shape[d] for shape in shapes}
+    if x[d] is None or len(sizes) > 1:
+        c.whole(call, x[d], "cuts the channels in unequal parts")
+        return [tuple(None if e == d else ids for e, ids in enumerate(x)) for _ in shapes]
+    c.equal_pattern(call, x[d], len(shapes))
+    width, ids = sizes.pop(), x[d]
+    return [
+        tuple((ids[i * width : (i + 1) * width] if width > 1 else None) if e == d else o for e, o in enumerate(x))
+        for i in range(len(shapes))
+    ]  # type: ignore[index]
+
+
+@rule("aten.slice")
+def slice_(c: Coupling, call: Call) -> Layout:
+    """All of a dimension passes; a part of a channel dimension keeps it whole."""
+    x, before, after = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
+    d = _dim(call.get("dim", 0), len(x))
+    if before[d] == after[d]:
+        return x
+    c.whole(call, x[d], "takes a part of the channels by number")
+    return tuple(None if e == d else ids for e, ids in enumerate(x))
+
+
+@rule("aten.select", "aten.unbind")
+def select(c: Coupling, call: Call) -> Layout | list[Layout]:
+    """One position of a dimension, which stays whole."""
+    x = c.layout(call["self"])
+    d = _dim(call.get("dim", 0), len(x))
+    c.whole(call, x[d], "takes a channel by number")
+    rest = tuple(ids for e, ids in enumerate(x) if e != d)
+    return [rest] * len(shapes_of(call.node)) if call.name == "aten.unbind" else rest
+
+
+@rule("aten.flip", "aten.roll")
+def flip(c: Coupling, call: Call) -> Layout:
+    """Moves positions within a dimension, which stays whole."""
+    x = c.layout(call["self"])
+    c.whole_dims(call, x, _dims(call["dims"], len(x)), "moves the channels")
+    return x
+
+
+@rule("aten.pad", "aten.constant_pad_nd")
+def pad(c: Coupling, call: Call) -> Layout:
+    """Padding is a constant of fixed width: it stays whole beside the channels it is put around."""
+    x, amounts = list(c.layout(call["self"])), call["pad"]
+    constant_ = call.get("mode", "constant") == "constant"
+    for k in range(len(amounts) // 2):
+        before, after = amounts[2 * k], amounts[2 * k + 1]
+        d = len(x) - 1 - k
+        ids = x[d]
+        if ids is None or (before == 0 and after == 0):
+            continue
+        if before < 0 or after < 0 or not constant_:
+            c.whole(call, ids, "crops or mirrors the channels")
+            x[d] = None
+        else:
+            x[d] = np.concatenate([np.zeros(before, np.int64), ids, np.zeros(after, np.int64)])
+    return tuple(x)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(c: Coupling, call: Call) -> Layout:
+    """[.., C r^2, H, W] to [.., C, rH, rW]: the r^2 channels of one result channel go together."""
+    x = list(_spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
+    d, r2 = len(x) - 3, call["upscale_factor"] ** 2
+    ids = x[d]
+    if ids is not None:
+        first = ids[::r2].copy()
+        c.couple(call, ids, np.repeat(first, r2))
+        x[d] = first if len(first) > 1 else None
+    return tuple(x)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(c: Coupling, call: Call) -> Layout:
+    """[.., C, rH, rW] to [.., C r^2, H, W]: each channel becomes r^2."""
+    x = list(_spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
+    d, ids = len(x) - 3, x[len(x) - 3]
+    x[d] = None if ids is None else np.repeat(ids, call["downscale_factor"] ** 2)
+    return tuple(x)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(c: Coupling, call: Call) -> Layout:
+    """Groups are interleaved and lose the same local channels."""
+    x = list(c.layout(call["self"]))
+    groups = call["groups"]
+    pattern = c.equal_pattern(call, x[1], groups)
+    x[1] = None if pattern is None else np.repeat(pattern, groups)
+    return tuple(x)

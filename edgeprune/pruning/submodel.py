@@ -1,0 +1,166 @@
+"""SubmodelPlan: which channels of every group a sub-model keeps, in global numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.pruning import codec
+from edgeprune.pruning.axes import Axis, AxisMap, axis_indices, axis_length, local_size
+
+if TYPE_CHECKING:
+    from edgeprune.pruning.graph import ChannelGraph
+
+
+class SubmodelPlan:
+    """The kept channels of every prunable group and the map from channels to tensor elements. Immutable.
+
+    ``kept``: strictly increasing channel numbers per group, at least one each; groups left out keep all their channels.
+    Raises EdgePruneError on unknown groups and on numbers that are out of range, repeated or out of order.
+    """
+
+    def __init__(self, axes: AxisMap, kept: Mapping[str, tuple[int, ...]]) -> None:
+        for name in kept:
+            if name not in axes.groups:
+                raise EdgePruneError(f"the plan names an unknown group {name!r}{nearest(name, axes.groups)}")
+        self.map = axes
+        self.kept: dict[str, tuple[int, ...]] = {}
+        self._kept: dict[str, npt.NDArray[np.int64]] = {}
+        for name, size in axes.groups.items():
+            channels = kept.get(name)
+            self.kept[name] = tuple(range(size)) if channels is None else tuple(channels)
+            self._kept[name] = _checked(name, size, self.kept[name])
+        self._indices: dict[Axis, Tensor | None] = {}
+        self._tensors: dict[str, tuple[Tensor | None, ...]] = {}
+
+    @staticmethod
+    def full(graph: ChannelGraph | AxisMap) -> SubmodelPlan:
+        """The plan that keeps everything."""
+        return SubmodelPlan(_map(graph), {})
+
+    # --- what it says ---
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        """Per tensor name one Axis per dimension."""
+        return self.map.tensors
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """The number of kept channels per group."""
+        return {name: len(channels) for name, channels in self.kept.items()}
+
+    @cached_property
+    def retention(self) -> float:
+        """Kept channels over all prunable channels (1.0 when nothing is prunable)."""
+        return sum(self.counts.values()) / self.map.total if self.map.total else 1.0
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements of all parameters and buffers of the sub-model."""
+        return sum(local_size(axes, self.counts) for axes in self.map.tensors.values())
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits of sha256 over the map and the kept channels: equal plans have equal ids."""
+        return hashlib.sha256(self.map.digest + self.kept_bytes()).hexdigest()[:16]
+
+    def indices(self, tensor: str) -> tuple[Tensor | None, ...]:
+        """Per dimension the kept positions (int64, increasing), None where all are kept; as edgeprune.ops.gather takes."""
+        found = self._tensors.get(tensor)
+        if found is None:
+            found = tuple(self._index(axis) for axis in self.map.axes(tensor))
+            self._tensors[tensor] = found
+        return found
+
+    def _index(self, axis: Axis) -> Tensor | None:
+        if axis not in self._indices:
+            index = axis_indices(axis, self._kept)
+            self._indices[axis] = None if index is None else torch.from_numpy(index)
+        return self._indices[axis]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape of the tensor in the sub-model."""
+        return tuple(axis_length(axis, self.counts) for axis in self.map.axes(tensor))
+
+    def check_local(self, local_state: Mapping[str, Tensor]) -> None:
+        """EdgePruneError unless every tensor is one of this sub-model, in its shape, and finite."""
+        for name, t in local_state.items():
+            if not isinstance(t, Tensor):
+                continue
+            if tuple(t.shape) != self.shape(name):
+                raise EdgePruneError(
+                    f"the sub-model's {name!r} has shape {tuple(t.shape)}, its plan says {self.shape(name)}"
+                )
+            if (
+                t.is_floating_point()
+                and not bool(torch.isfinite(t.detach().sum()))
+                and not bool(torch.isfinite(t).all())
+            ):
+                raise EdgePruneError(f"the sub-model's {name!r} holds NaN or infinity")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SubmodelPlan) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"SubmodelPlan({self.id}, {sum(self.counts.values())} of {self.map.total} channels)"
+
+    # --- as text and bytes ---
+
+    def to_json(self) -> str:
+        """The whole plan, map included, as a small JSON text (format: codec.py)."""
+        return codec.encode(self.map, self._kept)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> SubmodelPlan:
+        """Raises EdgePruneError (one sentence) on anything that is not a plan; allocates nothing on a count's word."""
+        axes, kept = codec.decode(text)
+        return SubmodelPlan(axes, kept)
+
+    def kept_bytes(self) -> bytes:
+        """One bitmap per group, in the map's order, each filled up to whole bytes (lowest bit first)."""
+        return b"".join(codec.bitmap(kept, self.map.groups[name]) for name, kept in self._kept.items())
+
+    @staticmethod
+    def from_kept_bytes(graph: ChannelGraph | AxisMap, data: bytes) -> SubmodelPlan:
+        """The way back from kept_bytes() for one who already has the graph or its map."""
+        axes = _map(graph)
+        need = sum((size + 7) // 8 for size in axes.groups.values())
+        if len(data) != need:
+            raise EdgePruneError(f"the kept channels of this model take {need} bytes, not {len(data)}")
+        kept, start = {}, 0
+        for name, size in axes.groups.items():
+            part = data[start : start + (size + 7) // 8]
+            kept[name] = codec.from_bitmap(part, size, name)
+            start += len(part)
+        return SubmodelPlan(axes, kept)
+
+
+def _map(graph: ChannelGraph | AxisMap) -> AxisMap:
+    return graph if isinstance(graph, AxisMap) else graph.map
+
+
+def _checked(name: str, size: int, channels: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    if not channels:
+        raise EdgePruneError(f"the plan keeps no channel of {name!r}; keep at least one")
+    if len(channels) > size:
+        raise EdgePruneError(f"the plan keeps {len(channels)} channels of {name!r}, which has {size}")
+    if any(type(c) is not int for c in channels):
+        raise EdgePruneError(f"the kept channels of {name!r} must be whole numbers")
+    if channels[0] < 0 or max(channels) >= size:
+        raise EdgePruneError(f"the plan keeps a channel of {name!r} outside 0..{size - 1}")
+    array = np.array(channels, dtype=np.int64)
+    if (np.diff(array) <= 0).any():
+        raise EdgePruneError(f"the kept channels of {name!r} must be strictly increasing")
+    return array

@@ -1,0 +1,180 @@
+"""Cutting a sub-model out of a model or of its state, and the way back.
+
+Values cross into the compiled core (edgeprune.ops) once per state, not once per layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune import ops
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning.merging import Merger
+from edgeprune.pruning.submodel import SubmodelPlan
+
+__all__ = ["Merger", "REPAIRS", "expand_state", "extract", "extract_state", "load_local"]
+
+
+def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
+    """A physically smaller copy of ``model``: cut parameters and buffers, repaired sizes in the modules' attributes.
+
+    Training flags, hooks and everything else are copied; shared tensors stay shared; the model is not changed. Raises
+    EdgePruneError when the plan was made for another model.
+    """
+    names: dict[int, str] = {}
+    tensors: list[Tensor] = []
+    for name, t in _tensors(model):
+        if id(t) not in names:
+            names[id(t)] = name
+            tensors.append(t)
+    cut = _cut(list(names.values()), tensors, plan)
+    memo: dict[int, Any] = {}
+    for old, new in zip(tensors, cut, strict=True):
+        memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    small = copy.deepcopy(model, memo)
+    for module in small.modules():
+        for kind, repair in REPAIRS.items():
+            if isinstance(module, kind):
+                repair(module)
+                break
+    return small
+
+
+def extract_state(state: Mapping[str, Tensor], plan: SubmodelPlan) -> dict[str, Tensor]:
+    """The sub-model's state dict, cut out of the full one (always new memory)."""
+    names = [n for n, t in state.items() if isinstance(t, Tensor)]
+    cut = dict(zip(names, _cut(names, [state[n] for n in names], plan), strict=True))
+    return {n: cut.get(n, t) for n, t in state.items()}
+
+
+def expand_state(
+    local: Mapping[str, Tensor], plan: SubmodelPlan, fill: float | Mapping[str, Tensor] = 0.0
+) -> dict[str, Tensor]:
+    """The full state with the sub-model's values at their global places, and ``fill`` (a number or a full state) elsewhere.
+
+    Allocates what the plan's map says, so use it with plans of your own.
+    """
+    plan.check_local(local)
+    result = {}
+    for name, t in local.items():
+        if isinstance(fill, Mapping):
+            if name not in fill or tuple(fill[name].shape) != plan.map.shape(name):
+                raise EdgePruneError(
+                    f"expand_state: the state to fill from lacks {name!r} in shape {plan.map.shape(name)}"
+                )
+            full = fill[name].detach().to(t.dtype).clone()
+        else:
+            full = torch.full(plan.map.shape(name), fill, dtype=t.dtype, device=t.device)
+        indices = plan.indices(name)
+        full[tuple(_mesh(full, indices))] = t.detach()
+        result[name] = full
+    return result
+
+
+def load_local(module: nn.Module, local_state: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a sub-model's state into an extracted module, in place and keeping its tensors; the module is returned.
+
+    Raises EdgePruneError, with nothing copied, when names or shapes do not fit.
+    """
+    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    for name, t in own.items():
+        if name not in local_state:
+            raise EdgePruneError(f"the state to load lacks {name!r}")
+        if local_state[name].shape != t.shape:
+            raise EdgePruneError(
+                f"the state to load has {name!r} of shape {tuple(local_state[name].shape)}, the module has {tuple(t.shape)}"
+            )
+    if unknown := [n for n in local_state if n not in own and isinstance(local_state[n], Tensor)]:
+        raise EdgePruneError(f"the state to load has {unknown[0]!r}, which the module lacks")
+    with torch.no_grad():
+        for name, t in own.items():
+            t.copy_(local_state[name])
+    return module
+
+
+# --- the modules' own sizes ------------------------------------------------------------------------------------------
+
+REPAIRS: dict[type[nn.Module], Callable[[Any], None]] = {}
+"""How a module's attributes follow its cut tensors; enter your own: ``REPAIRS[MyLayer] = lambda m: ...``."""
+
+
+def _conv(m: Any) -> None:
+    depthwise = m.groups > 1 and m.groups == m.in_channels
+    if m.transposed:
+        if depthwise:
+            m.groups = m.weight.shape[0]
+        m.in_channels, m.out_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+    else:
+        if depthwise:
+            m.groups = m.groups * m.weight.shape[0] // m.out_channels
+        m.in_channels, m.out_channels = m.weight.shape[1] * m.groups, m.weight.shape[0]
+
+
+def _linear(m: nn.Linear) -> None:
+    m.out_features, m.in_features = m.weight.shape
+
+
+def _norm(m: Any) -> None:
+    values = next((t for t in (m.weight, m.running_mean) if t is not None), None)
+    if values is not None:
+        m.num_features = values.shape[0]
+
+
+def _embedding(m: nn.Embedding) -> None:
+    m.embedding_dim = m.weight.shape[1]
+
+
+def _prelu(m: nn.PReLU) -> None:
+    m.num_parameters = m.weight.shape[0]
+
+
+REPAIRS.update(
+    {
+        nn.modules.conv._ConvNd: _conv,
+        nn.Linear: _linear,
+        nn.modules.batchnorm._NormBase: _norm,
+        nn.Embedding: _embedding,
+        nn.PReLU: _prelu,
+    }
+)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _cut(names: list[str], tensors: list[Tensor], plan: SubmodelPlan) -> list[Tensor]:
+    """The kept part of every tensor; all float tensors that lose something go through the core at once."""
+    for name, t in zip(names, tensors, strict=True):
+        if tuple(t.shape) != plan.map.shape(name):
+            raise EdgePruneError(
+                f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(t.shape)}; use the model it was made for"
+            )
+    indices = [plan.indices(name) for name in names]
+    result: list[Tensor | None] = [None] * len(tensors)
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for i, (t, index) in enumerate(zip(tensors, indices, strict=True)):
+        if all(part is None for part in index):
+            result[i] = t.detach().clone()
+        else:
+            by_dtype.setdefault(t.dtype, []).append(i)
+    for at in by_dtype.values():
+        cut = ops.gather_many([tensors[i].detach() for i in at], [indices[i] for i in at])
+        for i, part in zip(at, cut, strict=True):
+            result[i] = part
+    return result  # type: ignore[return-value]
+
+
+def _mesh(full: Tensor, indices: tuple[Tensor | None, ...]) -> Iterator[Tensor]:
+    for d, index in enumerate(indices):
+        kept = torch.arange(full.shape[d]) if index is None else index
+        yield kept.reshape([-1 if e == d else 1 for e in range(full.dim())]).to(full.device)

@@ -1,0 +1,147 @@
+"""The safety net of ChannelGraph.trace: cut the model at random, and compare with the full one where the cut is zero.
+
+What the rules cannot see, such as a ``view(-1, 6272)`` with the number written out or a size held in an attribute, shows
+here. The weights are replaced by random ones, because trained ones may hide a wrong coupling (a residual branch that
+starts at zero).
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgeprune.pruning.submodel import SubmodelPlan
+from edgeprune.pruning.surgery import extract
+
+if TYPE_CHECKING:
+    from edgeprune.pruning.graph import ChannelGraph
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def failing_groups(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> dict[str, str]:
+    """The groups that cannot be cut, with the reason. ``random``: the training path draws numbers, compare shapes only.
+
+    All groups are tried at once; on failure the first one that breaks is found by bisection and the rest tried again.
+    """
+    trial = _Trial(model, graph, inputs, random)
+    names = list(graph.prunable)
+    failing: dict[str, str] = {}
+    while names and (why := trial.failure(names)) is not None:
+        low, high = 0, len(names)  # names[:low] works, names[:high] fails
+        while high - low > 1:
+            middle = (low + high) // 2
+            reason = trial.failure(names[:middle])
+            if reason is None:
+                low = middle
+            else:
+                high, why = middle, reason
+        failing[names[high - 1]] = why
+        del names[high - 1]
+    return failing
+
+
+class _Trial:
+    """One random cut per group, fixed, so that a failure is the same in every subset of groups."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> None:
+        rng = np.random.default_rng(0)
+        self.graph, self.random = graph, random
+        self.model = copy.deepcopy(model).double()
+        self.inputs = pytree.tree_map(lambda x: x.double() if _is_float(x) else x, inputs)
+        self.kept: dict[str, tuple[int, ...]] = {}
+        for name, size in graph.map.groups.items():
+            count = int(rng.integers(1, size))
+            self.kept[name] = tuple(sorted(rng.choice(size, count, replace=False).tolist()))
+        trained = {n: t.clone() for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
+        randomise(self.model, rng)
+        if not all(bool(torch.isfinite(y).all()) for y in self._run(self.model, False) if _is_float(y)):
+            self.model.load_state_dict(trained, strict=False)
+
+    def failure(self, names: list[str]) -> str | None:
+        """Why the model cut in these groups differs from the full one, or None."""
+        kept = {n: self.kept[n] if n in names else tuple(range(s)) for n, s in self.graph.map.groups.items()}
+        plan = SubmodelPlan(self.graph.map, kept)
+        small = extract(self.model, plan)
+        masked = copy.deepcopy(self.model)
+        mask(masked, plan)
+        for training in (False, True):
+            expected = self._run(masked, training)
+            try:
+                actual = self._run(small, training)
+            except Exception as e:
+                return f"with fewer channels the forward pass fails: {_sentence(e)}"
+            if [getattr(y, "shape", y) for y in expected] != [getattr(y, "shape", y) for y in actual]:
+                return "with fewer channels the output has another shape"
+            if training and self.random:
+                continue
+            if not all(_close(a, b) for a, b in zip(actual, expected, strict=True)):
+                return "with fewer channels the output differs from that of the full model with zeros"
+        return None
+
+    def _run(self, model: nn.Module, training: bool) -> list[Any]:
+        model.train(training)
+        with torch.no_grad():
+            return pytree.tree_leaves(
+                model(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.inputs))
+            )
+
+
+def mask(model: nn.Module, plan: SubmodelPlan) -> None:
+    """Zero, in place, every element of the full model that the plan removes (running variances become one)."""
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            for d, index in enumerate(plan.indices(name)):
+                if index is not None:
+                    gone = torch.ones(t.shape[d], dtype=torch.bool)
+                    gone[index] = False
+                    t.index_fill_(d, gone.nonzero()[:, 0], 1.0 if name.endswith("running_var") else 0.0)
+
+
+def randomise(model: nn.Module, rng: np.random.Generator) -> None:
+    """Fill parameters and batch norm statistics with random numbers of a size that keeps activations bounded."""
+
+    def draw(t: Tensor, low: float, high: float) -> None:
+        t.copy_(torch.from_numpy(rng.uniform(low, high, tuple(t.shape))))
+
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.is_floating_point():
+                width = float(np.sqrt(6 / max(1, p.numel() // p.shape[0]))) if p.dim() > 1 else 1.0
+                draw(p, -width, width)
+        for module in model.modules():
+            mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if isinstance(mean, Tensor) and isinstance(var, Tensor):
+                draw(mean, -0.5, 0.5)
+                draw(var, 0.5, 1.5)
+
+
+def _is_float(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _close(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        return bool(a == b)
+    if not a.is_floating_point():
+        return bool(torch.equal(a, b))
+    error = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
+    scale = b.double().abs().max() if b.numel() else torch.zeros(())
+    tolerance = 1e-6 if a.dtype == torch.float64 else 1e-2
+    return bool(error <= tolerance * (1e-6 + scale))  # not true for NaN
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of the error and the user's own line that raised it."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_TORCH) and frame.filename != __file__:
+            return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+    return text
