@@ -6,16 +6,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.report import style
-from edgeprune.report.labels import End, headroom, label_ends
+from edgeprune.report.labels import End, headroom, label_early_ends, label_ends
 from edgeprune.report.series import Evaluation, Run, read_runs
 
 WIDTH, HEIGHT = 464, 300  # of one figure, in CSS pixels; one pixel is drawn as 1/72 inch
-_LEFT, _TOP, _BOTTOM = 52, 14, 46
+_LEFT, _TOP, _BOTTOM = 42, 12, 46
 LABELLED_DEVICES = 12
 _WIDE = 8.0  # slowest over fastest from which a logarithmic axis shows more
 
@@ -57,13 +58,15 @@ def accuracy_against_bytes(axes: Any, runs: Sequence[Run]) -> None:
 
 def update_times(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str]) -> None:
     """Seconds from send to receipt of every device, over rounds; ``runs`` share the scale. Crosses are rejections."""
-    values = [value for other in runs for points in other.times.values() for _, value in points if value > 0]
-    unit = style.time_unit(max(values, default=1.0))
+    values = _positive_times(runs)
+    unit = update_unit(runs)
     ends = _devices(axes, {d: [(r, v / unit.per) for r, v in p] for d, p in run.times.items()}, order)
     out = {(round_, device) for round_, device, _ in run.rejected}
     crosses = [(r, v / unit.per) for device, points in run.times.items() for r, v in points if (r, device) in out]
     if crosses:
-        axes.plot(*zip(*crosses, strict=True), "x", color=style.colour("alarm"), markersize=6, markeredgewidth=1.6)
+        axes.plot(
+            *zip(*crosses, strict=True), "x", color=style.colour("alarm"), markersize=7, markeredgewidth=2, zorder=5
+        )
     if values and max(values) / min(values) > _WIDE:
         axes.set_yscale("log")
         axes.set_ylim(min(values) / unit.per / 1.15, max(values) / unit.per * 1.15)
@@ -71,7 +74,11 @@ def update_times(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str])
     else:
         axes.set_ylim(0, max(values, default=1.0) / unit.per * 1.06)
     _rounds(axes, runs, ends)
-    axes.set_ylabel(f"update time ({unit.name})")
+
+
+def update_unit(runs: Sequence[Run]) -> style.Unit:
+    """The unit of :func:`update_times`, which stands in the figure's caption."""
+    return style.time_unit(max(_positive_times(runs), default=1.0))
 
 
 def retention(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str]) -> None:
@@ -80,7 +87,6 @@ def retention(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str]) ->
     axes.set_ylim(0, 1.04)
     _percent(axes)
     _rounds(axes, runs, ends)
-    axes.set_ylabel("channels kept")
 
 
 def device_order(runs: Sequence[Run]) -> list[str]:
@@ -116,10 +122,11 @@ def overview(rundirs: Sequence[str | Path], path_png: str | Path, dpi: int = 144
 
         made = Figure(figsize=(1180 / 72, 330 / 72), dpi=dpi, facecolor="white")
         names, devices = headroom([run.label for run in runs]), headroom(labelled(order))
+        times = f"Update time ({update_unit([shown]).name}), {shown.label}"
         panels: list[tuple[str, float, Callable[[Any], None]]] = [
-            ("Accuracy of the global model", names, lambda axes: accuracy_against_time(axes, runs)),
-            (f"Update time of each device, {shown.label}", devices, lambda a: update_times(a, shown, [shown], order)),
-            (f"Channels each device keeps, {shown.label}", devices, lambda a: retention(a, shown, [shown], order)),
+            ("Accuracy", names, lambda axes: accuracy_against_time(axes, runs)),
+            (times, devices, lambda axes: update_times(axes, shown, [shown], order)),
+            (f"Channels kept, {shown.label}", devices, lambda axes: retention(axes, shown, [shown], order)),
         ]
         width = 1180 / len(panels)
         for k, (title, right, draw) in enumerate(panels):
@@ -142,6 +149,9 @@ def overview(rundirs: Sequence[str | Path], path_png: str | Path, dpi: int = 144
 
 
 def _accuracy(axes: Any, runs: Sequence[Run], x_of: Callable[[Evaluation], float], x_name: str) -> None:
+    if not any(run.evaluations for run in runs):
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=style.colour("muted"))
+        return
     ends = []
     lowest = 1.0
     for index, run in enumerate(runs):
@@ -153,14 +163,18 @@ def _accuracy(axes: Any, runs: Sequence[Run], x_of: Callable[[Evaluation], float
         axes.plot(*points[-1], "o", color=hue, markersize=5.5, zorder=4, clip_on=False)
         ends.append(End(*points[-1], run.label, hue))
         lowest = min(lowest, *(y for _, y in points))
-    highest = max((end.y for end in ends), default=1.0)
-    room = max(0.02, (highest - lowest) * 0.06)
-    axes.set_ylim(max(0.0, lowest - room), min(1.0, max(e.accuracy for r in runs for e in r.evaluations) + room))
-    axes.set_xlim(0, max(end.x for end in ends) * 1.02 or 1.0)
+    highest = max(e.accuracy for run in runs for e in run.evaluations)
+    furthest = max(end.x for end in ends) or 1.0
+    early = [end for end in ends if end.x < 0.9 * furthest]
+    curves = [(x_of(e), e.accuracy) for run in runs for e in run.evaluations]
+    room = max(0.01, highest - lowest)
+    axes.set_ylim(max(0.0, lowest - 0.05 * room), highest + (0.12 if early else 0.05) * room)
+    axes.set_xlim(0, furthest)
     _percent(axes)
     axes.set_xlabel(x_name)
-    axes.set_ylabel("accuracy")
-    label_ends(axes, ends)
+    above = [max(y for x, y in curves if abs(x - end.x) <= 0.12 * furthest) for end in early]
+    label_early_ends(axes, [replace(end, y=y) for end, y in zip(early, above, strict=True)])
+    label_ends(axes, [end for end in ends if end not in early])
 
 
 def _devices(axes: Any, series: dict[str, Points], order: Sequence[str], steps: bool = False) -> list[End]:
@@ -194,9 +208,13 @@ def _rounds(axes: Any, runs: Sequence[Run], ends: Sequence[End]) -> None:
 
     last = max(run.rounds for run in runs)
     axes.set_xlim(1 if last > 1 else 0.5, last if last > 1 else 1.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round")
     label_ends(axes, ends)
+
+
+def _positive_times(runs: Sequence[Run]) -> list[float]:
+    return [value for run in runs for points in run.times.values() for _, value in points if value > 0]
 
 
 def _percent(axes: Any) -> None:
@@ -204,6 +222,8 @@ def _percent(axes: Any) -> None:
 
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0001)])
+    axes.set_ylim(low, high)
     digits = 1 if high - low < 0.04 else 0
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{digits}f}%"))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 LONGEST = 22
 
 
@@ -99,10 +98,40 @@ def label_ends(axes: Any, ends: Sequence[End], size: float = 11, gap_px: float =
         )
 
 
+def label_early_ends(axes: Any, ends: Sequence[End], size: float = 11) -> None:
+    """Write each text above the end of its line, for lines that stop inside the axes; one higher where two collide."""
+    box = axes.get_position()
+    width = box.width * axes.figure.get_figwidth() * 72
+    height = box.height * axes.figure.get_figheight() * 72
+    to_axes = axes.transData + axes.transAxes.inverted()
+    taken: list[tuple[float, float, float]] = []  # (left, right, middle) in pixels
+    for end in sorted(ends, key=lambda end: (end.y, end.x)):
+        x, y = (float(v) for v in to_axes.transform((end.x, end.y)))
+        half = len(shortened(end.text)) * size * 0.3
+        middle = min(max(x * width, half), width - half)
+        place = y * height + size
+        while any(middle - half < right and left < middle + half and abs(place - at) < 13 for left, right, at in taken):
+            place += 2
+        taken.append((middle - half, middle + half, place))
+        axes.text(
+            middle / width,
+            place / height,
+            shortened(end.text),
+            transform=axes.transAxes,
+            color=end.colour,
+            fontsize=size,
+            va="center_baseline",
+            ha="center",
+            parse_math=False,
+            clip_on=False,
+            zorder=5,
+        )
+
+
 def headroom(texts: Sequence[str], size: float = 11) -> float:
     """Pixels to leave at the right for such labels, a little more than DejaVu Sans takes."""
     longest = max((len(shortened(text)) for text in texts), default=0)
     return 24 + longest * size * 0.6
 
 
-__all__ = ["End", "headroom", "label_ends", "shortened", "spread"]
+__all__ = ["End", "headroom", "label_early_ends", "label_ends", "shortened", "spread"]

@@ -19,7 +19,7 @@ def render(runs: Sequence[Run]) -> str:
     """The whole page about ``runs``. Everything that came from a user is escaped."""
     css = resources.files("edgeprune.report").joinpath("page.css").read_text(encoding="utf-8")
     title = words.title(runs)
-    sections = [_summary(runs), _accuracy(runs), *_devices(runs), _rejected(runs), _settings(runs)]
+    sections = [_summary(runs), _accuracy(runs), _devices(runs), _rejected(runs), _settings(runs)]
     return "\n".join(
         [
             "<!doctype html>",
@@ -59,24 +59,26 @@ def _summary(runs: Sequence[Run]) -> str:
     several = len(runs) > 1
     base = compare.baseline(runs)
     goal = compare.common_accuracy(runs) if several else None
-    heads = ["Run", "Rounds", "Final accuracy", "Best accuracy", "Virtual time"]
+    clock = style.time_unit(max(run.time_s for run in runs))
+    size = style.byte_unit(max(max(run.upload_bytes, run.download_bytes) for run in runs))
+    heads = ["Run", "Rounds", "Final accuracy", "Best accuracy", f"Virtual time ({clock.name})"]
     heads += [f"Speed-up against {base.label}"] if several else []
-    heads += [f"Time to {goal:.1%}" if goal is not None and goal >= 0.95 else f"Time to {goal:.0%}"] if goal else []
-    heads += ["Upload", "Download", "Rejected updates"]
+    heads += [f"Time to {words.percent(goal)} ({clock.name})"] if goal else []
+    heads += [f"Upload ({size.name})", f"Download ({size.name})", "Rejected updates"]
     rows = []
     for index, run in enumerate(runs):
-        swatch = f'<span class="swatch" style="background:var(--run-{index % style.RUN_COLOURS})"></span>'
         algorithm = "" if run.label == run.algorithm else f" <small>{_e(run.algorithm)}</small>"
-        cells = [str(run.rounds), words.accuracy(run.final), _best(run), _e(style.shown_time(run.time_s))]
+        cells = [str(run.rounds), words.accuracy(run.final), _best(run), style.significant(run.time_s / clock.per)]
         if several:
             gain = compare.speed_up(run, base)
             cells.append("baseline" if run is base else "–" if gain is None else f"{gain[0]:.2f}×")
         if goal:
             reached = run.first_at(goal)
-            cells.append("–" if reached is None else _e(style.shown_time(reached.time_s)))
-        cells += [_megabytes(run.upload_bytes), _megabytes(run.download_bytes), f"{len(run.rejected):,}"]
+            cells.append("–" if reached is None else style.significant(reached.time_s / clock.per))
+        cells += [style.significant(count / size.per) for count in (run.upload_bytes, run.download_bytes)]
+        cells.append(f"{len(run.rejected):,}")
         rows.append(
-            f'<tr><th scope="row">{swatch}{_e(run.label)}{algorithm}</th>'
+            f'<tr><th scope="row">{_swatch(index)}{_e(run.label)}{algorithm}</th>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
@@ -102,38 +104,30 @@ def _accuracy(runs: Sequence[Run]) -> str:
             draw(axes, runs)
             drawing = svg.inline(made, f"accuracy-{name}", words.describe_accuracy(runs, name))
         drawings.append(_figure(caption, "", drawing))
-    return _section("Accuracy", "Of the global model on the test set.", drawings)
+    names = "".join(f"<li>{_swatch(index)}{_e(run.label)}</li>" for index, run in enumerate(runs))
+    legend = f'<ul class="legend">{names}</ul>' if len(runs) > 1 else ""
+    return _section("Accuracy", "Of the global model on the test set.", drawings, legend)
 
 
-def _devices(runs: Sequence[Run]) -> list[str]:
+def _devices(runs: Sequence[Run]) -> str:
+    """Update times of every run, then retention of those that prune."""
     order = figures.device_order(runs)
     right = headroom(figures.labelled(order))
-    times, kept = [], []
-    for index, run in enumerate(runs):
-        caption = run.label if len(runs) > 1 else ""
-        if run.times:
+    drawings = []
+    unit = figures.update_unit(runs).name
+    for kind, caption, wanted, draw, describe in (
+        ("times", f"Update time ({unit})", lambda run: run.times, figures.update_times, words.describe_times),
+        ("retention", "Channels kept", lambda run: run.prunes, figures.retention, words.describe_retention),
+    ):
+        for index, run in enumerate(runs):
+            if not wanted(run):
+                continue
             with figures.look():
                 made, axes = figures.figure(right)
-                figures.update_times(axes, run, runs, order)
-                drawing = svg.inline(made, f"times-{index}", words.describe_times(run))
-            times.append(_figure("Update time", caption, drawing))
-        if run.prunes:
-            with figures.look():
-                made, axes = figures.figure(right)
-                figures.retention(axes, run, runs, order)
-                drawing = svg.inline(made, f"retention-{index}", words.describe_retention(run))
-            kept.append(_figure("Retention", caption, drawing))
-    sections = []
-    if times:
-        crosses = " A cross is an update that was rejected." if any(run.rejected for run in runs) else ""
-        note = f"From send to receipt: download, local training, upload. Dark lines are slow devices.{crosses}"
-        sections.append(_section("Update time per device", note, times))
-    whole = [run.label for run in runs if not run.prunes]
-    note = "Share of the model's channels that a device holds and trains."
-    if whole:
-        note += f" Every device kept the whole model in {words.listed(whole)}."
-    sections.append(_section("Retention per device", note, kept))
-    return sections
+                draw(axes, run, runs, order)
+                drawing = svg.inline(made, f"{kind}-{index}", describe(run))
+            drawings.append(_figure(caption, run.label if len(runs) > 1 else "", drawing))
+    return _section("Devices", words.devices_note(runs), drawings) if drawings else ""
 
 
 def _rejected(runs: Sequence[Run]) -> str:
@@ -177,9 +171,11 @@ def _settings(runs: Sequence[Run]) -> str:
     return "".join(parts) + "</section>"
 
 
-def _section(title: str, note: str, drawings: Sequence[str]) -> str:
-    body = f'<div class="figures">{"".join(drawings)}</div>' if drawings else ""
-    return f'<section><h2>{_e(title)}</h2><p class="note">{_e(note)}</p>{body}</section>'
+def _section(title: str, note: str, drawings: Sequence[str], legend: str = "") -> str:
+    return (
+        f'<section><h2>{_e(title)}</h2><p class="note">{_e(note)}</p>{legend}'
+        f'<div class="figures">{"".join(drawings)}</div></section>'
+    )
 
 
 def _figure(caption: str, of: str, drawing: str) -> str:
@@ -187,13 +183,13 @@ def _figure(caption: str, of: str, drawing: str) -> str:
     return f"<figure><figcaption>{_e(caption)}{extra}</figcaption>{drawing}</figure>"
 
 
+def _swatch(index: int) -> str:
+    return f'<span class="swatch" style="background:var(--run-{index % style.RUN_COLOURS})"></span>'
+
+
 def _best(run: Run) -> str:
     best = run.best
     return "–" if best is None else f"{best.accuracy:.2%} <small>round {best.round}</small>"
-
-
-def _megabytes(count: int) -> str:
-    return _e(style.shown_bytes(count))
 
 
 def _toml(config: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ ROLES: dict[str, tuple[str, str]] = {
     "grid": ("#e3e6ea", "#2b3138"),
     "axis": ("#b4bbc3", "#4a525b"),
     "surface": ("#fefefe", "#15191e"),
-    "alarm": ("#b3261e", "#ff8a80"),
     "run-0": ("#0b63b5", "#63b0f7"),
     "run-1": ("#d1550b", "#ff9a56"),
     "run-2": ("#07866a", "#3fcfa6"),
@@ -29,7 +28,7 @@ RUN_COLOURS = 6
 
 # Fastest to slowest device: stops of the ramp in each theme.
 _RAMP_LIGHT = ("#f2a65a", "#e0685c", "#b03a79", "#6c2486", "#2a1a5e")
-_RAMP_DARK = ("#fde08a", "#fba25f", "#ec6f80", "#b877d9", "#7f8cf5")
+_RAMP_DARK = ("#ffc680", "#fb9a5f", "#ec6f80", "#b877d9", "#7f8cf5")
 DEVICE_STEPS = 16
 
 
@@ -71,7 +70,7 @@ def device_colour(rank: int, count: int) -> str:
     return colour(f"device-{step}")
 
 
-RC: dict[str, Any] = {
+RC: Any = {  # a dict[str, Any]; matplotlib's newest stubs want each key spelt out
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 11.5,

@@ -30,7 +30,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = []
     for name, section, key in (
         ("Task", "task", "name"),
-        ("Data", "data", "partition"),
+        ("Partition", "data", "partition"),
         ("Seed", "run", "seed"),
     ):
         values = list(dict.fromkeys(str(_setting(run, section, key)) for run in runs))
@@ -39,7 +39,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found.insert(2, ("Devices", listed(devices)))
     ratios = [ratio for run in runs if (ratio := first_spread(run)) is not None]
     if ratios:
-        found.insert(3, ("Slowest to fastest at start", listed(list(dict.fromkeys(f"{r:.1f}×" for r in ratios)))))
+        found.insert(3, ("Slowest to fastest device, first round", f"{statistics.median(ratios):.1f}×"))
     return found
 
 
@@ -51,6 +51,25 @@ def table_note(runs: Sequence[Run], base: Run) -> str:
         f"Speed-up: virtual time of {base.label} divided by that of the run, over {over} rounds that both finished. "
         "Time to an accuracy is that of the first evaluation that reached it."
     )
+
+
+def devices_note(runs: Sequence[Run]) -> str:
+    """How to read the figures about devices."""
+    text = "Update time counts from send to receipt: download, local training, upload. "
+    text += "The colour runs from orange, the fastest device, to violet, the slowest."
+    if any(run.rejected for run in runs):
+        text += " A cross is an update that was rejected."
+    whole = [run.label for run in runs if not run.prunes]
+    if whole:
+        where = f" in {listed(whole)}" if len(runs) > 1 else ""
+        text += f" Every device kept the whole model{where}."
+    return text
+
+
+def percent(share: float) -> str:
+    """Without decimals where there are none."""
+    text = f"{share:.1%}"
+    return text.replace(".0%", "%")
 
 
 def provenance(runs: Sequence[Run]) -> str:
