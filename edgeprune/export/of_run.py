@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from edgeprune.export.onnx import Exported, check_destination, export_onnx, stag
 from edgeprune.export.parity import Parity, check_parity
 
 PARITY_ROWS = 256
-ACCURACY_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,21 @@ def export_run(
         hint = f"; {close}" if close.startswith("did") else ""
         raise EdgePruneError(f"export: the run has no client {client!r}; it has {shown or 'none'}{hint}")
     task = run.task()
-    test = _test_set(task, data_dir)
+    dataset, data_note = _load(task, data_dir)
+    rows = None if dataset is None else dataset.normalise(dataset.test.x[:PARITY_ROWS])
     examples = task.example_inputs()
 
     whole, _ = run.model(None)
     model, plan = run.model(client) if client is not None else (whole, None)
-    accuracy = _accuracy(model, task, test)
-    details = _describe(run, plan, accuracy, test)
+    accuracy = _accuracy(model, task, dataset)
+    details = _describe(run, plan, accuracy, dataset)
     destination = Path(path)
     with staged(destination) as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         file = export_onnx(model, examples, draft, target=target, metadata=details)
-        if test.rows is None:
+        if rows is None:
             parity = check_parity(model, draft, examples)
         else:
-            parity = check_parity(model, draft, test.rows[:PARITY_ROWS], real=True)
+            parity = check_parity(model, draft, rows, real=True)
         files = [draft]
         if client is not None:
             files.append(export_onnx(whole, examples, Path(scratch) / "whole.onnx", target=target).path)
@@ -101,7 +101,7 @@ def export_run(
     part = None
     if client is not None:
         part = exported
-        exported = _side(whole, examples, sizes[1], latencies[1], _accuracy(whole, task, test))
+        exported = _side(whole, examples, sizes[1], latencies[1], _accuracy(whole, task, dataset))
     return RunExport(
         file=Exported(**{**vars(file), "path": destination}),
         parity=parity,
@@ -109,8 +109,8 @@ def export_run(
         whole=exported,
         part=part,
         threads=threads,
-        accuracy_rows=0 if test.rows is None else len(test.rows),
-        data_note=test.note,
+        accuracy_rows=0 if dataset is None else len(dataset.test),
+        data_note=data_note,
     )
 
 
@@ -120,33 +120,22 @@ def _open(run_dir: str | os.PathLike[str]) -> Any:
     return RunDir(Path(run_dir))
 
 
-@dataclass(frozen=True)
-class _TestSet:
-    """float32 [N, ...], int64 [N]; both None when the data are not on this machine, and ``note`` says why."""
-
-    rows: Tensor | None
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    note: str
-
-
-def _test_set(task: Any, data_dir: str | None) -> _TestSet:
-    from edgeprune import data
-
+def _load(task: Any, data_dir: str | None) -> tuple[Any, str]:
+    """(the task's data, where the rows are from), or (None, why they are not on this machine)."""
     try:
-        dataset = data.load(task.dataset, data_dir)
+        dataset = task.load_data(data_dir)
     except EdgePruneError as error:
-        return _TestSet(None, None, (), str(error))
-    rows = dataset.normalise(dataset.test.x[:ACCURACY_ROWS])
-    return _TestSet(rows, dataset.test.y[:ACCURACY_ROWS], tuple(dataset.classes), f"the test set of {dataset.name}")
+        return None, str(error)
+    return dataset, f"the test set of {dataset.name}"
 
 
-def _accuracy(model: nn.Module, task: Any, test: _TestSet) -> float | None:
-    """Share of correct answers in eval mode; the model's training flags are put back."""
-    rows, labels = test.rows, test.labels
-    if rows is None or labels is None:
+def _accuracy(model: nn.Module, task: Any, dataset: Any) -> float | None:
+    """Share of correct answers on the whole test set, None without data."""
+    if dataset is None:
         return None
-    return in_eval(model, lambda: _share_correct(model, task.correct, rows, labels))
+    from edgeprune.tasks import evaluate
+
+    return float(in_eval(model, lambda: evaluate(model, dataset, task))[0])
 
 
 def in_eval(model: nn.Module, work: Callable[[], Any]) -> Any:
@@ -161,11 +150,6 @@ def in_eval(model: nn.Module, work: Callable[[], Any]) -> Any:
             module.training = flag
 
 
-def _share_correct(model: nn.Module, correct: Callable[[Tensor, Tensor], int], rows: Tensor, labels: Tensor) -> float:
-    hits = sum(int(correct(model(x), y)) for x, y in zip(rows.split(256), labels.split(256), strict=True))
-    return hits / max(1, labels.numel())
-
-
 def _side(model: nn.Module, examples: tuple[Tensor, ...], size: int, latency: float, accuracy: float | None) -> Side:
     from edgeprune.pruning import cost
 
@@ -173,7 +157,7 @@ def _side(model: nn.Module, examples: tuple[Tensor, ...], size: int, latency: fl
     return Side(sum(p.numel() for p in model.parameters()), int(macs), size, latency, accuracy)
 
 
-def _describe(run: Any, plan: Any, accuracy: float | None, test: _TestSet) -> Mapping[str, object]:
+def _describe(run: Any, plan: Any, accuracy: float | None, dataset: Any) -> Mapping[str, object]:
     """The file's own account of itself. The device's name stays out: it may be a person's."""
     config = run.config
     details: dict[str, object] = {
@@ -181,8 +165,10 @@ def _describe(run: Any, plan: Any, accuracy: float | None, test: _TestSet) -> Ma
         "task": config["task"]["name"],
         "precision": "fp32",
     }
-    if test.classes:
-        details["classes"] = list(test.classes)
+    if dataset is not None:
+        details["classes"] = list(dataset.classes)
+        if is_dataclass(dataset.normalise):  # plain numbers: input = (stored value / unit - mean) / std
+            details["normalisation"] = asdict(dataset.normalise)  # type: ignore[arg-type]
     if plan is not None:
         details["retention"] = round(float(plan.retention), 6)
         details["plan"] = plan.id

@@ -65,7 +65,7 @@ def update_times(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str])
     crosses = [(r, v / unit.per) for device, points in run.times.items() for r, v in points if (r, device) in out]
     if crosses:
         axes.plot(
-            *zip(*crosses, strict=True), "x", color=style.colour("alarm"), markersize=7, markeredgewidth=2, zorder=5
+            *zip(*crosses, strict=True), "x", color=style.colour("ink"), markersize=8, markeredgewidth=2.2, zorder=5
         )
     if values and max(values) / min(values) > _WIDE:
         axes.set_yscale("log")
