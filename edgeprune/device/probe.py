@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprune.device.machine import usable_cores
+
 ROOT = Path("/")
 
 # What the kernels can use, as the Linux kernel spells it in /proc/cpuinfo, in order of age.
@@ -66,7 +68,7 @@ def machine(root: Path = ROOT) -> Machine:
         cpu=cpu_name(cpuinfo),
         simd=simd(cpuinfo),
         cores=os.cpu_count() or 1,
-        cores_usable=_cores_usable(),
+        cores_usable=usable_cores(),
         memory_total=total,
         memory_free=free,
         python=platform.python_version(),
@@ -134,14 +136,6 @@ def memory(root: Path = ROOT) -> tuple[int | None, int | None]:
         if used is not None and free is not None:
             free = min(free, max(0, limit - used))
     return total, free
-
-
-def _cores_usable() -> int:
-    """Cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 def _integer(path: Path) -> int | None:

@@ -63,9 +63,9 @@ def update_times(axes: Any, run: Run, runs: Sequence[Run], order: Sequence[str])
     ends = _devices(axes, {d: [(r, v / unit.per) for r, v in p] for d, p in run.times.items()}, order)
     out = {(round_, device) for round_, device, _ in run.rejected}
     crosses = [(r, v / unit.per) for device, points in run.times.items() for r, v in points if (r, device) in out]
-    if crosses:
+    for hue, size in (("surface", 4.5), ("ink", 2.0)) if crosses else ():
         axes.plot(
-            *zip(*crosses, strict=True), "x", color=style.colour("ink"), markersize=8, markeredgewidth=2.2, zorder=5
+            *zip(*crosses, strict=True), "x", color=style.colour(hue), markersize=7, markeredgewidth=size, zorder=5
         )
     if values and max(values) / min(values) > _WIDE:
         axes.set_yscale("log")
