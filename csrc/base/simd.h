@@ -6,7 +6,9 @@
 //         and reads as 0), splat, + * /, select_positive(c, a, b) = c > 0 ? a : b lane by lane, bits kept
 //   F64   `lanes` doubles:  zero, load, store, +, *, abs, sqrt
 //   widen(v, out)           F32::lanes floats to F32::lanes / F64::lanes vectors of doubles, exact
-//   compress_store          see there; only where EDGEPRUNE_SIMD_COMPRESS is defined
+//   compress(x, bits)       the lanes whose bit is set, moved to the front in order; the rest is unspecified
+//   expand(x, bits)         lanes whose bit is set take x's front lanes in order; the rest is unspecified
+//   select(bits, a, b)      a where the bit is set, else b
 //
 // There is no fused multiply-add on purpose: a product rounds before it is added, as in scalar code, so every set
 // gives the same bits. Kernels for which speed matters more than equal bits will want one beside these.
@@ -27,6 +29,25 @@ namespace edgeprune {
 namespace {
 namespace simd {
 
+// For sets without an instruction for it: for each pattern of bits the lane that each lane takes, one byte a lane.
+template <int Lanes>
+struct LaneOrders {
+    uint64_t compress[1 << Lanes] = {}, expand[1 << Lanes] = {};
+    constexpr LaneOrders() {
+        for (int bits = 0; bits < (1 << Lanes); ++bits) {
+            int front = 0;
+            for (int lane = 0; lane < Lanes; ++lane) {
+                if (!(bits >> lane & 1)) continue;
+                compress[bits] |= static_cast<uint64_t>(lane) << (8 * front);
+                expand[bits] |= static_cast<uint64_t>(front) << (8 * lane);
+                ++front;
+            }
+        }
+    }
+};
+template <int Lanes>
+constexpr LaneOrders<Lanes> kOrders{};
+
 #if defined(EDGEPRUNE_SIMD_AVX512)
 
 struct F32 {
@@ -43,6 +64,13 @@ struct F32 {
     friend F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) {
         return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+    }
+    static F32 compress(F32 x, unsigned bits) {
+        return {_mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x.v)};
+    }
+    static F32 expand(F32 x, unsigned bits) { return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), x.v)}; }
+    static F32 select(unsigned bits, F32 a, F32 b) {
+        return {_mm512_mask_blend_ps(static_cast<__mmask16>(bits), b.v, a.v)};
     }
 };
 
@@ -81,6 +109,20 @@ struct F32 {
     friend F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) {
         return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(c.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
+    }
+    static __m256i lanes_of(uint64_t bytes) {
+        return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes)));
+    }
+    static F32 compress(F32 x, unsigned bits) {
+        return {_mm256_permutevar8x32_ps(x.v, lanes_of(kOrders<8>.compress[bits]))};
+    }
+    static F32 expand(F32 x, unsigned bits) {
+        return {_mm256_permutevar8x32_ps(x.v, lanes_of(kOrders<8>.expand[bits]))};
+    }
+    static F32 select(unsigned bits, F32 a, F32 b) {
+        const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
+        return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane_bit)))};
     }
 };
 
@@ -123,6 +165,22 @@ struct F32 {
     friend F32 operator*(F32 a, F32 b) { return {vmulq_f32(a.v, b.v)}; }
     friend F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) { return {vbslq_f32(vcgtzq_f32(c.v), a.v, b.v)}; }
+    // Lane numbers, a byte each, to the byte numbers that a table look-up wants: lane l is bytes 4l .. 4l + 3.
+    static uint8x16_t bytes_of(uint64_t lanes) {
+        const uint8x8_t low = vcreate_u8(lanes);
+        const uint8x16_t repeat = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+        const uint8x16_t within = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+        return vaddq_u8(vshlq_n_u8(vqtbl1q_u8(vcombine_u8(low, low), repeat), 2), within);
+    }
+    static F32 moved(F32 x, uint64_t lanes) {
+        return {vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x.v), bytes_of(lanes)))};
+    }
+    static F32 compress(F32 x, unsigned bits) { return moved(x, kOrders<4>.compress[bits]); }
+    static F32 expand(F32 x, unsigned bits) { return moved(x, kOrders<4>.expand[bits]); }
+    static F32 select(unsigned bits, F32 a, F32 b) {
+        const uint32x4_t lane_bit = {1, 2, 4, 8};
+        return {vbslq_f32(vtstq_u32(vdupq_n_u32(bits), lane_bit), a.v, b.v)};
+    }
 };
 
 struct F64 {
@@ -158,6 +216,9 @@ struct F32 {
     friend F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
     friend F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
     static F32 select_positive(F32 c, F32 a, F32 b) { return c.v > 0.0f ? a : b; }
+    static F32 compress(F32 x, unsigned) { return x; }
+    static F32 expand(F32 x, unsigned) { return x; }
+    static F32 select(unsigned bits, F32 a, F32 b) { return bits ? a : b; }
 };
 
 struct F64 {

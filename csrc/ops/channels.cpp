@@ -1,5 +1,7 @@
 #include "ops/channels.h"
 
+#include <deque>
+
 #include "base/isa.h"
 #include "base/threads.h"
 #include "ops/channels_tasks.h"
@@ -102,6 +104,33 @@ void push_shared(std::vector<ScatterTask>& tasks, ScatterTask task) {
     tasks.push_back(task);
 }
 
+// Kept positions as bits where that pays: single elements side by side, several rows that share the work of making the
+// words, and at least every sixth position kept (else most vectors hold nothing).
+class Keeper {
+  public:
+    explicit Keeper(Isa isa) : vectors_(isa != Isa::scalar) {}
+
+    template <class Task>
+    void add_bits(Task& task, bool unit_stride) {
+        const auto& items = task.axis[task.axes - 2];
+        if (!vectors_ || !unit_stride || !items.index || task_block(task) != 1 || task_units(task) < 4 * items.size) return;
+        const int64_t first = items.index[0], span = items.index[items.size - 1] - first + 1;
+        if (items.size < 8 || span > 6 * items.size) return;
+        for (int64_t i = 1; i < items.size; ++i)
+            if (items.index[i] <= items.index[i - 1]) return;
+        words_.emplace_back((span + 15) / 16);
+        for (int64_t i = 0; i < items.size; ++i) {
+            const int64_t position = items.index[i] - first;
+            words_.back()[position / 16] |= static_cast<uint16_t>(1u << (position % 16));
+        }
+        task.keep = {words_.back().data(), span};
+    }
+
+  private:
+    bool vectors_;
+    std::deque<std::vector<uint16_t>> words_;
+};
+
 // The number that error sentences give a tensor: none when there is only one.
 int number(size_t i, size_t calls) { return calls == 1 ? -1 : static_cast<int>(i); }
 
@@ -113,6 +142,8 @@ void gather_many(const std::vector<GatherCall>& calls, const CpuOptions& options
     std::vector<GatherTask> tasks;
     tasks.reserve(calls.size());
     for (const GatherCall& call : calls) push_shared(tasks, make_task(call, true, nullptr));
+    Keeper keeper(kernels.isa);
+    for (GatherTask& task : tasks) keeper.add_bits(task, task.axis[task.axes - 2].stride == 1);
     run_pieces(tasks, options.threads, task_units<GatherTask>, task_block<GatherTask>, task_step<GatherTask>,
                [&](int t, int64_t first, int64_t last) { kernels.gather(tasks[static_cast<size_t>(t)], first, last); });
 }
@@ -123,6 +154,11 @@ void scatter_accumulate_many(const std::vector<ScatterCall>& calls, float weight
     std::vector<ScatterTask> tasks;
     tasks.reserve(calls.size());
     for (const ScatterCall& call : calls) push_shared(tasks, make_task(call, weight, true, nullptr));
+    Keeper keeper(kernels.isa);
+    for (ScatterTask& task : tasks) {
+        const ScatterAxis& items = task.axis[task.axes - 2];
+        keeper.add_bits(task, items.total_stride == 1 && items.count_stride == 1 && items.x_stride == 1);
+    }
     run_pieces(tasks, options.threads, task_units<ScatterTask>, task_block<ScatterTask>, task_step<ScatterTask>,
                [&](int t, int64_t first, int64_t last) { kernels.scatter(tasks[static_cast<size_t>(t)], first, last); });
 }
@@ -134,7 +170,8 @@ void channel_norms(const NormsCall& call, const CpuOptions& options) {
     run_pieces(
         tasks, options.threads, [](const NormsTask& task) { return task.channels; },
         [](const NormsTask& task) { return task.before * task.after; },
-        [](const NormsTask& task) { return task.after == 1 ? 64 : 1; },  // side by side: whole cache lines
+        // as many channels as the kernels walk together, see channels_simd.h
+        [](const NormsTask& task) { return task.after == 1 ? 64 : task.before > 1 ? 16 : 1; },
         [&](int t, int64_t first, int64_t last) { kernels.norms(tasks[static_cast<size_t>(t)], first, last); });
 }
 

@@ -75,7 +75,7 @@ GatherTask make_task(const GatherCall& call, bool read_index, int64_t* limit) {
     for (int d = 0; d < call.x.dims; ++d) {
         const Index& index = call.index[d];
         GatherAxis axis{call.out.shape[d], call.x.stride[d], index.data};
-        if (axis.size == 0) return {task.src, task.dst, 2, {{0, 1, nullptr}, {1, 1, nullptr}}};
+        if (axis.size == 0) return {task.src, task.dst, 2, {{0, 1, nullptr}, {1, 1, nullptr}}, {}};
         if (axis.index && read_index && is_run(index)) {
             task.src += index.data[0] * axis.stride;
             axis.index = nullptr;

@@ -22,16 +22,24 @@ struct GatherAxis {
     int64_t stride;        // of src, in elements
     const int64_t* index;  // `size` positions in src, or null for 0, 1, 2, ...
 };
+// Kept positions as bits, 16 to a word, the first one being bit 0 of the first word: lets a kernel move whole vectors.
+// Only where blocks are single elements, items have stride 1 and a strictly increasing index.
+struct KeepBits {
+    const uint16_t* word;  // null: none
+    int64_t span;          // positions from the first kept one to the last, both included
+};
 struct GatherTask {
     const float* src;
     float* dst;
     int axes;  // >= 2
     GatherAxis axis[kChannelsAxes];
+    KeepBits keep;  // of the items
 };
 
 // scatter: total[where] += weight * x[i...] and count[where] += weight, with where = index0[i0], index1[i1], ...
 //   Same axes as gather, the index being a position in total and count. Within one axis the index has no duplicates.
-//   total, count and x must not overlap. Nothing that is not held is written.
+//   total, count and x must not overlap. Where nothing is held nothing changes, but what lies between the first and the
+//   last held element of a row may be written back as it was.
 struct ScatterAxis {
     int64_t size;  // of x
     int64_t total_stride, count_stride, x_stride;
@@ -44,6 +52,7 @@ struct ScatterTask {
     float weight;
     int axes;  // >= 2
     ScatterAxis axis[kChannelsAxes];
+    KeepBits keep;  // of the items
 };
 
 // norms: x dense (before, channels, after); norm[c] = sum |x[:, c, :]| for p = 1, sqrt(sum x[:, c, :]^2) for p = 2,

@@ -46,6 +46,43 @@ inline void copy_block(float* dst, const float* src, int64_t n) {
     }
 }
 
+constexpr int kWord = 16;  // positions in a word of KeepBits
+constexpr unsigned kLaneBits = (1u << F32::lanes) - 1;
+static_assert(kWord % F32::lanes == 0, "a word is walked in whole vectors");
+
+// Calls step(position in the row, element, bits, lanes) for each vector of the row that holds something: `element` kept
+// ones lie before it, `lanes` of it lie inside the row.
+template <class Step>
+inline void for_each_kept_vector(const KeepBits& keep, Step step) {
+    int64_t element = 0;
+    for (int64_t position = 0; position < keep.span; position += kWord) {
+        const unsigned word = keep.word[position / kWord];
+        for (int lane = 0; lane < kWord; lane += F32::lanes) {
+            const unsigned bits = word >> lane & kLaneBits;
+            if (!bits) continue;
+            const int64_t left = keep.span - position - lane;
+            step(position + lane, element, bits, left < F32::lanes ? left : F32::lanes);
+            element += __builtin_popcount(bits);
+        }
+    }
+}
+
+// A whole row of single elements: vectors are loaded, what is kept moves to their front, and the next store overwrites
+// what is behind it.
+inline void gather_row_by_bits(const GatherTask& task, const float* src, float* dst) {
+    const int64_t items = task.axis[task.axes - 2].size;
+    src += task.axis[task.axes - 2].index[0];
+    for_each_kept_vector(task.keep, [=](int64_t position, int64_t element, unsigned bits, int64_t lanes) {
+        const F32 x = lanes == F32::lanes ? F32::load(src + position) : F32::load_part(src + position, lanes);
+        const F32 kept = F32::compress(x, bits);
+        if (element + F32::lanes <= items) {
+            kept.store(dst + element);
+        } else {
+            kept.store_part(dst + element, items - element);
+        }
+    });
+}
+
 inline void gather_items(const GatherTask& task, const float* src, float* dst, int64_t first, int64_t last) {
     const GatherAxis& items = task.axis[task.axes - 2];
     const int64_t block = task.axis[task.axes - 1].size;
@@ -71,7 +108,11 @@ void gather(const GatherTask& task, int64_t first_unit, int64_t last_unit) {
         const int64_t row = unit / items, first = unit % items;
         const int64_t last = first + (last_unit - unit) < items ? first + (last_unit - unit) : items;
         const int64_t offset = row_offset(task, row, true, [](const GatherAxis& axis) { return axis.stride; });
-        gather_items(task, task.src + offset, task.dst + unit * block, first, last);
+        if (task.keep.word && last - first == items) {
+            gather_row_by_bits(task, task.src + offset, task.dst + unit * block);
+        } else {
+            gather_items(task, task.src + offset, task.dst + unit * block, first, last);
+        }
         unit += last - first;
     }
 }
@@ -89,6 +130,28 @@ inline void accumulate_block(float* total, float* count, const float* x, int64_t
         (F32::load_part(total + i, n - i) + w * F32::load_part(x + i, n - i)).store_part(total + i, n - i);
         (F32::load_part(count + i, n - i) + w).store_part(count + i, n - i);
     }
+}
+
+inline void scatter_row_by_bits(const ScatterTask& task, float* total, float* count, const float* x) {
+    const int64_t items = task.axis[task.axes - 2].size;
+    const F32 w = F32::splat(task.weight);
+    total += task.axis[task.axes - 2].index[0];
+    count += task.axis[task.axes - 2].index[0];
+    for_each_kept_vector(task.keep, [=](int64_t position, int64_t element, unsigned bits, int64_t lanes) {
+        const F32 v = element + F32::lanes <= items ? F32::load(x + element)
+                                                    : F32::load_part(x + element, items - element);
+        float* const t = total + position;
+        float* const c = count + position;
+        if (lanes == F32::lanes) {
+            const F32 old_total = F32::load(t), old_count = F32::load(c);
+            F32::select(bits, old_total + w * F32::expand(v, bits), old_total).store(t);
+            F32::select(bits, old_count + w, old_count).store(c);
+        } else {
+            const F32 old_total = F32::load_part(t, lanes), old_count = F32::load_part(c, lanes);
+            F32::select(bits, old_total + w * F32::expand(v, bits), old_total).store_part(t, lanes);
+            F32::select(bits, old_count + w, old_count).store_part(c, lanes);
+        }
+    });
 }
 
 inline void scatter_items(const ScatterTask& task, float* total, float* count, const float* x, int64_t first,
@@ -121,7 +184,11 @@ void scatter(const ScatterTask& task, int64_t first_unit, int64_t last_unit) {
             task.count + row_offset(task, row, true, [](const ScatterAxis& axis) { return axis.count_stride; });
         const float* const x =
             task.x + row_offset(task, row, false, [](const ScatterAxis& axis) { return axis.x_stride; });
-        scatter_items(task, total, count, x, first, last);
+        if (task.keep.word && last - first == items) {
+            scatter_row_by_bits(task, total, count, x);
+        } else {
+            scatter_items(task, total, count, x, first, last);
+        }
         unit += last - first;
     }
 }
@@ -139,47 +206,64 @@ inline void add_to(F64* sums, F32 x) {
     for (int k = 0; k < simd::kWide; ++k) sums[k] = sums[k] + (P == 1 ? wide[k].abs() : wide[k] * wide[k]);
 }
 
+// Adds one block of one channel to its partial sums. Lanes beyond its end read as 0, and adding +0 changes no sum of
+// squares or magnitudes.
 template <int P>
-inline void norms_of_blocks(const NormsTask& task, int64_t first, int64_t last) {
-    const int64_t after = task.after;
-    for (int64_t c = first; c < last; ++c) {
-        F64 sums[kSumVectors];
-        for (F64& sum : sums) sum = F64::zero();
-        for (int64_t b = 0; b < task.before; ++b) {
-            const float* const x = task.x + (b * task.channels + c) * after;
-            int64_t j = 0;
-            for (; j + kSums <= after; j += kSums)
-                for (int k = 0; k < kSums; k += F32::lanes)
-                    add_to<P>(sums + k / F64::lanes, F32::load(x + j + k));
-            // Lanes beyond the end read as 0, and adding +0 changes no sum of squares or magnitudes.
-            for (int k = 0; k < kSums && j + k < after; k += F32::lanes) {
-                const int64_t left = after - j - k;
-                add_to<P>(sums + k / F64::lanes,
-                          left >= F32::lanes ? F32::load(x + j + k) : F32::load_part(x + j + k, left));
-            }
-        }
-        double part[kSums];
-        for (int k = 0; k < kSumVectors; ++k) sums[k].store(part + k * F64::lanes);
-        for (int half = kSums / 2; half; half /= 2)
-            for (int k = 0; k < half; ++k) part[k] += part[k + half];
-        task.norm[c] = static_cast<float>(P == 1 ? part[0] : __builtin_sqrt(part[0]));
+inline void add_block(F64* sums, const float* x, int64_t after) {
+    int64_t j = 0;
+    for (; j + kSums <= after; j += kSums)
+        for (int k = 0; k < kSums; k += F32::lanes) add_to<P>(sums + k / F64::lanes, F32::load(x + j + k));
+    for (int k = 0; k < kSums && j + k < after; k += F32::lanes) {
+        const int64_t left = after - j - k;
+        add_to<P>(sums + k / F64::lanes, left >= F32::lanes ? F32::load(x + j + k) : F32::load_part(x + j + k, left));
     }
 }
 
-// after == 1: the channels themselves lie side by side, so a vector holds as many channels.
+template <int P>
+inline void norms_of_blocks(const NormsTask& task, int64_t first, int64_t last) {
+    constexpr int64_t kTile = 16;  // channels at a time: memory is read in longer runs, their sums (2 KiB) stay close
+    F64 sums[kTile][kSumVectors];
+    for (int64_t c = first; c < last; c += kTile) {
+        const int64_t tile = last - c < kTile ? last - c : kTile;
+        for (int64_t t = 0; t < tile; ++t)
+            for (F64& sum : sums[t]) sum = F64::zero();
+        for (int64_t b = 0; b < task.before; ++b) {
+            const float* const x = task.x + (b * task.channels + c) * task.after;
+            for (int64_t t = 0; t < tile; ++t) add_block<P>(sums[t], x + t * task.after, task.after);
+        }
+        for (int64_t t = 0; t < tile; ++t) {
+            double part[kSums];
+            for (int k = 0; k < kSumVectors; ++k) sums[t][k].store(part + k * F64::lanes);
+            for (int half = kSums / 2; half; half /= 2)
+                for (int k = 0; k < half; ++k) part[k] += part[k + half];
+            task.norm[c + t] = static_cast<float>(P == 1 ? part[0] : __builtin_sqrt(part[0]));
+        }
+    }
+}
+
+// after == 1: the channels themselves lie side by side, so a vector holds as many channels, and a few vectors make
+// whole cache lines of every row.
 template <int P>
 inline void norms_side_by_side(const NormsTask& task, int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; c += F32::lanes) {
-        const int64_t n = last - c < F32::lanes ? last - c : F32::lanes;
-        F64 sums[simd::kWide];
+    constexpr int kVectors = 32 / F32::lanes;
+    constexpr int64_t kTile = kVectors * F32::lanes;
+    for (int64_t c = first; c < last; c += kTile) {
+        const int64_t tile = last - c < kTile ? last - c : kTile;
+        F64 sums[kVectors * simd::kWide];
         for (F64& sum : sums) sum = F64::zero();
         for (int64_t b = 0; b < task.before; ++b) {
             const float* const x = task.x + b * task.channels + c;
-            add_to<P>(sums, n == F32::lanes ? F32::load(x) : F32::load_part(x, n));
+            for (int v = 0; v < kVectors; ++v) {
+                const int64_t left = tile - v * F32::lanes;
+                if (left <= 0) break;
+                add_to<P>(sums + v * simd::kWide, left >= F32::lanes ? F32::load(x + v * F32::lanes)
+                                                                      : F32::load_part(x + v * F32::lanes, left));
+            }
         }
-        double part[F32::lanes];
-        for (int k = 0; k < simd::kWide; ++k) (P == 1 ? sums[k] : sums[k].sqrt()).store(part + k * F64::lanes);
-        for (int64_t k = 0; k < n; ++k) task.norm[c + k] = static_cast<float>(part[k]);
+        double part[kTile];
+        for (int k = 0; k < kVectors * simd::kWide; ++k)
+            (P == 1 ? sums[k] : sums[k].sqrt()).store(part + k * F64::lanes);
+        for (int64_t k = 0; k < tile; ++k) task.norm[c + k] = static_cast<float>(part[k]);
     }
 }
 
