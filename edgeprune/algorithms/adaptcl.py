@@ -110,12 +110,14 @@ class AdaptCL:
             worker = workers[update.client]
             workers[update.client] = replace(worker, times=(*worker.times, update.update_time_s))
         state = replace(state, round=state.round + 1, model=average(state.model, updates, self.merge_by))
-        if state.round % self.interval or state.round >= setting.rounds:
+        if state.round % self.interval:
             return replace(state, memory=_to_memory(workers, target, order))
         workers, target = self.learn(workers, target)
         if order is None:
             scores = channel_importance.scores(state.model, setting.graph, how=self.importance)
-            order = ranking(setting.graph, scores, min_channels=self.min_channels).to_json()
+            # Batch-norm scales compare across layers as they are; norms only relative to their layer's mean.
+            raw = self.importance == "bn"
+            order = ranking(setting.graph, scores, self.min_channels, normalise=not raw).to_json()
         plans = self._plans(setting, state.plans, workers, order)
         return replace(state, plans=plans, memory=_to_memory(workers, target, order))
 

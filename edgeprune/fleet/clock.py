@@ -45,16 +45,17 @@ def charge(device: Device, work: Work, table: LatencyTable, *, round_: int, seed
     """
     # Events change the device as a whole, its link included; the link already carries the factor it started with.
     change = device.slowdown_at(round_) / device.slowdown
-    luck = _luck(device, round_, seed)
+    factor = luck(device, round_, seed)
     return Charge(
-        download_s=luck * change * device.link.download_s(work.download_bytes),
-        compute_s=luck * change * device.slowdown * work.steps * table.step_s(work.macs),
-        rebuild_s=luck * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
-        upload_s=luck * change * device.link.upload_s(work.upload_bytes),
+        download_s=factor * change * device.link.download_s(work.download_bytes),
+        compute_s=factor * change * device.slowdown * work.steps * table.step_s(work.macs),
+        rebuild_s=factor * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
+        upload_s=factor * change * device.link.upload_s(work.upload_bytes),
     )
 
 
-def _luck(device: Device, round_: int, seed: int) -> float:
+def luck(device: Device, round_: int, seed: int) -> float:
+    """The noise factor of ``device`` in ``round_``: log-normal, mean 1."""
     if device.noise == 0:
         return 1.0
     name = int.from_bytes(device.name.encode(), "little")

@@ -65,7 +65,7 @@ def test_a_round_of_fedavg_is_the_mean_of_the_clients(small, tmp_path):
         ("drop", "no update arrived"),
         ("nan", "not finite"),
         ("shape", "has shape"),
-        ("truncated", "bytes"),
+        ("truncated", "cannot be read"),
         ("forged", "checksum"),
     ],
 )
@@ -157,7 +157,8 @@ def test_resuming_equals_never_stopping(small, tmp_path, monkeypatch, moment, ro
 
     def dying_append(path, record):
         if moment == "before the first round" and record["round"] == round_:
-            path.open("a").write('{"round": ')  # half a line, as a crash leaves it
+            with path.open("a") as file:
+                file.write('{"round": ')  # half a line, as a crash leaves it
             raise Killed
         append(path, record)
 
