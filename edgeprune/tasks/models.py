@@ -1,4 +1,4 @@
-"""Small convolutional networks in which every convolution is followed by a batch-norm (which then ranks its channels)."""
+"""Small convolutional networks. A batch-norm follows every convolution: its scale is what ranks the channels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fashion_cnn(widths: Sequence[int] = (32, 64, 192), classes: int = 10) -> nn.
 
 
 def vgg_like(widths: Sequence[int | str] = (32, 32, "pool", 64, 64, "pool", 128, 128), classes: int = 10) -> nn.Module:
-    """[N, 3, 32, 32] -> [N, classes]: VGG's pattern with batch-norm and a global average in place of its large linears."""
+    """[N, 3, 32, 32] -> [N, classes]: VGG's pattern; a global average takes the place of its large linears."""
     layers: list[nn.Module] = []
     channels = 3
     for width in widths:
@@ -79,7 +79,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet_like(widths: Sequence[int] = (16, 32, 64, 128), blocks: int = 2, classes: int = 10) -> nn.Module:
-    """[N, 3, 32, 32] -> [N, classes]: ResNet-18's layout for small images; widths (64, 128, 256, 512) give the full one."""
+    """[N, 3, 32, 32] -> [N, classes]: ResNet-18 for small images; widths (64, 128, 256, 512) give the full one."""
     layers: list[nn.Module] = [*conv_bn_relu(3, widths[0])]
     channels = widths[0]
     for stage, width in enumerate(widths):

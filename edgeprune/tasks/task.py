@@ -27,7 +27,8 @@ class Task:
 
     ``make_model()`` draws initial weights from torch's global generator; ``example_inputs()`` are arguments of one
     forward pass with a batch of 2. ``dataset`` is a name that :func:`edgeprune.data.load` knows, or a function that
-    returns a :class:`DataSet`. ``loss(output, target)`` is a scalar mean over the batch; ``correct(output, target)`` counts.
+    returns a :class:`DataSet`. ``loss(output, target)`` is a scalar, the batch's mean.
+    ``correct(output, target)`` counts right answers.
     """
 
     name: str
