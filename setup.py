@@ -71,7 +71,10 @@ def own_gpu_arch() -> str | None:
             return arch
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -90,7 +93,7 @@ def cuda_archs(nvcc: Path) -> str:
     known = set(re.findall(r"compute_(\d+)", listing))
     archs = [arch for arch in PORTABLE_ARCHS if arch in known]  # CUDA 12 does not know 11.0
     if not archs:
-        raise SystemExit(f"{nvcc} knows none of the architectures {', '.join(PORTABLE_ARCHS)}: set EDGEPRUNE_CUDA_ARCHS")
+        raise SystemExit(f"{nvcc} knows none of {', '.join(PORTABLE_ARCHS)}: set EDGEPRUNE_CUDA_ARCHS")
     return ";".join([archs[0], *(f"{arch}-real" for arch in archs[1:])])
 
 

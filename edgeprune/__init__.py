@@ -43,7 +43,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
     home = _LAZY[name]
-    value = importlib.import_module(f"edgeprune.{name}") if home is None else getattr(importlib.import_module(home), name)
+    module = importlib.import_module(home or f"edgeprune.{name}")
+    value = getattr(module, name) if home else module
     globals()[name] = value
     return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeprune.errors import EdgePruneError
 
 try:
-    from edgeprune import _core as core
+    import edgeprune._core as core
 except ImportError as error:
     raise EdgePruneError(
         f"the compiled core of edgeprune cannot be loaded ({error}): install the package again with 'pip install .' "

@@ -1,46 +1,105 @@
 """Whole channels: norms, gather of kept indices, weighted scatter-accumulate, and the division that ends a merge.
 
-float32 tensors on the CPU or (when the core was built with CUDA) on one GPU go through the compiled core; other types
-through ``edgeprune.ops.reference``. On the CPU every instruction set gives the same bits.
+float32 tensors on the CPU, or on a GPU when the core was built with CUDA, go through the compiled core; every other
+type and device through ``edgeprune.ops.reference``. On the CPU every instruction set gives the same bits.
 
 ``indices`` is one entry for each dimension: a one-dimensional int64 tensor of kept positions, or None for all of it.
+On a GPU index tensors may stay on the CPU, where they are checked; those already on the GPU are not (that would wait
+for it): a position outside the tensor then reads as NaN, or is left out.
+
+The ``torch.library`` operators are ``torch.ops.edgeprune.{gather, scatter_accumulate_, channel_norms, merge_finish}``.
+The functions here go around the dispatcher when nothing needs it (plain tensors, no gradient asked for, not compiling):
+a network has hundreds of small tensors, and the dispatcher costs more than they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import reference
+from edgeprune.ops import _checks, reference
 from edgeprune.ops._core import core
 
 Index = Sequence[Tensor | None]
 
-
-# ---- the way into the core ------------------------------------------------------------------------------------------
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """All are float32 with memory of their own that the core can see: no fake tensors, no other subclasses."""
-    return all(
-        type(x) in (Tensor, Parameter) and x.dtype is torch.float32 and not x.is_neg() and x.is_cpu for x in tensors
-    )
+_CUDA_BUILT: bool = core.cuda_built()
 
 
-def _capsules(index: Index) -> list[object]:
-    return [None if kept is None else to_dlpack(kept) for kept in index]
+# ---- which way a call goes ------------------------------------------------------------------------------------------
+
+
+def _direct(*groups: Sequence[Tensor]) -> bool:
+    """The core can take all of these at once, and neither autograd nor the compiler has to hear of it."""
+    if torch.compiler.is_compiling():
+        return False
+    device = None
+    for xs in groups:
+        for x in xs:
+            if type(x) is not Tensor and type(x) is not Parameter:
+                return False  # fake tensors and other subclasses
+            if x.dtype is not torch.float32 or x.is_neg() or x.requires_grad and torch.is_grad_enabled():
+                return False
+            if device is None:
+                device = x.device
+            elif x.device != device:
+                return False
+    return device is None or device.type == "cpu" or (device.type == "cuda" and _CUDA_BUILT)
+
+
+def _for_core(*xs: Tensor) -> bool:
+    """The same question inside an operator, where the dispatcher has dealt with gradients and subclasses."""
+    device = xs[0].device
+    if device.type != "cpu" and not (device.type == "cuda" and _CUDA_BUILT):
+        return False
+    return all(x.dtype is torch.float32 and x.device == device and not x.is_neg() for x in xs)
+
+
+def _stream(x: Tensor) -> int | None:
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
+
+
+def _capsules(x: Tensor, index: Index, op: str, increasing: bool) -> list[object]:
+    """Index tensors for the core, brought to the device of ``x``."""
+    if x.is_cuda:
+        _checks.check_indices(op, x, [None if i is None or i.is_cuda else i for i in index], increasing)
+        index = [None if i is None else i.to(x.device, non_blocking=True) for i in index]
+    return [None if i is None else to_dlpack(i) for i in index]
+
+
+# ---- gather ---------------------------------------------------------------------------------------------------------
+
+
+def gather(x: Tensor, indices: Index) -> Tensor:
+    """Kept positions over several dimensions at once: ``x[np.ix_(*indices)]``, contiguous. Differentiable in ``x``.
+
+    Positions may come in any order and repeat. Raises EdgePruneError for a wrong number of indices, one that is not a
+    one-dimensional int64 tensor, or a position outside the tensor.
+    """
+    if _direct((x,)):
+        return _gather_direct([x], [indices])[0]
+    return torch.ops.edgeprune.gather(x, list(indices))
+
+
+def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
+    """``[gather(x, index) for x, index in zip(xs, indices)]``, in one crossing of the border."""
+    _checks.check_lengths("gather_many", xs=xs, indices=indices)
+    if _direct(xs):
+        return _gather_direct(xs, indices)
+    return [torch.ops.edgeprune.gather(x, list(index)) for x, index in zip(xs, indices, strict=True)]
 
 
 def _kept_shape(x: Tensor, index: Index) -> list[int]:
     shape = list(x.shape)
     if len(index) != len(shape):
         raise EdgePruneError(
-            f"gather: {len(index)} indices for x of shape {tuple(shape)}; give one for each dimension, None for all of it"
+            f"gather: {len(index)} indices for x of shape {tuple(shape)}; "
+            "give one for each dimension, None for all of it"
         )
     for dim, kept in enumerate(index):
         if kept is not None:
@@ -48,72 +107,194 @@ def _kept_shape(x: Tensor, index: Index) -> list[int]:
     return shape
 
 
-def _gather_plain(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
-    outs = [torch.empty(_kept_shape(x, index), dtype=torch.float32) for x, index in zip(xs, indices, strict=True)]
+def _gather_direct(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
+    if not xs:
+        return []
+    outs = [x.new_empty(_kept_shape(x, index)) for x, index in zip(xs, indices, strict=True)]
     core.gather_many(
         [to_dlpack(x) for x in xs],
-        [_capsules(index) for index in indices],
+        [_capsules(x, index, "gather", False) for x, index in zip(xs, indices, strict=True)],
         [to_dlpack(out) for out in outs],
         torch.get_num_threads(),
+        "",
+        _stream(xs[0]),
     )
     return outs
 
 
-def gather(x: Tensor, indices: Index) -> Tensor:
-    """Kept positions over several dimensions at once: ``x[np.ix_(*indices)]``, contiguous."""
-    return _gather_plain([x], [indices])[0] if _plain(x) else reference.gather(x, indices)
+@torch.library.custom_op("edgeprune::gather", mutates_args=(), schema="(Tensor x, Tensor?[] indices) -> Tensor")
+def _gather_op(x: Tensor, indices: Index) -> Tensor:
+    if _for_core(x):
+        return _gather_direct([x], [indices])[0]
+    _checks.check_indices("gather", x, indices, increasing=False)
+    return reference.gather(x, indices)
 
 
-def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
-    """``gather`` of many tensors in one crossing of the border."""
-    return _gather_plain(xs, indices) if _plain(*xs) else reference.gather_many(xs, indices)
+@_gather_op.register_fake
+def _gather_fake(x: Tensor, indices: Index) -> Tensor:
+    return x.new_empty(_kept_shape(x, indices))
+
+
+def _gather_setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, indices = inputs
+    ctx.shape = x.shape
+    ctx.kept_dims = [dim for dim, index in enumerate(indices) if index is not None]
+    ctx.save_for_backward(*(index for index in indices if index is not None))
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    indices: list[Tensor | None] = [None] * len(ctx.shape)
+    for dim, index in zip(ctx.kept_dims, ctx.saved_tensors, strict=True):
+        indices[dim] = index
+    if not indices:
+        return grad, None
+    into = grad.new_zeros(ctx.shape)
+    return into.index_put(reference.open_mesh(into, indices), grad, accumulate=True), None
+
+
+_gather_op.register_autograd(_gather_backward, setup_context=_gather_setup_context)
+
+
+# ---- scatter --------------------------------------------------------------------------------------------------------
 
 
 def scatter_accumulate_(total: Tensor, count: Tensor, x: Tensor, indices: Index, weight: float) -> None:
-    """``total[where] += weight * x`` and ``count[where] += weight``; each index strictly increasing."""
+    """``total[np.ix_(*indices)] += weight * x`` and ``count[np.ix_(*indices)] += weight``, in place, no gradient.
+
+    ``total`` and ``count`` have one shape, ``x`` the shape that the indices give. Each index is strictly increasing.
+    ``weight * x`` is rounded to float32 before it is added. Raises EdgePruneError, and then nothing was written.
+    """
     scatter_accumulate_many_([total], [count], [x], [indices], weight)
 
 
 def scatter_accumulate_many_(
     totals: Sequence[Tensor], counts: Sequence[Tensor], xs: Sequence[Tensor], indices: Sequence[Index], weight: float
 ) -> None:
-    """``scatter_accumulate_`` of many tensors in one crossing of the border."""
-    if not _plain(*totals, *counts, *xs):
-        return reference.scatter_accumulate_many_(totals, counts, xs, indices, weight)
+    """``scatter_accumulate_`` of many tensors in one crossing of the border; tensors may not share memory."""
+    _checks.check_lengths("scatter_accumulate_many_", totals=totals, counts=counts, xs=xs, indices=indices)
+    with torch.no_grad():
+        if _direct(totals, counts, xs):
+            return _scatter_direct(totals, counts, xs, indices, weight)
+        for total, count, x, index in zip(totals, counts, xs, indices, strict=True):
+            torch.ops.edgeprune.scatter_accumulate_(total, count, x, list(index), weight)
+
+
+def _scatter_direct(
+    totals: Sequence[Tensor], counts: Sequence[Tensor], xs: Sequence[Tensor], indices: Sequence[Index], weight: float
+) -> None:
+    if not totals:
+        return
     core.scatter_accumulate_many(
-        [to_dlpack(x) for x in totals],
-        [to_dlpack(x) for x in counts],
+        [to_dlpack(total) for total in totals],
+        [to_dlpack(count) for count in counts],
         [to_dlpack(x) for x in xs],
-        [_capsules(index) for index in indices],
+        [_capsules(total, index, "scatter_accumulate", True) for total, index in zip(totals, indices, strict=True)],
         weight,
         torch.get_num_threads(),
+        "",
+        _stream(totals[0]),
     )
 
 
+@torch.library.custom_op(
+    "edgeprune::scatter_accumulate_",
+    mutates_args=("total", "count"),
+    schema="(Tensor(a!) total, Tensor(b!) count, Tensor x, Tensor?[] indices, float weight) -> ()",
+)
+def _scatter_op(total: Tensor, count: Tensor, x: Tensor, indices: Index, weight: float) -> None:
+    if _for_core(total, count, x):
+        return _scatter_direct([total], [count], [x], [indices], weight)
+    _checks.check_scatter(total, count, x, indices)
+    reference.scatter_accumulate_(total, count, x, indices, weight)
+
+
+@_scatter_op.register_fake
+def _scatter_fake(total: Tensor, count: Tensor, x: Tensor, indices: Index, weight: float) -> None:
+    return None
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
 def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
-    """float32 ``[x.shape[dim]]``: sum of magnitudes (p = 1) or Euclidean norm (p = 2) of each channel."""
-    if not _plain(x):
-        return reference.channel_norms(x, dim, p)
-    out = torch.empty(x.shape[dim], dtype=torch.float32)
-    core.channel_norms(to_dlpack(x.contiguous()), dim % x.ndim, p, to_dlpack(out), torch.get_num_threads())
+    """The norm of each channel of ``x`` along ``dim``: float32 ``[x.shape[dim]]``, no gradient.
+
+    p = 1: sum of magnitudes; p = 2: Euclidean norm; over all other dimensions, summed in double. ``x`` is copied
+    when it is not contiguous.
+    """
+    x = x.detach()
+    return _norms_direct(x, dim, p) if _direct((x,)) else torch.ops.edgeprune.channel_norms(x, dim, p)
+
+
+def _channel_dim(x: Tensor, dim: int, p: int) -> int:
+    if not -x.ndim <= dim < x.ndim:
+        raise EdgePruneError(f"channel_norms: dim {dim} does not exist in x of shape {tuple(x.shape)}")
+    if p not in (1, 2):
+        raise EdgePruneError(f"channel_norms: p is {p}; only 1 and 2 are known")
+    return dim % x.ndim
+
+
+def _norms_direct(x: Tensor, dim: int, p: int) -> Tensor:
+    dim = _channel_dim(x, dim, p)
+    out = torch.empty(x.shape[dim], dtype=torch.float32, device=x.device)
+    core.channel_norms(to_dlpack(x.contiguous()), dim, p, to_dlpack(out), torch.get_num_threads(), "", _stream(x))
     return out
 
 
+@torch.library.custom_op("edgeprune::channel_norms", mutates_args=(), schema="(Tensor x, int dim, int p) -> Tensor")
+def _norms_op(x: Tensor, dim: int, p: int) -> Tensor:
+    return _norms_direct(x, dim, p) if _for_core(x) else reference.channel_norms(x, _channel_dim(x, dim, p), p)
+
+
+@_norms_op.register_fake
+def _norms_fake(x: Tensor, dim: int, p: int) -> Tensor:
+    return x.new_empty([x.shape[_channel_dim(x, dim, p)]], dtype=torch.float32)
+
+
+# ---- finish ---------------------------------------------------------------------------------------------------------
+
+
 def merge_finish(base: Tensor, total: Tensor, count: Tensor) -> Tensor:
-    """``total / count`` where ``count > 0``, else ``base``, bit for bit."""
+    """``total / count`` where ``count > 0``, else ``base`` bit for bit. One shape for all; contiguous; no gradient."""
     return merge_finish_many([base], [total], [count])[0]
 
 
 def merge_finish_many(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
     """``merge_finish`` of many tensors in one crossing of the border."""
-    if not _plain(*bases, *totals, *counts):
-        return [reference.merge_finish(b, t, c) for b, t, c in zip(bases, totals, counts, strict=True)]
-    outs = [torch.empty(base.shape, dtype=torch.float32) for base in bases]
+    _checks.check_lengths("merge_finish_many", bases=bases, totals=totals, counts=counts)
+    with torch.no_grad():
+        if _direct(bases, totals, counts):
+            return _finish_direct(bases, totals, counts)
+        finish = torch.ops.edgeprune.merge_finish
+        return [finish(base.detach(), t, c) for base, t, c in zip(bases, totals, counts, strict=True)]
+
+
+def _finish_direct(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
+    if not bases:
+        return []
+    outs = [base.new_empty(base.shape) for base in bases]
     core.merge_finish_many(
-        [to_dlpack(x.contiguous()) for x in bases],
-        [to_dlpack(x.contiguous()) for x in totals],
-        [to_dlpack(x.contiguous()) for x in counts],
+        [to_dlpack(base.contiguous()) for base in bases],
+        [to_dlpack(total.contiguous()) for total in totals],
+        [to_dlpack(count.contiguous()) for count in counts],
         [to_dlpack(out) for out in outs],
         torch.get_num_threads(),
+        "",
+        _stream(bases[0]),
     )
     return outs
+
+
+@torch.library.custom_op(
+    "edgeprune::merge_finish", mutates_args=(), schema="(Tensor base, Tensor total, Tensor count) -> Tensor"
+)
+def _finish_op(base: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    if _for_core(base, total, count):
+        return _finish_direct([base], [total], [count])[0]
+    _checks.check_same_shape("merge_finish", base=base, total=total, count=count)
+    return reference.merge_finish(base, total, count).contiguous()
+
+
+@_finish_op.register_fake
+def _finish_fake(base: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    return base.new_empty(base.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 Index = Sequence[Tensor | None]
 
 
-def _open_mesh(x: Tensor, indices: Index) -> tuple[Tensor, ...]:
+def open_mesh(x: Tensor, indices: Index) -> tuple[Tensor, ...]:
     """The index tensors broadcast against each other, as numpy's ``ix_`` makes them."""
     mesh = []
     for dim, index in enumerate(indices):
@@ -30,7 +30,7 @@ def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
 
 
 def gather(x: Tensor, indices: Index) -> Tensor:
-    return x[_open_mesh(x, indices)].contiguous() if x.ndim else x.clone()
+    return x[open_mesh(x, indices)].contiguous() if x.ndim else x.clone()
 
 
 def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
@@ -38,7 +38,7 @@ def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
 
 
 def scatter_accumulate_(total: Tensor, count: Tensor, x: Tensor, indices: Index, weight: float) -> None:
-    where = _open_mesh(total, indices) if total.ndim else ...
+    where = open_mesh(total, indices) if total.ndim else ...
     with torch.no_grad():
         total[where] = (total[where].double() + weight * x.double()).to(total.dtype)
         count[where] = (count[where].double() + weight).to(count.dtype)

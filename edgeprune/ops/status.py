@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edgeprune._version import __version__
+from edgeprune.errors import EdgePruneError
 from edgeprune.ops import channels, reference
 from edgeprune.ops._core import core
 
@@ -15,7 +18,7 @@ def info() -> dict[str, Any]:
     """What ``edgeprune doctor`` shows about the kernels.
 
     Keys: version, compiled (instruction sets, best first), present (of these, what the processor runs), chosen,
-    cuda_built, cuda (architectures, or why not), compiler, threads, self_test (see ``self_test``).
+    cuda_built, cuda (architectures, or why there are no CUDA kernels), compiler, threads, self_test (see there).
     """
     return {
         "version": __version__,
@@ -30,9 +33,50 @@ def info() -> dict[str, Any]:
     }
 
 
+def _close(got: Tensor, expected: Tensor) -> bool:
+    # At most a few hundred terms of magnitude one are added in double and rounded once: a few units in the last place.
+    return got.shape == expected.shape and torch.allclose(got.cpu(), expected.cpu(), rtol=1e-6, atol=0.0)
+
+
+def _cases(device: torch.device) -> dict[str, Callable[[], bool]]:
+    x = torch.linspace(-1, 1, 40 * 5 * 9, device=device).reshape(40, 5, 3, 3)
+    index = [torch.arange(0, 40, 2), torch.tensor([1, 2, 4]), None, None]
+    part = reference.gather(x, index)
+
+    def gather() -> bool:
+        turned, inner = x.permute(1, 2, 3, 0), [None, None, None, index[0]]
+        return torch.equal(channels.gather(x, index), part) and torch.equal(
+            channels.gather(turned, inner), reference.gather(turned, inner)
+        )
+
+    def norms() -> bool:
+        return all(
+            _close(channels.channel_norms(x, d, p), reference.channel_norms(x, d, p)) for d in range(4) for p in (1, 2)
+        )
+
+    def merge() -> bool:
+        results = []
+        for ops in (channels, reference):
+            total, count = torch.zeros_like(x), torch.zeros_like(x)
+            ops.scatter_accumulate_(total, count, part, index, 3.0)
+            results.append((total, count, ops.merge_finish(x, total, count)))
+        return all(_close(got, expected) for got, expected in zip(*results, strict=True))
+
+    return {"gather": gather, "channel_norms": norms, "scatter_accumulate": merge}
+
+
 def self_test() -> dict[str, str]:
-    """Runs each operator on a small input: operator -> "ok", or one sentence on what is wrong. Takes milliseconds."""
-    x = torch.linspace(-1, 1, 6 * 5 * 9).reshape(6, 5, 3, 3)
-    index = [torch.tensor([0, 2, 5]), torch.tensor([1, 4]), None, None]
-    same = torch.equal(channels.gather(x, index), reference.gather(x, index))
-    return {"gather": "ok" if same else "wrong result"}
+    """Runs the operators on a small input, on the CPU and on a GPU that the core was built for.
+
+    Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
+    """
+    cases = dict(_cases(torch.device("cpu")))
+    if core.cuda_built() and torch.cuda.is_available():
+        cases |= {f"{name} (cuda)": case for name, case in _cases(torch.device("cuda")).items()}
+    results = {}
+    for name, case in cases.items():
+        try:
+            results[name] = "ok" if case() else "differs from the reference in plain PyTorch: rebuild on this machine"
+        except (EdgePruneError, RuntimeError) as error:
+            results[name] = str(error).splitlines()[0]
+    return results

@@ -1,0 +1,40 @@
+"""The compiled extension, csrc/python. Tensors are DLPack capsules or objects that offer ``__dlpack__``."""
+
+from collections.abc import Sequence
+
+def compiled_variants() -> list[str]: ...
+def present_variants() -> list[str]: ...
+def chosen_variant() -> str: ...
+def compiler() -> str: ...
+def cuda_built() -> bool: ...
+def cuda_text() -> str: ...
+def gather_many(
+    xs: Sequence[object],
+    indices: Sequence[Sequence[object]],
+    outs: Sequence[object],
+    threads: int = 1,
+    variant: str = "",
+    stream: int | None = None,
+) -> None: ...
+def scatter_accumulate_many(
+    totals: Sequence[object],
+    counts: Sequence[object],
+    xs: Sequence[object],
+    indices: Sequence[Sequence[object]],
+    weight: float,
+    threads: int = 1,
+    variant: str = "",
+    stream: int | None = None,
+) -> None: ...
+def channel_norms(
+    x: object, dim: int, p: int, out: object, threads: int = 1, variant: str = "", stream: int | None = None
+) -> None: ...
+def merge_finish_many(
+    bases: Sequence[object],
+    totals: Sequence[object],
+    counts: Sequence[object],
+    outs: Sequence[object],
+    threads: int = 1,
+    variant: str = "",
+    stream: int | None = None,
+) -> None: ...

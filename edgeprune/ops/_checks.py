@@ -1,0 +1,63 @@
+"""What the operators refuse, in one sentence each, for calls that the core (which checks itself) does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgePruneError
+
+
+def check_lengths(op: str, **lists: Sequence) -> None:
+    """All lists are as long as the first."""
+    lengths = {name: len(items) for name, items in lists.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise EdgePruneError(f"{op}: lists of unequal length: {said}; give one entry for each tensor")
+
+
+def check_same_shape(op: str, **tensors: Tensor) -> None:
+    """All tensors have the shape of the first."""
+    (first, base), *others = tensors.items()
+    for name, x in others:
+        if x.shape != base.shape:
+            raise EdgePruneError(
+                f"{op}: {first} has shape {tuple(base.shape)} and {name} {tuple(x.shape)}; they must be the same"
+            )
+
+
+def check_indices(op: str, x: Tensor, indices: Sequence[Tensor | None], increasing: bool) -> None:
+    """One index for each dimension of ``x``; positions inside it and, when asked for, strictly increasing."""
+    if len(indices) != x.ndim:
+        raise EdgePruneError(
+            f"{op}: {len(indices)} indices for x of shape {tuple(x.shape)}; "
+            "give one for each dimension, None for all of it"
+        )
+    for dim, index in enumerate(indices):
+        if index is None:
+            continue
+        if index.dtype is not torch.int64 or index.ndim != 1:
+            raise EdgePruneError(f"{op}: an index must be a one-dimensional int64 tensor, or None")
+        if index.numel() == 0:
+            continue
+        if int(index.min()) < 0 or int(index.max()) >= x.shape[dim]:
+            outside = int(index.min()) if int(index.min()) < 0 else int(index.max())
+            raise EdgePruneError(
+                f"{op}: the index of dimension {dim} holds {outside}, which is outside 0..{x.shape[dim] - 1}"
+            )
+        if increasing and bool((index[1:] <= index[:-1]).any()):
+            raise EdgePruneError(f"{op}: the index of dimension {dim} must be strictly increasing")
+
+
+def check_scatter(total: Tensor, count: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
+    """Everything that ``scatter_accumulate_`` asks for."""
+    op = "scatter_accumulate"
+    check_same_shape(op, total=total, count=count)
+    check_indices(op, total, indices, increasing=True)
+    kept = [size if index is None else index.numel() for size, index in zip(total.shape, indices, strict=True)]
+    if list(x.shape) != kept:
+        raise EdgePruneError(
+            f"{op}: x of shape {tuple(x.shape)} does not fit the kept positions in total of shape {tuple(total.shape)}"
+        )
