@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeprune.data.digits import load_digits
 from edgeprune.data.idx import load_idx
-from edgeprune.data.partition import partition
+from edgeprune.data.partitions import partition
 from edgeprune.data.types import DataSet, Split
 from edgeprune.errors import EdgePruneError
 

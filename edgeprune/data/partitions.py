@@ -2,8 +2,8 @@
 
 =========  =====================================================================================================
 iid        shuffled and dealt
-sorted     ``share`` of the samples sorted by label and dealt in contiguous blocks, the rest shuffled and dealt
-           ("80 % sorted by label" is share = 0.8)
+sorted     ``share`` of the samples sorted by label and dealt in contiguous blocks to the clients in random order, the
+           rest shuffled and dealt ("80 % sorted by label" is share = 0.8)
 shards     sorted by label, cut into clients * ``per_client`` equal shards, ``per_client`` random shards each
            (McMahan et al., 2017: two shards, about two classes a client)
 dirichlet  each class spread over the clients by a Dirichlet(``alpha``) draw (Hsu et al., 2019)
@@ -24,6 +24,7 @@ from edgeprune.errors import EdgePruneError, nearest
 
 KINDS = ("iid", "sorted", "shards", "dirichlet", "subject")
 _SIZED = ("iid", "sorted", "dirichlet")
+_BY_LABEL = ("sorted", "shards", "dirichlet")
 _ATTEMPTS = 100
 
 
@@ -47,6 +48,8 @@ def partition(
     if kind not in KINDS:
         raise EdgePruneError(f"data.partition: unknown kind {kind!r}{nearest(kind, KINDS)}")
     labels = y.numpy()
+    if labels.ndim != 1 and kind in _BY_LABEL:
+        raise EdgePruneError(f"data.partition: {kind!r} needs one label a sample, which text has not; use iid")
     if clients < 1 or clients > len(labels):
         raise EdgePruneError(f"data.partition: {len(labels)} samples cannot be split over {clients} clients")
     if sizes is not None and kind not in _SIZED:
@@ -54,7 +57,7 @@ def partition(
     rng = np.random.default_rng(seed)
     weights = _weights(sizes, clients)
     if kind == "iid":
-        parts = _deal(rng.permutation(len(labels)), weights)
+        parts = _cut(rng.permutation(len(labels)), _counts(len(labels), weights))
     elif kind == "sorted":
         parts = _sorted(labels, weights, share, rng)
     elif kind == "shards":
@@ -62,7 +65,7 @@ def partition(
     elif kind == "dirichlet":
         parts = _dirichlet(labels, weights, alpha, rng)
     else:
-        parts = _subjects(subjects, clients, rng)
+        parts = _subjects(subjects, labels, clients, rng)
     return [torch.from_numpy(np.sort(part).astype(np.int64)) for part in parts]
 
 
@@ -74,32 +77,36 @@ def _weights(sizes: Sequence[float] | None, clients: int) -> np.ndarray:
     return np.asarray(sizes, dtype=float) / math.fsum(sizes)
 
 
-def _deal(indices: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-    """Contiguous pieces of ``indices`` of about the given weights, at least one sample each."""
-    spare = len(indices) - len(weights)
-    if spare < 0:
-        raise EdgePruneError(f"data.partition: {len(indices)} samples cannot be split over {len(weights)} clients")
-    # One sample for everybody, the rest by weight: cumulative rounding keeps the sum exact.
-    ends = np.rint(np.cumsum(weights) * spare).astype(int) + np.arange(1, len(weights) + 1)
-    return np.split(indices, ends[:-1])
+def _counts(total: int, weights: np.ndarray) -> np.ndarray:
+    """How many of ``total`` samples each client gets: one, and its part of the rest. Sums to ``total`` exactly."""
+    ends = np.rint(np.cumsum(weights) * (total - len(weights))).astype(int)
+    ends[-1] = total - len(weights)
+    return np.diff(ends, prepend=0) + 1
+
+
+def _cut(indices: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """Contiguous pieces of ``indices`` of the given lengths."""
+    return np.split(indices, np.cumsum(counts)[:-1])
 
 
 def _sorted(labels: np.ndarray, weights: np.ndarray, share: float, rng: np.random.Generator) -> list[np.ndarray]:
     if not 0 <= share <= 1:
         raise EdgePruneError(f"data.share is {share}; it is a part of the samples, from 0 to 1")
-    order = rng.permutation(len(labels))
-    cut = round(share * len(labels))
+    total = len(labels)
+    order = rng.permutation(total)
+    cut = round(share * total)
     ordered, mixed = order[:cut], order[cut:]
     ordered = ordered[np.argsort(labels[ordered], kind="stable")]
-    # The longer of the two gives everybody a sample; the other may be too short for that.
-    blocks, rest = (_deal(ordered, weights), _loose(mixed, weights))
-    if len(ordered) < len(mixed):
-        blocks, rest = (_loose(ordered, weights), _deal(mixed, weights))
-    return [np.concatenate(pair) for pair in zip(blocks, rest, strict=True)]
-
-
-def _loose(indices: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-    return np.split(indices, np.rint(np.cumsum(weights) * len(indices)).astype(int)[:-1])
+    # In random order: else device 0, often the fastest, would hold the first label in every run.
+    clients = rng.permutation(len(weights))
+    counts = _counts(total, weights)[clients]
+    # Everybody's samples are sorted to the same share, up to one: floors first, then the largest remainders.
+    from_ordered = counts * cut // total
+    largest_first = np.argsort(-(counts * cut % total), kind="stable")
+    from_ordered[largest_first[: cut - from_ordered.sum()]] += 1
+    pairs = zip(_cut(ordered, from_ordered), _cut(mixed, counts - from_ordered), strict=True)
+    parts = [np.concatenate(pair) for pair in pairs]
+    return [parts[at] for at in np.argsort(clients)]
 
 
 def _shards(labels: np.ndarray, clients: int, per_client: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -132,9 +139,11 @@ def _dirichlet(labels: np.ndarray, weights: np.ndarray, alpha: float, rng: np.ra
     )
 
 
-def _subjects(subjects: Tensor | None, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _subjects(subjects: Tensor | None, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
     if subjects is None:
         raise EdgePruneError("data.partition 'subject': this data set does not say which person a sample is from")
+    if len(subjects) != len(labels):
+        raise EdgePruneError(f"data.partition 'subject': {len(subjects)} subjects for {len(labels)} samples")
     people = np.unique(subjects.numpy())
     if len(people) < clients:
         raise EdgePruneError(f"data.partition 'subject': {len(people)} people cannot be split over {clients} clients")
