@@ -1,7 +1,6 @@
-#include "base/cuda.h"
-
 #include <cuda_runtime.h>
 
+#include "base/cuda.h"
 #include "base/error.h"
 
 namespace edgeprune {
@@ -13,8 +12,10 @@ const char* remedy(cudaError_t code) {
             return "this build has no code for that GPU; rebuild on the machine or set EDGEPRUNE_CUDA_ARCHS";
         case cudaErrorInsufficientDriver:
             return "the driver is older than the CUDA toolkit of this build; update the driver or rebuild";
-        case cudaErrorNoDevice: return "no GPU is visible; move the tensors to the CPU";
-        default: return "run again with CUDA_LAUNCH_BLOCKING=1 to find the call that failed";
+        case cudaErrorNoDevice:
+            return "no GPU is visible; move the tensors to the CPU";
+        default:
+            return "run again with CUDA_LAUNCH_BLOCKING=1 to find the call that failed";
     }
 }
 

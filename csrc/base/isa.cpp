@@ -22,23 +22,30 @@ Isa read_ceiling() {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
-        case Isa::neon: return "neon";
-        case Isa::avx2: return "avx2";
-        case Isa::avx512: return "avx512";
-        default: return "scalar";
+        case Isa::neon:
+            return "neon";
+        case Isa::avx2:
+            return "avx2";
+        case Isa::avx512:
+            return "avx512";
+        default:
+            return "scalar";
     }
 }
 
 bool isa_present(Isa isa) {
 #if defined(__x86_64__)
     switch (isa) {
-        case Isa::scalar: return true;
+        case Isa::scalar:
+            return true;
         // These ask the operating system too, whether it saves the wide registers.
-        case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case Isa::avx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         case Isa::avx512:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        default: return false;
+        default:
+            return false;
     }
 #elif defined(__aarch64__)
     return isa == Isa::scalar || isa == Isa::neon;  // NEON is part of the base of AArch64

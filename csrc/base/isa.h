@@ -35,8 +35,7 @@ bool isa_allowed(Isa isa);
 template <class Kernels, int N>
 const Kernels& choose_variant(const char* op, const Kernels* const (&table)[N], const std::string& wanted) {
     for (const Kernels* kernels : table) {
-        if (wanted.empty() ? isa_allowed(kernels->isa)
-                           : wanted == isa_name(kernels->isa) && isa_present(kernels->isa))
+        if (wanted.empty() ? isa_allowed(kernels->isa) : wanted == isa_name(kernels->isa) && isa_present(kernels->isa))
             return *kernels;
     }
     fail_no_variant(op, wanted);

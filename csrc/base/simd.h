@@ -65,9 +65,7 @@ struct F32 {
     static F32 select_positive(F32 c, F32 a, F32 b) {
         return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
     }
-    static F32 compress(F32 x, unsigned bits) {
-        return {_mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x.v)};
-    }
+    static F32 compress(F32 x, unsigned bits) { return {_mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x.v)}; }
     static F32 expand(F32 x, unsigned bits) { return {_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), x.v)}; }
     static F32 select(unsigned bits, F32 a, F32 b) {
         return {_mm512_mask_blend_ps(static_cast<__mmask16>(bits), b.v, a.v)};

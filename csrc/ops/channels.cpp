@@ -113,7 +113,8 @@ class Keeper {
     template <class Task>
     void add_bits(Task& task, bool unit_stride) {
         const auto& items = task.axis[task.axes - 2];
-        if (!vectors_ || !unit_stride || !items.index || task_block(task) != 1 || task_units(task) < 4 * items.size) return;
+        if (!vectors_ || !unit_stride || !items.index || task_block(task) != 1 || task_units(task) < 4 * items.size)
+            return;
         const int64_t first = items.index[0], span = items.index[items.size - 1] - first + 1;
         if (items.size < 8 || span > 6 * items.size) return;
         for (int64_t i = 1; i < items.size; ++i)
@@ -159,8 +160,9 @@ void scatter_accumulate_many(const std::vector<ScatterCall>& calls, float weight
         const ScatterAxis& items = task.axis[task.axes - 2];
         keeper.add_bits(task, items.total_stride == 1 && items.count_stride == 1 && items.x_stride == 1);
     }
-    run_pieces(tasks, options.threads, task_units<ScatterTask>, task_block<ScatterTask>, task_step<ScatterTask>,
-               [&](int t, int64_t first, int64_t last) { kernels.scatter(tasks[static_cast<size_t>(t)], first, last); });
+    run_pieces(
+        tasks, options.threads, task_units<ScatterTask>, task_block<ScatterTask>, task_step<ScatterTask>,
+        [&](int t, int64_t first, int64_t last) { kernels.scatter(tasks[static_cast<size_t>(t)], first, last); });
 }
 
 void channel_norms(const NormsCall& call, const CpuOptions& options) {
@@ -171,7 +173,9 @@ void channel_norms(const NormsCall& call, const CpuOptions& options) {
         tasks, options.threads, [](const NormsTask& task) { return task.channels; },
         [](const NormsTask& task) { return task.before * task.after; },
         // as many channels as the kernels walk together, see channels_simd.h
-        [](const NormsTask& task) { return task.after == 1 ? 64 : task.before > 1 ? 16 : 1; },
+        [](const NormsTask& task) { return task.after == 1   ? 64
+                                           : task.before > 1 ? 16
+                                                             : 1; },
         [&](int t, int64_t first, int64_t last) { kernels.norms(tasks[static_cast<size_t>(t)], first, last); });
 }
 
@@ -185,7 +189,8 @@ void merge_finish_many(const std::vector<FinishCall>& calls, const CpuOptions& o
         sizes.push_back(call.base.size());
     }
     run_pieces(
-        tasks, options.threads, [&](const FinishTask& task) { return sizes[static_cast<size_t>(&task - tasks.data())]; },
+        tasks, options.threads,
+        [&](const FinishTask& task) { return sizes[static_cast<size_t>(&task - tasks.data())]; },
         [](const FinishTask&) { return 1; }, [](const FinishTask&) { return 1; },
         [&](int t, int64_t first, int64_t last) { kernels.finish(tasks[static_cast<size_t>(t)], first, last); });
 }

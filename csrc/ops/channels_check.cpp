@@ -23,6 +23,7 @@ void check_contiguous(const std::string& op, const char* name, const View& view)
 
 void check_writable(const std::string& op, const char* name, const View& view) {
     if (view.read_only) fail("%s: %s is read-only and would be written", op.c_str(), name);
+    if (view.size() == 0) return;
     for (int d = 0; d < view.dims; ++d)
         if (view.shape[d] > 1 && view.stride[d] == 0)
             fail("%s: %s is an expanded tensor whose elements share memory; clone it first", op.c_str(), name);

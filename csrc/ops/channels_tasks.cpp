@@ -113,8 +113,12 @@ ScatterTask make_task(const ScatterCall& call, float weight, bool read_index, in
 }
 
 NormsTask make_task(const NormsCall& call) {
-    NormsTask task{static_cast<const float*>(call.x.data), static_cast<float*>(call.out.data), 1,
-                   call.x.shape[call.dim], 1, call.p};
+    NormsTask task{static_cast<const float*>(call.x.data),
+                   static_cast<float*>(call.out.data),
+                   1,
+                   call.x.shape[call.dim],
+                   1,
+                   call.p};
     for (int d = 0; d < call.dim; ++d) task.before *= call.x.shape[d];
     for (int d = call.dim + 1; d < call.x.dims; ++d) task.after *= call.x.shape[d];
     return task;

@@ -90,8 +90,7 @@ Borrowed borrow(const char* op, const char* name, py::handle object) {
         return {view_of(op, name, managed->tensor, false), std::move(capsule)};
     }
     if (PyCapsule_IsValid(raw, "dltensor_versioned")) {
-        const auto* managed =
-            static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(raw, "dltensor_versioned"));
+        const auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(raw, "dltensor_versioned"));
         if (managed->major != 1)
             fail("%s: %s comes as DLPack version %u; only version 1 is understood", op, name, managed->major);
         return {view_of(op, name, managed->tensor, managed->flags & kReadOnly), std::move(capsule)};

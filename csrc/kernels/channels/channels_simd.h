@@ -138,8 +138,8 @@ inline void scatter_row_by_bits(const ScatterTask& task, float* total, float* co
     total += task.axis[task.axes - 2].index[0];
     count += task.axis[task.axes - 2].index[0];
     for_each_kept_vector(task.keep, [=](int64_t position, int64_t element, unsigned bits, int64_t lanes) {
-        const F32 v = element + F32::lanes <= items ? F32::load(x + element)
-                                                    : F32::load_part(x + element, items - element);
+        const F32 v =
+            element + F32::lanes <= items ? F32::load(x + element) : F32::load_part(x + element, items - element);
         float* const t = total + position;
         float* const c = count + position;
         if (lanes == F32::lanes) {
@@ -257,7 +257,7 @@ inline void norms_side_by_side(const NormsTask& task, int64_t first, int64_t las
                 const int64_t left = tile - v * F32::lanes;
                 if (left <= 0) break;
                 add_to<P>(sums + v * simd::kWide, left >= F32::lanes ? F32::load(x + v * F32::lanes)
-                                                                      : F32::load_part(x + v * F32::lanes, left));
+                                                                     : F32::load_part(x + v * F32::lanes, left));
             }
         }
         double part[kTile];

@@ -124,7 +124,7 @@ int channels_gather_cuda(const GatherTask& task, const int64_t* limit, void* str
     const int64_t elements = elements_of(task);
     if (!elements) return 0;
     gather_kernel<<<blocks_for(elements), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(task, copy_limits(limit),
-                                                                                           elements);
+                                                                                            elements);
     return cudaGetLastError();
 }
 
@@ -132,7 +132,7 @@ int channels_scatter_cuda(const ScatterTask& task, const int64_t* limit, void* s
     const int64_t elements = elements_of(task);
     if (!elements) return 0;
     scatter_kernel<<<blocks_for(elements), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(task, copy_limits(limit),
-                                                                                            elements);
+                                                                                             elements);
     return cudaGetLastError();
 }
 
