@@ -10,6 +10,8 @@ import click
 
 from edgeprune.export.targets import DEFAULT_TARGET, TARGETS
 
+HINT_BELOW = 0.01  # accuracy lost against the whole model from which --recalibrate is worth a line
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -29,9 +31,22 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whose runtimes must read it: jetpack5 and jetpack6 give opset 17 / IR 8, jetpack7 opset 18 / IR 10.",
 )
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="Estimate batch-norm statistics anew on the task's training data; a sub-model inherits the merged ones.",
+)
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are, for a comparison on real inputs.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="For the latency figures.")
-def command(run_dir: Path, client: str | None, output: Path, target: str, data_dir: str | None, threads: int) -> None:
+def command(
+    run_dir: Path,
+    client: str | None,
+    output: Path,
+    target: str,
+    recalibrate: bool,
+    data_dir: str | None,
+    threads: int,
+) -> None:
     """Write the model of RUN_DIR as ONNX and show that it computes the same.
 
     The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 before it gets its name.
@@ -40,7 +55,9 @@ def command(run_dir: Path, client: str | None, output: Path, target: str, data_d
 
     from edgeprune.export.of_run import export_run
 
-    done = export_run(run_dir, output, client=client, target=target, data_dir=data_dir, threads=threads)
+    done = export_run(
+        run_dir, output, client=client, target=target, recalibrate=recalibrate, data_dir=data_dir, threads=threads
+    )
     console = Console()
     console.print(_table(done))
     for line in _lines(done):
@@ -86,5 +103,13 @@ def _lines(done: RunExport) -> list[str]:
     ]
     if not parity.real_inputs:
         lines.append(f"no real inputs: {done.data_note}")
+    if done.has_statistics and not done.recalibrated and _lost(done) > HINT_BELOW:
+        lines.append("its batch-norm statistics are the merged model's; --recalibrate estimates its own")
     lines.append(f"wrote {file.path} for {file.target} (opset {file.opset}, IR {file.ir_version}, fp32)")
     return lines
+
+
+def _lost(done: RunExport) -> float:
+    """Accuracy of the whole model above that of the part; 0 where one of them is not known."""
+    whole, part = done.whole.accuracy, done.part.accuracy if done.part else None
+    return 0.0 if whole is None or part is None else whole - part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from edgeprune.export import targets
 from edgeprune.export.latency import median_latencies
 from edgeprune.export.onnx import Exported, check_destination, export_onnx, staged
 from edgeprune.export.parity import Parity, check_parity
+from edgeprune.export.recalibrate import has_statistics, recalibrated
 
 PARITY_ROWS = 256
+RECALIBRATION_ROWS, RECALIBRATION_BATCH = 5000, 100
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class RunExport:
     threads: int
     accuracy_rows: int
     data_note: str
+    recalibrated: bool
+    has_statistics: bool
 
 
 def export_run(
@@ -53,6 +57,7 @@ def export_run(
     *,
     client: str | None = None,
     target: str = targets.DEFAULT_TARGET,
+    recalibrate: bool = False,
     data_dir: str | None = None,
     threads: int = 1,
     seconds: float = 0.5,
@@ -60,7 +65,9 @@ def export_run(
     """Export the global model of ``run_dir``, or the sub-model that ``client`` ended with, to ``path``.
 
     The file must agree with torch (``check_parity``), on rows of the task's test set when they are on this machine,
-    before it gets its name. ``threads`` and ``seconds`` (per model) are for the latency figures only.
+    before it gets its name. ``recalibrate``: batch-norm statistics are estimated anew on the task's training data,
+    which must be here; agreement and accuracy are then those of the recalibrated model. ``threads`` and ``seconds``
+    (per model) are for the latency figures only.
     Raises EdgePruneError: not a run directory, unknown client, and all that ``export_onnx`` and ``check_parity`` raise.
     """
     targets.get(target)
@@ -79,8 +86,13 @@ def export_run(
 
     whole, _ = run.model(None)
     model, plan = run.model(client) if client is not None else (whole, None)
+    if recalibrate:
+        if dataset is None:
+            raise EdgePruneError(f"export: --recalibrate needs the task's training data: {data_note}")
+        model = recalibrated(model, _training_batches(dataset))
+        whole = recalibrated(whole, _training_batches(dataset)) if client is not None else model
     accuracy = _accuracy(model, task, dataset)
-    details = _describe(run, plan, accuracy, dataset)
+    details = {**_describe(run, plan, accuracy, dataset), "recalibrated": recalibrate}
     destination = Path(path)
     with staged(destination) as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         file = export_onnx(model, examples, draft, target=target, metadata=details)
@@ -91,9 +103,7 @@ def export_run(
         files = [draft]
         if client is not None:
             files.append(export_onnx(whole, examples, Path(scratch) / "whole.onnx", target=target).path)
-        latencies = median_latencies(
-            files, examples if test.rows is None else test.rows, threads=threads, seconds=seconds
-        )
+        latencies = median_latencies(files, examples if rows is None else rows, threads=threads, seconds=seconds)
         sizes = [p.stat().st_size for p in files]
         os.replace(draft, destination)
 
@@ -111,6 +121,8 @@ def export_run(
         threads=threads,
         accuracy_rows=0 if dataset is None else len(dataset.test),
         data_note=data_note,
+        recalibrated=recalibrate,
+        has_statistics=has_statistics(model),
     )
 
 
@@ -127,6 +139,14 @@ def _load(task: Any, data_dir: str | None) -> tuple[Any, str]:
     except EdgePruneError as error:
         return None, str(error)
     return dataset, f"the test set of {dataset.name}"
+
+
+def _training_batches(dataset: Any) -> Iterator[Tensor]:
+    """Inputs in an order drawn once, so that a file sorted by label does not give batches of one class."""
+    size = min(RECALIBRATION_BATCH, len(dataset.train))
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
+    for start in range(0, min(len(order), RECALIBRATION_ROWS) - size + 1, size):
+        yield dataset.normalise(dataset.train.x[order[start : start + size]])
 
 
 def _accuracy(model: nn.Module, task: Any, dataset: Any) -> float | None:

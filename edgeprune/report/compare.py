@@ -35,10 +35,10 @@ def common_accuracy(runs: Sequence[Run]) -> float | None:
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(key, the value in each run) for every configuration key on which the runs do not agree."""
+    """(key, the value in each run) for every configuration key that all runs have and do not agree on."""
     flat = [_flat(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for config in flat for key in config))
-    rows = [(key, [_shown(config.get(key)) for config in flat]) for key in keys]
+    keys = [key for key in flat[0] if all(key in config for config in flat)]
+    rows = [(key, [_shown(config[key]) for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
@@ -52,8 +52,6 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
     if isinstance(value, bool):
         return "true" if value else "false"
     text = value if isinstance(value, str) else repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from edgeprune.errors import EdgePruneError
@@ -83,7 +83,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     if not paths:
         raise EdgePruneError("report: no run directory given; name at least one")
     opened = [RunDir(Path(path)) for path in paths]
-    configs = [run.config for run in opened]
+    configs = [_without_folders(run.config) for run in opened]
     labels = _labels([Path(path) for path in paths], [str(config["algorithm"]["name"]) for config in configs])
     return [
         read(run.path, label, config, run.summary(), run.metrics())
@@ -140,6 +140,17 @@ def read(
 def printable(value: object) -> str:
     """A user's text without control characters, which neither SVG nor a terminal should get."""
     return "".join(char if char.isprintable() else " " for char in str(value))
+
+
+def _without_folders(value: Any) -> Any:
+    """The configuration with every absolute path cut to its last part: a page is passed on, the folders are private."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
 
 
 def _labels(paths: Sequence[Path], algorithms: Sequence[str]) -> list[str]:

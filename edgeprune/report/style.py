@@ -18,8 +18,8 @@ ROLES: dict[str, tuple[str, str]] = {
     "axis": ("#b4bbc3", "#4a525b"),
     "surface": ("#fefefe", "#15191e"),
     "run-0": ("#0b63b5", "#63b0f7"),
-    "run-1": ("#d1550b", "#ff9a56"),
-    "run-2": ("#07866a", "#3fcfa6"),
+    "run-1": ("#c24c06", "#ff9a56"),
+    "run-2": ("#067a61", "#3fcfa6"),
     "run-3": ("#a8408f", "#e88fd2"),
     "run-4": ("#8a6d00", "#e3bf3a"),
     "run-5": ("#4b5563", "#b5bdc8"),
@@ -27,7 +27,7 @@ ROLES: dict[str, tuple[str, str]] = {
 RUN_COLOURS = 6
 
 # Fastest to slowest device: stops of the ramp in each theme.
-_RAMP_LIGHT = ("#f2a65a", "#e0685c", "#b03a79", "#6c2486", "#2a1a5e")
+_RAMP_LIGHT = ("#c8761c", "#c4524a", "#9f3477", "#6a2485", "#2a1a5e")
 _RAMP_DARK = ("#ffc680", "#fb9a5f", "#ec6f80", "#b877d9", "#7f8cf5")
 DEVICE_STEPS = 16
 
@@ -136,14 +136,15 @@ def significant(value: float) -> str:
     """Three significant digits without an exponent: ``0.0123``, ``4.56``, ``78.9``, ``1,234``."""
     if value == 0:
         return "0"
-    size = abs(value)
+    rounded = float(f"{value:.3g}")  # first, so that 9.999 becomes 10.0 and not 10.00
+    size = abs(rounded)
     if size >= 100:
         return f"{value:,.0f}"
     digits = 1
     while size < 10 and digits < 6:
         size *= 10
         digits += 1
-    return f"{value:.{digits}f}"
+    return f"{rounded:.{digits}f}"
 
 
 def shown_time(seconds: float) -> str:

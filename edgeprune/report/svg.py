@@ -33,7 +33,9 @@ def inline(figure: Any, name: str, description: str) -> str:
     body = re.sub(r'(?<= id=")([^"]*)', rf"{name}-\1", body)
     body = re.sub(r"(?<=url\(#)([^)]*)", rf"{name}-\1", body)
     body = re.sub(r'(?<=href="#)([^"]*)', rf"{name}-\1", body)
-    body = re.sub(r"font: ((?:bold |\d+ )?[\d.]+px)[^;\"]*", r"font: \1 var(--sans)", body)
+    # Newer releases write font-size and font-family, older ones the shorthand "font: 11px 'DejaVu Sans', ...".
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
+    body = re.sub(r"font: ((?:\w+ )*?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
     body = re.sub(r"#[0-9a-f]{6}\b", _as_variable, body)
     body = re.sub(r"\n\s*\n+", "\n", body)
     width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
