@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import MakeRun
 
 from edgeprune.cli import report as cli
 from edgeprune.errors import EdgePruneError
 from edgeprune.report import style, svg, write_report
 from edgeprune.report.figures import overview
+
+MakeRun = Callable[..., Path]  # the fixture of conftest.py
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeRun
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.report import compare, read_runs
 from edgeprune.report.series import Run
+
+MakeRun = Callable[..., Path]  # the fixture of conftest.py
 
 
 def test_totals_by_hand(make_run: MakeRun) -> None:
