@@ -57,9 +57,10 @@ def prune(
     """Cut the model down to the share ``keep`` of its prunable channels.
 
     ``example_inputs``: positional inputs of any batch size (2 is best). ``importance``: "l1", "l2", "bn" or a callable
-    (see importance.scores). ``scope``, ``min_channels``, ``round_to``: see choice.choose. ``whole``: patterns of tensors
-    whose channels must stay. The network's inputs and outputs keep their size, and so does what the graph cannot follow
-    (``.graph.notes`` names it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it.
+    (see importance.scores). ``scope``, ``min_channels``, ``round_to``: see choice.choose. ``whole``: patterns of
+    tensors whose channels must stay. The network's inputs and outputs keep their size, and so does what the graph
+    cannot follow (``.graph.notes`` names it). The model is not changed. Raises EdgePruneError when torch.export cannot
+    capture it.
     """
     graph = ChannelGraph.trace(model, example_inputs, whole=whole)
     plan = choose(graph, scores(model, graph, importance), keep, scope, min_channels, round_to)

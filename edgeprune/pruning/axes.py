@@ -1,8 +1,8 @@
 """How the dimensions of a model's tensors are made of channel groups: the map that a plan carries.
 
-A dimension is a row of segments. A segment of group ``g`` holds, ``repeat`` times over, the group's ``size`` channels in
-order, each as ``block`` neighbouring positions: position ``(rep * size + channel) * block + inner``. A segment without a
-group is ``size`` positions that always stay.
+A dimension is a row of segments. A segment of a group holds, ``repeat`` times over, the group's ``size`` channels in
+order, each as ``block`` neighbouring positions: position ``(rep * size + channel) * block + inner``. A segment without
+a group is ``size`` positions that always stay.
 """
 
 from __future__ import annotations

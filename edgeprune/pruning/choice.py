@@ -32,9 +32,9 @@ def choose(
 ) -> SubmodelPlan:
     """The plan that keeps the channels with the highest scores (of equal ones the first).
 
-    ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all channels
-    together, scores being taken relative to the mean of their group. No group falls below ``min_channels`` (or its size);
-    counts are rounded to the nearest multiple of ``round_to``, at least one multiple, at most the group's size.
+    ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all
+    channels together, scores being taken relative to the mean of their group. No group falls below ``min_channels`` (or
+    its size); counts are rounded to the nearest multiple of ``round_to``, at least one, at most the group's size.
     """
     _check(keep, min_channels)
     if round_to < 1:

@@ -6,8 +6,8 @@
      "axes":   {"layer1.0.conv1": "0 #2 #1", ...}}              module -> kind, what $0, $1 ... stand for
 
 Kept channels: "" all, "r0-31,40" runs, "b" + base64 of the bitmap (lowest bit first); the shortest is written.
-An axis is a sum of segments: ``17`` positions that stay, ``#2`` the channels of group number 2, ``#2*49`` each as a block
-of 49, ``#2*1x4`` four times over. A kind lists the tensors of a module with their axes, separated by blanks.
+An axis is a sum of segments: ``17`` positions that stay, ``#2`` the channels of group number 2, ``#2*49`` each as a
+block of 49, ``#2*1x4`` four times over. A kind lists the tensors of a module with their axes, separated by blanks.
 """
 
 from __future__ import annotations

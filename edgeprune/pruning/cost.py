@@ -1,4 +1,4 @@
-"""Multiply-adds of convolutions and linear layers: measured on a model, and computed from a plan without building it."""
+"""Multiply-adds of convolutions and linear layers: measured on a model, or computed from a plan alone."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.atoms import WHOLE, Atoms, Ids, Layout
 
 Shape = tuple[int, ...]
@@ -26,7 +27,7 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for these operations: ``@rule("aten.relu", "mylib.my_op")``. A later entry replaces an earlier one."""
+    """Enter a rule for these operations: ``@rule("aten.relu", "mylib.my_op")``. A later entry replaces an earlier."""
 
     def enter(fn: Rule) -> Rule:
         for name in operations:
@@ -169,6 +170,10 @@ class Coupling:
             return
         result = found(self, call)
         if result is not None:
+            shapes = shapes_of(node) if isinstance(result, list) else [shape_of(node)]
+            for layout, shape in zip([result] if isinstance(result, tuple) else result, shapes):  # noqa: B905
+                if len(layout) != len(shape) or any(i is not None and len(i) != n for i, n in zip(layout, shape)):  # noqa: B905
+                    raise EdgePruneError(f"the coupling rule of {call.where} gave a layout that does not fit {shape}")
             self.layouts[node] = result
 
     def _unknown(self, call: Call) -> None:
@@ -197,7 +202,7 @@ def shapes_of(value: Node) -> list[Shape]:
 
 
 def operation_name(target: Any) -> str:
-    """``aten.add`` for ``torch.ops.aten.add.Tensor``; in-place variants share the name (``aten.add_`` is ``aten.add``)."""
+    """``aten.add`` for ``torch.ops.aten.add.Tensor`` and for its in-place variant."""
     packet = getattr(target, "overloadpacket", None)
     name = str(packet) if packet is not None else getattr(target, "__name__", str(target))
     return name[:-1] if name.startswith("aten.") and name.endswith("_") and not name.endswith("__") else name

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
+from edgeprune.pruning import rules_shape as _rules_shape  # noqa: F401
 from edgeprune.pruning.atoms import Atoms, Ids, Layout
 from edgeprune.pruning.axes import Axis, AxisMap, local_size
 from edgeprune.pruning.coupling import Coupling, Shape
@@ -72,8 +73,8 @@ class ChannelGraph:
     ) -> ChannelGraph:
         """Read the graph off ``model`` run on ``example_inputs`` (positional; batch of any size, 2 is best).
 
-        Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` of tensors whose
-        channels must stay. With ``verify`` (default) the model is cut at random once and its outputs, in double
+        Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` of tensors
+        whose channels must stay. With ``verify`` (default) the model is cut at random once and its outputs, in double
         precision with random weights, are compared with those of the full model where the cut channels are zero; a
         group that fails stays whole and says why. The model is not changed.
 
@@ -218,21 +219,18 @@ class _Builder:
         """A name for every prunable group (that of the first layer that makes its channels), None for the others."""
         self._named: dict[int, str] = {}
         taken: dict[str, int] = {}
-        names: list[str | None] = []
         for found in self._found:
-            base = self._producer(found)
-            if base is None:
-                self.atoms.pin(found.roots, "no layer makes these channels")
-                names.append(None)
-                continue
-            taken[base] = taken.get(base, 0) + 1
-            name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-            self._named[id(found)] = name
             if len(found.roots) == 1 and found.reason is None:
                 self.atoms.pin(found.roots, "a single channel")
                 found.reason = "a single channel"
-            names.append(name if found.reason is None else None)
-        return names
+        for found in sorted(self._found, key=lambda f: f.reason is not None):
+            base = self._producer(found)
+            if base is None:
+                self.atoms.pin(found.roots, "no layer makes these channels")
+                continue
+            taken[base] = taken.get(base, 0) + 1
+            self._named[id(found)] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        return [self._named.get(id(found)) if found.reason is None else None for found in self._found]
 
     def _channel_groups(self, names: list[str | None]) -> Iterable[ChannelGroup]:
         for found in self._found:

@@ -1,4 +1,4 @@
-"""From coupled atoms to channel groups and axes: which classes form one group, and how every dimension is made of them."""
+"""From coupled atoms to channel groups and axes: which classes form a group, and how dimensions are made of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Key = tuple[str, int]
 
 @dataclass
 class Found:
-    """One group: its root atoms in channel order, the dimensions they lie in, and why it stays whole (None: prunable)."""
+    """One group: its root atoms in channel order, the dimensions they lie in, why it stays whole (None: prunable)."""
 
     roots: Ids
     keys: list[Key]

@@ -20,10 +20,10 @@ def scores(
 ) -> dict[str, Tensor]:
     """One float32 score per channel of every prunable group; higher stays longer.
 
-    "l1": sum of the magnitudes of all weights that make the channel (over all layers of the group). "l2": square root of
-    the sum of their squares. "bn": mean magnitude of the channel's batch norm scales; a group without batch norm gets its
-    l2 norms, scaled so that their mean is the mean of all batch norm scales of the graph (1 if there are none). A
-    callable ``how(state, group)`` returns its own scores, one finite number per channel.
+    "l1": sum of the magnitudes of all weights that make the channel (over all layers of the group). "l2": square root
+    of the sum of their squares. "bn": mean magnitude of the channel's batch norm scales; a group without batch norm
+    gets its l2 norms, scaled so that their mean is the mean of all batch norm scales of the graph (1 if there are
+    none). A callable ``how(state, group)`` returns its own scores, one finite number per channel.
     """
     state = dict(model_or_state.state_dict()) if isinstance(model_or_state, nn.Module) else model_or_state
     groups = graph.prunable
@@ -94,7 +94,7 @@ def _own(values: Tensor, group: ChannelGroup) -> Tensor:
     values = torch.as_tensor(values).detach().float().cpu()
     if values.shape != (group.size,) or not bool(torch.isfinite(values).all()):
         raise EdgePruneError(
-            f"the importance of {group.name!r} must be {group.size} finite numbers, not a tensor of shape {tuple(values.shape)}"
+            f"the importance of {group.name!r} must be {group.size} finite numbers, not shape {tuple(values.shape)}"
             + ("" if values.shape != (group.size,) else " with NaN or infinity")
         )
     return values

@@ -47,7 +47,8 @@ def runs(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     result: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        olds, news = [], []
+        olds: list[int] = []
+        news: list[int] = []
         have = want = 1
         while not (olds or news) or have != want:
             if (have <= want and i < len(old)) or j >= len(new):

@@ -12,20 +12,19 @@ import numpy as np
 
 from edgeprune.pruning.atoms import Layout
 from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
-from edgeprune.pruning.reshape import reshape
 
 
-def _dim(value: int, rank: int) -> int:
+def dim_of(value: int, rank: int) -> int:
     return value % rank if rank else 0
 
 
-def _dims(value: int | list[int] | None, rank: int) -> list[int]:
+def dims_of(value: int | list[int] | None, rank: int) -> list[int]:
     if value is None or value == []:
         return list(range(rank))
-    return sorted({_dim(v, rank) for v in ([value] if isinstance(value, int) else value)})
+    return sorted({dim_of(v, rank) for v in ([value] if isinstance(value, int) else value)})
 
 
-# --- contractions: a removed input channel is a removed column ---------------------------------------------------------
+# --- contractions: a removed input channel is a removed column --------------------------------------------------------
 
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten.conv_transpose1d", "aten.conv_transpose2d",
@@ -33,7 +32,7 @@ def _dims(value: int | list[int] | None, rank: int) -> list[int]:
 def convolution(c: Coupling, call: Call) -> Layout:
     """weight [O, I/g, k...] or, transposed, [I, O/g, k...].
 
-    Depthwise: output channel i follows input channel i // multiplier. Grouped: every group loses the same local pattern.
+    Depthwise: output channel i follows input channel i // multiplier. Grouped: all groups lose the same local pattern.
     """
     x, weight = call["input"], call["weight"]
     groups = call.get("groups", 1)
@@ -71,7 +70,7 @@ def convolution(c: Coupling, call: Call) -> Layout:
         c.couple(call, outof, c.layout(call["bias"])[0])
     positions = math.prod(x_shape) // x_shape[at] if transposed else math.prod(out) // out[at]
     c.count(w, w_shape, positions)
-    return tuple(outof if d == at else ids_ for d, ids_ in enumerate(_spatial_whole(c, call, c.layout(x), at + 1)))
+    return tuple(outof if d == at else ids_ for d, ids_ in enumerate(spatial_whole(c, call, c.layout(x), at + 1)))
 
 
 @rule("aten.linear")
@@ -148,9 +147,10 @@ def embedding(c: Coupling, call: Call) -> Layout:
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 
-@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training",
-      "aten._native_batch_norm_legit_functional", "aten.native_batch_norm", "aten.cudnn_batch_norm",
-      "aten._batch_norm_with_update", "aten._batch_norm_no_update")  # fmt: skip
+@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit",
+      "aten._native_batch_norm_legit_no_training", "aten._native_batch_norm_legit_functional",
+      "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._batch_norm_with_update",
+      "aten._batch_norm_no_update")  # fmt: skip
 def batch_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
     """Each channel by its own statistics: dimension 1 meets the four vectors."""
     x = c.layout(call["input"])
@@ -179,16 +179,19 @@ def mixing_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 
-@rule("pointwise", "aten.copy", "aten.where", "aten.masked_fill", "aten.expand_as")
+@rule("pointwise", "aten.copy", "aten.where", "aten.masked_fill", "aten.expand_as", "aten.hardswish",
+      "aten.hardsigmoid", "aten.hardtanh", "aten.relu6", "aten.silu", "aten.mish", "aten.gelu", "aten.elu", "aten.selu",
+      "aten.celu", "aten.leaky_relu", "aten.log_sigmoid", "aten.softplus", "aten.softshrink", "aten.hardshrink",
+      "aten.threshold")  # fmt: skip
 def pointwise(c: Coupling, call: Call) -> Layout:
     """Any elementwise operation with broadcasting (every operation that torch tags as pointwise comes here)."""
     return c.broadcast(call, list(call.tensors()), shape_of(call.node))
 
 
 @rule("aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh_copy", "aten.to", "aten._to_copy",
-      "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.zeros_like", "aten.ones_like", "aten.full_like",
-      "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.float", "aten.double", "aten.half",
-      "aten.fill", "aten.zero", "aten.type_as")  # fmt: skip
+      "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.zeros_like", "aten.ones_like",
+      "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.fill",
+      "aten.zero", "aten.type_as")  # fmt: skip
 def unchanged(c: Coupling, call: Call) -> Layout:
     """The result lies as the (first) operand does."""
     return c.layout(next(call.tensors()))
@@ -220,7 +223,7 @@ def prelu(c: Coupling, call: Call) -> Layout:
 def along_one_dim(c: Coupling, call: Call) -> Layout:
     """The values along the dimension depend on one another: it stays whole."""
     x = c.layout(call["self"])
-    c.whole_dims(call, x, _dims(call["dim"], len(x)), "mixes these channels")
+    c.whole_dims(call, x, dims_of(call["dim"], len(x)), "mixes these channels")
     return x
 
 
@@ -228,7 +231,7 @@ def along_one_dim(c: Coupling, call: Call) -> Layout:
 def glu(c: Coupling, call: Call) -> Layout:
     """The second half gates the first: both lose the same channels."""
     x = list(c.layout(call["self"]))
-    d = _dim(call.get("dim", -1), len(x))
+    d = dim_of(call.get("dim", -1), len(x))
     x[d] = c.equal_pattern(call, x[d], 2)
     return tuple(x)
 
@@ -236,7 +239,7 @@ def glu(c: Coupling, call: Call) -> Layout:
 # --- pooling, resizing, reductions ------------------------------------------------------------------------------------
 
 
-def _spatial_whole(c: Coupling, call: Call, layout: Layout, start: int) -> Layout:
+def spatial_whole(c: Coupling, call: Call, layout: Layout, start: int) -> Layout:
     c.whole_dims(call, layout, range(start, len(layout)), "works over these positions")
     return (*layout[:start], *[None] * (len(layout) - start))
 
@@ -252,7 +255,7 @@ def _pool(spatial: int) -> None:
     @rule(*both)
     def pool(c: Coupling, call: Call) -> Layout | list[Layout]:
         x = c.layout(next(call.tensors()))
-        out = _spatial_whole(c, call, x, len(x) - spatial)
+        out = spatial_whole(c, call, x, len(x) - spatial)
         several = isinstance(call.node.meta.get("val"), (tuple, list))
         return [out, out] if several else out
 
@@ -266,205 +269,8 @@ for _n in (1, 2, 3):
 def reduction(c: Coupling, call: Call) -> Layout:
     """Reduced dimensions stay whole (a mean over fewer channels is another mean), the others pass."""
     x = c.layout(call["self"])
-    dims = _dims(call.get("dim"), len(x))
+    dims = dims_of(call.get("dim"), len(x))
     c.whole_dims(call, x, dims, "reduces over these channels")
     if call.get("keepdim", False):
         return tuple(None if d in dims else ids for d, ids in enumerate(x))
     return tuple(ids for d, ids in enumerate(x) if d not in dims)
-
-
-# --- moving ----------------------------------------------------------------------------------------------------------
-
-
-@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.unsqueeze",
-      "aten._reshape_alias", "aten.view_as", "aten.reshape_as")  # fmt: skip
-def view(c: Coupling, call: Call) -> Layout:
-    """Row-major channel arithmetic; see reshape.py."""
-    x = next(call.tensors())
-    return reshape(c, call, c.layout(x), shape_of(x), shape_of(call.node))
-
-
-@rule("aten.squeeze")
-def squeeze(c: Coupling, call: Call) -> Layout:
-    """Without a dimension it would also drop a channel dimension pruned to one, so those stay whole."""
-    x, shape = c.layout(call["self"]), shape_of(call["self"])
-    if call.get("dim") is None:
-        c.whole_dims(
-            call, x, range(len(x)), "squeeze() without a dimension could drop the channels; name the dimension"
-        )
-    return reshape(c, call, x, shape, shape_of(call.node))
-
-
-@rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim", "aten.swapaxes", "aten.mT")
-def permute(c: Coupling, call: Call) -> Layout | None:
-    """Dimensions change places."""
-    x = c.layout(next(call.tensors()))
-    rank = len(x)
-    order = list(range(rank))
-    if call.name == "aten.permute":
-        order = [_dim(d, rank) for d in call["dims"]]
-    elif call.name in ("aten.transpose", "aten.swapaxes"):
-        names = ("dim0", "dim1") if call.name == "aten.transpose" else ("axis0", "axis1")
-        a, b = (_dim(call[n], rank) for n in names)
-        order[a], order[b] = b, a
-    elif call.name == "aten.mT":
-        order[-2:] = [rank - 1, rank - 2]
-    elif call.name == "aten.movedim":
-        moved, to = ([call[n]] if isinstance(call[n], int) else list(call[n]) for n in ("source", "destination"))
-        source, target = [_dim(d, rank) for d in moved], [_dim(d, rank) for d in to]
-        rest = iter(d for d in range(rank) if d not in source)
-        order = [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
-    else:
-        order.reverse()
-    return tuple(x[d] for d in order)
-
-
-@rule("aten.expand", "aten.repeat")
-def expand(c: Coupling, call: Call) -> Layout:
-    """A dimension of one that is spread is nobody's channel yet; it follows what it meets next."""
-    x, shape, out = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
-    result = []
-    for d, size in enumerate(out):
-        at = d - len(out)
-        have = shape[at] if len(shape) >= -at else 1
-        ids = x[at] if have > 1 else None
-        if ids is not None and size != have:
-            ids = np.tile(ids, size // have)
-        result.append(c.atoms.new(size) if have == 1 and size > 1 and call.name == "aten.expand" else ids)
-    return tuple(result)
-
-
-@rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full")
-def constant(c: Coupling, call: Call) -> Layout:
-    """One number everywhere: follows what it meets (that its size was not written as a number, the check run shows)."""
-    return tuple(c.atoms.new(size) if size > 1 else None for size in shape_of(call.node))
-
-
-@rule("aten.cat", "aten.concat")
-def cat(c: Coupling, call: Call) -> Layout:
-    """Channels one after the other; the other dimensions meet."""
-    parts = [n for n in call["tensors"] if shape_of(n) != (0,)]
-    rank = len(shape_of(parts[0]))
-    d = _dim(call.get("dim", 0), rank)
-    result: list[object] = []
-    for e in range(rank):
-        ids = [c.layout(n)[e] for n in parts]
-        if e != d:
-            for other in ids[1:]:
-                c.couple(call, ids[0], other)
-            result.append(ids[0])
-        elif any(i is not None for i in ids):
-            filled = [np.zeros(shape_of(n)[d], np.int64) if i is None else i for n, i in zip(parts, ids, strict=True)]
-            result.append(np.concatenate(filled))
-        else:
-            result.append(None)
-    return tuple(result)  # type: ignore[arg-type]
-
-
-@rule("aten.stack")
-def stack(c: Coupling, call: Call) -> Layout:
-    """A new dimension; the others meet."""
-    parts = call["tensors"]
-    first = c.layout(parts[0])
-    for other in parts[1:]:
-        for a, b in zip(first, c.layout(other), strict=True):
-            c.couple(call, a, b)
-    d = _dim(call.get("dim", 0), len(first) + 1)
-    return (*first[:d], None, *first[d:])
-
-
-@rule("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split")
-def chunk(c: Coupling, call: Call) -> list[Layout]:
-    """Equal parts of a channel dimension lose the same channels; unequal parts of one keep it whole."""
-    x, shapes = c.layout(call["self"]), shapes_of(call.node)
-    d = _dim(call.get("dim", 0), len(x))
-    sizes = {shape[d] for shape in shapes}
-    if x[d] is None or len(sizes) > 1:
-        c.whole(call, x[d], "cuts the channels in unequal parts")
-        return [tuple(None if e == d else ids for e, ids in enumerate(x)) for _ in shapes]
-    c.equal_pattern(call, x[d], len(shapes))
-    width, ids = sizes.pop(), x[d]
-    return [
-        tuple((ids[i * width : (i + 1) * width] if width > 1 else None) if e == d else o for e, o in enumerate(x))
-        for i in range(len(shapes))
-    ]  # type: ignore[index]
-
-
-@rule("aten.slice")
-def slice_(c: Coupling, call: Call) -> Layout:
-    """All of a dimension passes; a part of a channel dimension keeps it whole."""
-    x, before, after = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
-    d = _dim(call.get("dim", 0), len(x))
-    if before[d] == after[d]:
-        return x
-    c.whole(call, x[d], "takes a part of the channels by number")
-    return tuple(None if e == d else ids for e, ids in enumerate(x))
-
-
-@rule("aten.select", "aten.unbind")
-def select(c: Coupling, call: Call) -> Layout | list[Layout]:
-    """One position of a dimension, which stays whole."""
-    x = c.layout(call["self"])
-    d = _dim(call.get("dim", 0), len(x))
-    c.whole(call, x[d], "takes a channel by number")
-    rest = tuple(ids for e, ids in enumerate(x) if e != d)
-    return [rest] * len(shapes_of(call.node)) if call.name == "aten.unbind" else rest
-
-
-@rule("aten.flip", "aten.roll")
-def flip(c: Coupling, call: Call) -> Layout:
-    """Moves positions within a dimension, which stays whole."""
-    x = c.layout(call["self"])
-    c.whole_dims(call, x, _dims(call["dims"], len(x)), "moves the channels")
-    return x
-
-
-@rule("aten.pad", "aten.constant_pad_nd")
-def pad(c: Coupling, call: Call) -> Layout:
-    """Padding is a constant of fixed width: it stays whole beside the channels it is put around."""
-    x, amounts = list(c.layout(call["self"])), call["pad"]
-    constant_ = call.get("mode", "constant") == "constant"
-    for k in range(len(amounts) // 2):
-        before, after = amounts[2 * k], amounts[2 * k + 1]
-        d = len(x) - 1 - k
-        ids = x[d]
-        if ids is None or (before == 0 and after == 0):
-            continue
-        if before < 0 or after < 0 or not constant_:
-            c.whole(call, ids, "crops or mirrors the channels")
-            x[d] = None
-        else:
-            x[d] = np.concatenate([np.zeros(before, np.int64), ids, np.zeros(after, np.int64)])
-    return tuple(x)
-
-
-@rule("aten.pixel_shuffle")
-def pixel_shuffle(c: Coupling, call: Call) -> Layout:
-    """[.., C r^2, H, W] to [.., C, rH, rW]: the r^2 channels of one result channel go together."""
-    x = list(_spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
-    d, r2 = len(x) - 3, call["upscale_factor"] ** 2
-    ids = x[d]
-    if ids is not None:
-        first = ids[::r2].copy()
-        c.couple(call, ids, np.repeat(first, r2))
-        x[d] = first if len(first) > 1 else None
-    return tuple(x)
-
-
-@rule("aten.pixel_unshuffle")
-def pixel_unshuffle(c: Coupling, call: Call) -> Layout:
-    """[.., C, rH, rW] to [.., C r^2, H, W]: each channel becomes r^2."""
-    x = list(_spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
-    d, ids = len(x) - 3, x[len(x) - 3]
-    x[d] = None if ids is None else np.repeat(ids, call["downscale_factor"] ** 2)
-    return tuple(x)
-
-
-@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
-def channel_shuffle(c: Coupling, call: Call) -> Layout:
-    """Groups are interleaved and lose the same local channels."""
-    x = list(c.layout(call["self"]))
-    groups = call["groups"]
-    pattern = c.equal_pattern(call, x[1], groups)
-    x[1] = None if pattern is None else np.repeat(pattern, groups)
-    return tuple(x)

@@ -74,7 +74,7 @@ class SubmodelPlan:
         return hashlib.sha256(self.map.digest + self.kept_bytes()).hexdigest()[:16]
 
     def indices(self, tensor: str) -> tuple[Tensor | None, ...]:
-        """Per dimension the kept positions (int64, increasing), None where all are kept; as edgeprune.ops.gather takes."""
+        """Per dimension the kept positions (int64, increasing), None where all are kept; what ops.gather takes."""
         found = self._tensors.get(tensor)
         if found is None:
             found = tuple(self._index(axis) for axis in self.map.axes(tensor))

@@ -55,7 +55,7 @@ def extract_state(state: Mapping[str, Tensor], plan: SubmodelPlan) -> dict[str, 
 def expand_state(
     local: Mapping[str, Tensor], plan: SubmodelPlan, fill: float | Mapping[str, Tensor] = 0.0
 ) -> dict[str, Tensor]:
-    """The full state with the sub-model's values at their global places, and ``fill`` (a number or a full state) elsewhere.
+    """The full state with the sub-model's values at their global places, and ``fill`` (number or full state) elsewhere.
 
     Allocates what the plan's map says, so use it with plans of your own.
     """
@@ -87,7 +87,7 @@ def load_local(module: nn.Module, local_state: Mapping[str, Tensor]) -> nn.Modul
             raise EdgePruneError(f"the state to load lacks {name!r}")
         if local_state[name].shape != t.shape:
             raise EdgePruneError(
-                f"the state to load has {name!r} of shape {tuple(local_state[name].shape)}, the module has {tuple(t.shape)}"
+                f"the state to load has {name!r} of shape {tuple(local_state[name].shape)}, not {tuple(t.shape)}"
             )
     if unknown := [n for n in local_state if n not in own and isinstance(local_state[n], Tensor)]:
         raise EdgePruneError(f"the state to load has {unknown[0]!r}, which the module lacks")
@@ -157,7 +157,7 @@ def _cut(names: list[str], tensors: list[Tensor], plan: SubmodelPlan) -> list[Te
     for name, t in zip(names, tensors, strict=True):
         if tuple(t.shape) != plan.map.shape(name):
             raise EdgePruneError(
-                f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(t.shape)}; use the model it was made for"
+                f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(t.shape)}"
             )
     indices = [plan.indices(name) for name in names]
     result: list[Tensor | None] = [None] * len(tensors)

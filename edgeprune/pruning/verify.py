@@ -1,8 +1,8 @@
 """The safety net of ChannelGraph.trace: cut the model at random, and compare with the full one where the cut is zero.
 
-What the rules cannot see, such as a ``view(-1, 6272)`` with the number written out or a size held in an attribute, shows
-here. The weights are replaced by random ones, because trained ones may hide a wrong coupling (a residual branch that
-starts at zero).
+What the rules cannot see, such as a ``view(-1, 6272)`` with the number written out or a size held in an attribute,
+shows here. The weights are replaced by random ones, because trained ones may hide a wrong coupling (a residual branch
+that starts at zero).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def failing_groups(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> dict[str, str]:
-    """The groups that cannot be cut, with the reason. ``random``: the training path draws numbers, compare shapes only.
+    """The groups that cannot be cut, with the reason. ``random``: the model may draw random numbers (dropout).
 
     All groups are tried at once; on failure the first one that breaks is found by bisection and the rest tried again.
     """
@@ -53,7 +53,7 @@ class _Trial:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> None:
         rng = np.random.default_rng(0)
-        self.graph, self.random = graph, random
+        self.graph = graph
         self.model = copy.deepcopy(model).double()
         self.inputs = pytree.tree_map(lambda x: x.double() if _is_float(x) else x, inputs)
         self.kept: dict[str, tuple[int, ...]] = {}
@@ -62,8 +62,14 @@ class _Trial:
             self.kept[name] = tuple(sorted(rng.choice(size, count, replace=False).tolist()))
         trained = {n: t.clone() for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
         randomise(self.model, rng)
-        if not all(bool(torch.isfinite(y).all()) for y in self._run(self.model, False) if _is_float(y)):
+        try:
+            outputs = self._run(self.model, False)
+        except RuntimeError:  # a forward that makes float32 tensors of its own cannot run in double
+            self.model, self.inputs = self.model.float(), inputs
+            outputs = self._run(self.model, False)
+        if not all(bool(torch.isfinite(y).all()) for y in outputs if _is_float(y)):
             self.model.load_state_dict(trained, strict=False)
+        self.comparable = {mode: not random or self._repeats(mode) for mode in (False, True)}
 
     def failure(self, names: list[str]) -> str | None:
         """Why the model cut in these groups differs from the full one, or None."""
@@ -80,11 +86,14 @@ class _Trial:
                 return f"with fewer channels the forward pass fails: {_sentence(e)}"
             if [getattr(y, "shape", y) for y in expected] != [getattr(y, "shape", y) for y in actual]:
                 return "with fewer channels the output has another shape"
-            if training and self.random:
-                continue
-            if not all(_close(a, b) for a, b in zip(actual, expected, strict=True)):
+            if self.comparable[training] and not all(_close(a, b) for a, b in zip(actual, expected, strict=True)):
                 return "with fewer channels the output differs from that of the full model with zeros"
         return None
+
+    def _repeats(self, training: bool) -> bool:
+        """Whether the model gives the same numbers twice, so that they can be compared, not only shapes."""
+        first, second = self._run(copy.deepcopy(self.model), training), self._run(copy.deepcopy(self.model), training)
+        return all(_close(a, b) for a, b in zip(first, second, strict=True))
 
     def _run(self, model: nn.Module, training: bool) -> list[Any]:
         model.train(training)

@@ -1,0 +1,202 @@
+"""Coupling rules of what moves, cuts and joins dimensions: views, permutations, cat, chunk, slices, padding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeprune.pruning.atoms import Ids, Layout
+from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
+from edgeprune.pruning.reshape import reshape
+from edgeprune.pruning.rules import dim_of, dims_of, spatial_whole
+
+
+@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.unsqueeze",
+      "aten._reshape_alias", "aten.view_as", "aten.reshape_as")  # fmt: skip
+def view(c: Coupling, call: Call) -> Layout:
+    """Row-major channel arithmetic; see reshape.py."""
+    x = next(call.tensors())
+    return reshape(c, call, c.layout(x), shape_of(x), shape_of(call.node))
+
+
+@rule("aten.squeeze")
+def squeeze(c: Coupling, call: Call) -> Layout:
+    """Without a dimension it would also drop a channel dimension pruned to one, so those stay whole."""
+    x, shape = c.layout(call["self"]), shape_of(call["self"])
+    if call.get("dim") is None:
+        c.whole_dims(
+            call, x, range(len(x)), "squeeze() without a dimension could drop the channels; name the dimension"
+        )
+    return reshape(c, call, x, shape, shape_of(call.node))
+
+
+@rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim", "aten.swapaxes", "aten.mT")
+def permute(c: Coupling, call: Call) -> Layout | None:
+    """Dimensions change places."""
+    x = c.layout(next(call.tensors()))
+    rank = len(x)
+    order = list(range(rank))
+    if call.name == "aten.permute":
+        order = [dim_of(d, rank) for d in call["dims"]]
+    elif call.name in ("aten.transpose", "aten.swapaxes"):
+        names = ("dim0", "dim1") if call.name == "aten.transpose" else ("axis0", "axis1")
+        a, b = (dim_of(call[n], rank) for n in names)
+        order[a], order[b] = b, a
+    elif call.name == "aten.mT":
+        order[-2:] = [rank - 1, rank - 2]
+    elif call.name == "aten.movedim":
+        moved, to = ([call[n]] if isinstance(call[n], int) else list(call[n]) for n in ("source", "destination"))
+        source, target = [dim_of(d, rank) for d in moved], [dim_of(d, rank) for d in to]
+        rest = iter(d for d in range(rank) if d not in source)
+        order = [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
+    else:
+        order.reverse()
+    return tuple(x[d] for d in order)
+
+
+@rule("aten.expand", "aten.repeat")
+def expand(c: Coupling, call: Call) -> Layout:
+    """A dimension of one that is spread is nobody's channel yet; it follows what it meets next."""
+    x, shape, out = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
+    result = []
+    for d, size in enumerate(out):
+        at = d - len(out)
+        have = shape[at] if len(shape) >= -at else 1
+        ids = x[at] if have > 1 else None
+        if ids is not None and size != have:
+            ids = np.tile(ids, size // have)
+        result.append(c.atoms.new(size) if have == 1 and size > 1 and call.name == "aten.expand" else ids)
+    return tuple(result)
+
+
+@rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full")
+def constant(c: Coupling, call: Call) -> Layout:
+    """One number everywhere: follows what it meets (that its size was not written as a number, the check run shows)."""
+    return tuple(c.atoms.new(size) if size > 1 else None for size in shape_of(call.node))
+
+
+@rule("aten.cat", "aten.concat")
+def cat(c: Coupling, call: Call) -> Layout:
+    """Channels one after the other; the other dimensions meet."""
+    parts = [n for n in call["tensors"] if shape_of(n) != (0,)]
+    rank = len(shape_of(parts[0]))
+    d = dim_of(call.get("dim", 0), rank)
+    result: list[object] = []
+    for e in range(rank):
+        ids = [c.layout(n)[e] for n in parts]
+        if e != d:
+            for other in ids[1:]:
+                c.couple(call, ids[0], other)
+            result.append(ids[0])
+        elif any(i is not None for i in ids):
+            filled = [np.zeros(shape_of(n)[d], np.int64) if i is None else i for n, i in zip(parts, ids, strict=True)]
+            result.append(np.concatenate(filled))
+        else:
+            result.append(None)
+    return tuple(result)  # type: ignore[arg-type]
+
+
+@rule("aten.stack")
+def stack(c: Coupling, call: Call) -> Layout:
+    """A new dimension; the others meet."""
+    parts = call["tensors"]
+    first = c.layout(parts[0])
+    for other in parts[1:]:
+        for a, b in zip(first, c.layout(other), strict=True):
+            c.couple(call, a, b)
+    d = dim_of(call.get("dim", 0), len(first) + 1)
+    return (*first[:d], None, *first[d:])
+
+
+@rule("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split")
+def chunk(c: Coupling, call: Call) -> list[Layout]:
+    """Equal parts of a channel dimension lose the same channels; unequal parts of one keep it whole."""
+    x, shapes = c.layout(call["self"]), shapes_of(call.node)
+    d = dim_of(call.get("dim", 0), len(x))
+    sizes = {shape[d] for shape in shapes}
+    ids = x[d]
+    parts: list[Ids | None] = [None] * len(shapes)
+    if len(sizes) > 1:
+        c.whole(call, ids, "cuts the channels in unequal parts")
+    elif ids is not None and c.equal_pattern(call, ids, len(shapes)) is not None:
+        parts = list(ids.reshape(len(shapes), -1))
+    return [(*x[:d], part, *x[d + 1 :]) for part in parts]
+
+
+@rule("aten.slice")
+def slice_(c: Coupling, call: Call) -> Layout:
+    """All of a dimension passes; a part of a channel dimension keeps it whole."""
+    x, before, after = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
+    d = dim_of(call.get("dim", 0), len(x))
+    if before[d] == after[d]:
+        return x
+    c.whole(call, x[d], "takes a part of the channels by number")
+    return tuple(None if e == d else ids for e, ids in enumerate(x))
+
+
+@rule("aten.select", "aten.unbind")
+def select(c: Coupling, call: Call) -> Layout | list[Layout]:
+    """One position of a dimension, which stays whole."""
+    x = c.layout(call["self"])
+    d = dim_of(call.get("dim", 0), len(x))
+    c.whole(call, x[d], "takes a channel by number")
+    rest = tuple(ids for e, ids in enumerate(x) if e != d)
+    return [rest] * len(shapes_of(call.node)) if call.name == "aten.unbind" else rest
+
+
+@rule("aten.flip", "aten.roll")
+def flip(c: Coupling, call: Call) -> Layout:
+    """Moves positions within a dimension, which stays whole."""
+    x = c.layout(call["self"])
+    c.whole_dims(call, x, dims_of(call["dims"], len(x)), "moves the channels")
+    return x
+
+
+@rule("aten.pad", "aten.constant_pad_nd")
+def pad(c: Coupling, call: Call) -> Layout:
+    """Padding is a constant of fixed width: it stays whole beside the channels it is put around."""
+    x, amounts = list(c.layout(call["self"])), call["pad"]
+    constant_ = call.get("mode", "constant") == "constant"
+    for k in range(len(amounts) // 2):
+        before, after = amounts[2 * k], amounts[2 * k + 1]
+        d = len(x) - 1 - k
+        ids = x[d]
+        if ids is None or (before == 0 and after == 0):
+            continue
+        if before < 0 or after < 0 or not constant_:
+            c.whole(call, ids, "crops or mirrors the channels")
+            x[d] = None
+        else:
+            x[d] = np.concatenate([np.zeros(before, np.int64), ids, np.zeros(after, np.int64)])
+    return tuple(x)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(c: Coupling, call: Call) -> Layout:
+    """[.., C r^2, H, W] to [.., C, rH, rW]: the r^2 channels of one result channel go together."""
+    x = list(spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
+    d, r2 = len(x) - 3, call["upscale_factor"] ** 2
+    ids = x[d]
+    if ids is not None:
+        first = ids[::r2].copy()
+        c.couple(call, ids, np.repeat(first, r2))
+        x[d] = first if len(first) > 1 else None
+    return tuple(x)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(c: Coupling, call: Call) -> Layout:
+    """[.., C, rH, rW] to [.., C r^2, H, W]: each channel becomes r^2."""
+    x = list(spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2))
+    d, ids = len(x) - 3, x[len(x) - 3]
+    x[d] = None if ids is None else np.repeat(ids, call["downscale_factor"] ** 2)
+    return tuple(x)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(c: Coupling, call: Call) -> Layout:
+    """Groups are interleaved and lose the same local channels."""
+    x = list(c.layout(call["self"]))
+    groups = call["groups"]
+    pattern = c.equal_pattern(call, x[1], groups)
+    x[1] = None if pattern is None else np.repeat(pattern, groups)
+    return tuple(x)

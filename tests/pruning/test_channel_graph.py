@@ -1,0 +1,329 @@
+"""Which channels belong together; what cannot be followed is named and left whole, and nothing is silently wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pruning_cases import CASES, conv_bn, traced
+from torch import nn
+
+import edgeprune
+from edgeprune import EdgePruneError
+from edgeprune.pruning import ChannelGraph, extract
+from edgeprune.pruning.coupling import RULES, rule
+from edgeprune.pruning.rules import pointwise
+
+IMAGE = (2, 3, 8, 8)
+
+# Written by hand from the networks: one entry for each set of layers whose channels must go together.
+SIZES = {
+    "mlp": [16, 9],
+    "lenet": [6, 10, 20],
+    "vgg": [8, 8, 16, 12, 10],
+    "resnet": [8, 8, 12, 12, 12],  # stem + block 0; its inside; inside of block 1; blocks 1 and 2; inside of block 2
+    "bottleneck": [8, 8, 8, 16, 8, 8, 12, 12, 20, 12, 12],
+    "resnext": [8, 4, 4, 16, 4, 4, 6, 6, 20, 6, 6],  # half of a grouped layer's channels: both groups alike
+    "mobilenet": [8, 16, 4, 20, 4, 12, 24, 4],
+    "densenet": [8, 4, 4, 4],
+    "inception": [8, 6, 5, 7, 4],
+    "unet": [6, 10, 14, 10, 8, 6],
+    "multiplier": [6, 5, 7],
+    "shuffle": [6, 6],
+    "padded-shortcut": [6],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_are_those_of_the_network(name):
+    _, _, graph = traced(name)
+    assert sorted(g.size for g in graph.prunable.values()) == sorted(SIZES[name])
+    assert {n: g.size for n, g in graph.prunable.items()} == dict(graph.map.groups)
+    assert graph.notes == ()
+
+
+def test_members_of_a_residual_group():
+    _, _, graph = traced("resnet")
+    vectors = ("weight", "bias", "running_mean", "running_var")
+    expected = {("stem.0.weight", 0), ("blocks.0.c1.weight", 1), ("blocks.0.c2.weight", 0)}
+    expected |= {("blocks.1.c1.weight", 1), ("blocks.1.short.0.weight", 1)}
+    expected |= {(f"{norm}.{v}", 0) for norm in ("stem.1", "blocks.0.b2") for v in vectors}
+    assert {(m.tensor, m.dim) for m in graph.groups["stem.0"].members} == expected
+    roles = {(m.tensor, m.dim): m.role for m in graph.groups["stem.0"].members}
+    assert roles["stem.0.weight", 0] == roles["blocks.0.c2.weight", 0] == "out"
+    assert roles["blocks.0.c1.weight", 1] == "in" and roles["stem.1.weight", 0] == "scale"
+    assert not graph.groups["fc"].prunable and "output" in str(graph.groups["fc"].reason)
+
+
+def test_axes_say_how_a_dimension_is_made():
+    assert [(s.group, s.size, s.block, s.repeat) for s in traced("lenet")[2].axes["f1.weight"][1]] == [
+        ("c2", 10, 16, 1)
+    ]
+    dense = traced("densenet")[2].axes
+    assert [(s.group, s.length) for s in dense["norm.weight"][0]] == [
+        ("stem", 8), ("convs.0", 4), ("convs.1", 4), ("convs.2", 4),
+    ]  # fmt: skip
+    mixed = traced("inception")[2].axes["mix.weight"]
+    assert mixed[0] == mixed[1] and [(s.group, s.length) for s in mixed[0]][-1] == (None, 3)
+    assert [(s.group, s.size, s.repeat) for s in traced("resnext")[2].axes["layer1.0.body.0.0.weight"][0]] == [
+        ("layer1.0.body.0.0", 4, 2)
+    ]
+    assert [(s.group, s.size, s.block) for s in traced("multiplier")[2].axes["b.weight"][0]] == [("a", 6, 3)]
+    assert [(s.group, s.length) for s in traced("padded-shortcut")[2].axes["body.bias"][0]] == [
+        (None, 2), ("stem.0", 6), (None, 2),
+    ]  # fmt: skip
+
+
+def trace(forward, shape=IMAGE, **modules):
+    """The graph of a network with these modules and this forward(self, x); its sub-model at half is run too."""
+    net = type("Net", (nn.Module,), {"forward": forward})()
+    for name, module in modules.items():
+        setattr(net, name, module)
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    sub = edgeprune.prune(net, (x,))
+    assert sub.model.eval()(x).shape == net.eval()(x).shape
+    return sub.graph
+
+
+def reasons(graph):
+    return {n: str(g.reason) for n, g in graph.groups.items() if not g.prunable}
+
+
+# --- sizes written into the forward pass ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(-1, 384), (2, 384), (-1, 6 * 64)])
+def test_a_view_with_its_size_written_out_keeps_its_channels_whole(sizes):
+    def forward(self, x):
+        return self.fc(self.b(F.relu(self.a(x))).view(sizes))
+
+    graph = trace(forward, a=nn.Conv2d(3, 5, 3, padding=1), b=nn.Conv2d(5, 6, 1), fc=nn.Linear(384, 4))
+    assert list(graph.prunable) == ["a"]
+    assert "forward pass fails" in reasons(graph)["b"] and "test_channel_graph.py" in reasons(graph)["b"]
+    assert any(note.startswith("b stays whole") for note in graph.notes)
+
+
+def test_several_failing_groups_are_each_found():
+    def forward(self, x):
+        x = self.ok1(F.relu(self.a(x).reshape(2, 6, 8, 8)))
+        x = self.ok2(F.relu(self.b(x).reshape(-1, 7, 64))[..., None])
+        return self.c(x).reshape(2, 320) @ torch.ones(320, 3)
+
+    layers = {"a": nn.Conv2d(3, 6, 1), "ok1": nn.Conv2d(6, 4, 1), "b": nn.Conv2d(4, 7, 1), "ok2": nn.Conv2d(7, 8, 1)}
+    graph = trace(forward, **layers, c=nn.Conv2d(8, 5, 1))
+    assert set(graph.prunable) == {"ok1", "ok2"}
+    assert {"a", "b", "c"} <= set(reasons(graph))
+
+
+def test_a_fixed_split_or_slice_keeps_its_channels_whole():
+    def split(self, x):
+        x, y = torch.split(self.a(x), [2, 4], 1)
+        return self.b(x).mean((2, 3)) + self.c(y).mean((2, 3))
+
+    graph = trace(split, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(2, 4, 1), c=nn.Conv2d(4, 4, 1))
+    assert "unequal parts" in reasons(graph)["a"]
+
+    def equal(self, x):
+        x, y = torch.split(self.a(x), 3, 1)
+        return self.b(x + y).mean((2, 3))
+
+    graph = trace(equal, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(3, 4, 1))
+    assert "a" in reasons(graph)
+
+    def part(self, x):
+        return self.b(self.a(x)[:, 1:4]).mean((2, 3))
+
+    assert "by number" in reasons(trace(part, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(3, 4, 1)))["a"]
+
+
+def test_squeeze_without_a_dimension():
+    def forward(self, x):
+        return self.b(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
+
+    assert "name the dimension" in reasons(trace(forward, a=nn.Conv2d(3, 6, 1), b=nn.Linear(6, 4)))["a"]
+
+
+# --- operations that mix channels, or are unknown ------------------------------------------------------------
+
+
+def test_norms_over_channels_are_named_and_left_whole():
+    def forward(self, x):
+        x = self.b(F.relu(self.norm(self.a(x))))
+        return self.fc(self.last(self.c(x).mean((2, 3))))
+
+    graph = trace(
+        forward, a=nn.Conv2d(3, 6, 1), norm=nn.GroupNorm(2, 6), b=nn.Conv2d(6, 8, 1), c=nn.Conv2d(8, 10, 1),
+        last=nn.LayerNorm(10), fc=nn.Linear(10, 4),
+    )  # fmt: skip
+    assert list(graph.prunable) == ["b"]
+    assert "aten.group_norm in norm" in reasons(graph)["a"] and "aten.layer_norm in last" in reasons(graph)["c"]
+    assert len(graph.notes) == 2
+
+
+def test_attention_is_left_whole_and_the_rest_is_pruned():
+    def forward(self, x):
+        n, t, _ = x.shape
+        q, k, v = (f(x).view(n, t, 2, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, -1))
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+    layers = {name: nn.Linear(8, 8) for name in "qkvo"}
+    graph = trace(forward, (2, 5, 8), **layers, up=nn.Linear(8, 16), down=nn.Linear(16, 8), head=nn.Linear(8, 3))
+    assert list(graph.prunable) == ["up"]
+    assert "scaled_dot_product_attention" in reasons(graph)["q"]
+    assert any("scaled_dot_product_attention" in n and "test_channel_graph.py" in n for n in graph.notes)
+
+
+def test_an_unknown_operation_is_named_and_a_rule_can_be_supplied():
+    def forward(self, x):
+        x = torch.special.bessel_j0(self.a(x))
+        return self.b(torch.cummax(F.relu(x), 3)[0]).mean((2, 3))
+
+    layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(6, 4, 1)}
+    assert "aten.cummax" in reasons(trace(forward, **copy.deepcopy(layers)))["a"]
+    assert "aten.cummax" not in RULES
+    try:
+        rule("aten.cummax")(lambda c, call: [c.layout(call["self"])[1:]] * 2)
+        with pytest.raises(EdgePruneError, match="rule of aten.cummax"):
+            trace(forward, **copy.deepcopy(layers))
+        rule("aten.cummax")(lambda c, call: [c.layout(call["self"])] * 2)
+        graph = trace(forward, **layers)
+        assert list(graph.prunable) == ["a"] and graph.notes == ()
+    finally:
+        del RULES["aten.cummax"]
+
+
+def test_a_wrong_rule_is_caught_by_the_check_run():
+    def forward(self, x):
+        return self.b(F.relu(self.c(self.a(x)).softmax(1))).mean((2, 3))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RULES, "aten.softmax", pointwise)  # not so: the channels share one sum
+        graph = trace(forward, a=nn.Conv2d(3, 6, 1), c=nn.Conv2d(6, 5, 1), b=nn.Conv2d(5, 4, 1))
+    assert list(graph.prunable) == ["a"] and "differs" in reasons(graph)["c"]
+
+
+def test_channels_under_a_softmax_or_a_mean_stay():
+    def forward(self, x):
+        return self.c(self.b(self.a(x).softmax(1)).mean(1, keepdim=True)).mean((2, 3))
+
+    graph = trace(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 5, 1), c=nn.Conv2d(1, 4, 1))
+    assert graph.prunable == {} and "mixes" in reasons(graph)["a"] and "reduces" in reasons(graph)["b"]
+
+
+# --- shapes of models ------------------------------------------------------------
+
+
+def test_tied_weights_and_modules_used_twice_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.up, self.down = nn.Embedding(20, 8), nn.Linear(8, 12), nn.Linear(12, 8)
+            self.out = nn.Linear(8, 20, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, i):
+            x = self.words(i)
+            x = x + self.down(F.relu(self.up(x)))
+            return self.out(x + self.down(F.relu(self.up(x))))
+
+    torch.manual_seed(0)
+    model, i = Tied(), torch.randint(0, 20, (2, 4))
+    sub = edgeprune.prune(model, (i,))
+    assert {n: g.size for n, g in sub.graph.prunable.items()} == {"words": 8, "up": 12}
+    assert sub.model.out.weight is sub.model.words.weight and sub.model.out.weight.shape == (20, 4)
+    assert sub.model.out.in_features == sub.model.words.embedding_dim == 4
+    state = model.state_dict()
+    merged = edgeprune.merge(state, [(sub.plan, sub.model.state_dict(), 4)])
+    assert all(torch.equal(merged[n], state[n]) for n in state)
+
+
+def test_both_paths_count_when_training_goes_another_way():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.aux = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)
+            self.unused = nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            y = self.b(x).mean((2, 3))
+            return (y, self.aux(x).mean((2, 3))) if self.training else y
+
+    sub = edgeprune.prune(Auxiliary(), torch.randn(IMAGE))
+    assert sub.model.aux.weight.shape == (4, 3, 1, 1) and sub.model.unused.weight.shape == (3, 3)
+    y, aux = sub.model.train()(torch.randn(IMAGE))
+    assert y.shape == aux.shape == (2, 4)
+
+
+def test_a_batch_of_one_and_values_of_one_pixel():
+    pixel = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 3))
+    model = nn.Sequential(conv_bn(3, 6), *pixel)
+    graph = ChannelGraph.trace(model, (torch.randn(1, 3, 8, 8),))
+    assert sorted(g.size for g in graph.prunable.values()) == [6, 8]
+
+
+def test_weights_that_hide_a_branch_do_not_hide_a_mistake():
+    norm = nn.BatchNorm2d(6)
+    nn.init.zeros_(norm.weight)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc(F.relu(x + self.norm(self.conv(x.flip(1)))).mean((2, 3)))
+
+    layers = {"stem": nn.Conv2d(3, 6, 1), "conv": nn.Conv2d(6, 6, 1), "norm": norm, "fc": nn.Linear(6, 3)}
+    assert "moves the channels" in reasons(trace(forward, **copy.deepcopy(layers)))["stem"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RULES, "aten.flip", pointwise)  # not so: the branch reads the channels in the other order
+        assert "differs" in reasons(trace(forward, **layers))["stem"]
+
+
+def test_several_inputs_outputs_in_a_dict_and_numbers_made_in_the_forward_pass():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(5, 6), nn.Linear(6, 3)
+            self.register_buffer("shift", torch.arange(6.0), persistent=False)
+
+        def forward(self, x, y):
+            h = F.relu(self.a(x) + self.b(y)) + self.shift
+            return {"logits": self.c(h + torch.ones(x.shape[0], 1)), "count": torch.tensor(3)}
+
+    sub = edgeprune.prune(Two(), (torch.randn(2, 4), torch.randn(2, 5)))
+    assert {n: g.size for n, g in sub.graph.prunable.items()} == {"a": 6}
+    assert sub.model.shift.tolist() == [float(i) for i in sub.plan.kept["a"]]
+
+
+def test_layers_asked_to_stay_whole():
+    model, inputs, _ = traced("resnet")
+    graph = ChannelGraph.trace(model, inputs, whole=("blocks.1.*",))
+    assert set(graph.prunable) == {"blocks.2.c1", "blocks.0.c1"}
+    assert "asked" in str(graph.groups["blocks.1.c1"].reason)
+    with pytest.raises(EdgePruneError, match="bloks"):
+        ChannelGraph.trace(model, inputs, whole=("bloks.*",))
+
+
+def test_a_model_that_cannot_be_captured_is_one_sentence():
+    class Wild(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(x) if x.sum() > 0 else x
+
+    with pytest.raises(EdgePruneError, match="cannot capture Wild") as caught:
+        ChannelGraph.trace(Wild(), torch.randn(2, 4))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EdgePruneError, match="cannot capture"):
+        ChannelGraph.trace(traced("mlp")[0], torch.randn(2, 7))
+
+
+def test_networks_without_anything_to_prune():
+    for model in (nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.ReLU())):
+        sub = edgeprune.prune(model, torch.randn(2, 4))
+        assert sub.plan.retention == 1.0 and not sub.graph.prunable
+        assert extract(model, sub.plan)(torch.zeros(2, 4)).shape == model(torch.zeros(2, 4)).shape

@@ -1,0 +1,206 @@
+"""A sub-model holds exactly the elements that its plan names, computes what the full model computes with those channels
+at zero, and is a module like any other."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pruning_cases import CASES, positions, random_plan, traced
+from torch import nn
+
+import edgeprune
+from edgeprune import EdgePruneError
+from edgeprune.pruning import SubmodelPlan, cost, expand_state, extract, extract_state, load_local
+
+SEEDS = (1, 2, 3)
+
+
+def tagged(model):
+    """A copy in which every element holds its own flat coordinate in its tensor."""
+    model = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for t in [*model.parameters(), *model.buffers()]:
+            t.copy_(torch.arange(t.numel()).reshape(t.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_remaining_element_is_the_one_the_plan_names(name, seed):
+    model, _, graph = traced(name)
+    plan = random_plan(graph, seed)
+    full, small = tagged(model).state_dict(), extract(tagged(model), plan).state_dict()
+    assert small.keys() == full.keys() == plan.axes.keys()
+    for tensor, values in full.items():
+        expected = values.numpy()[np.ix_(*positions(plan, tensor))] if values.dim() else values.numpy()
+        np.testing.assert_array_equal(small[tensor].numpy(), expected, err_msg=tensor)
+        assert small[tensor].shape == plan.shape(tensor)
+
+
+def silenced(model, graph, plan):
+    """A double copy in which the layers that make channels (weight, bias, batch norm) make zeros for removed ones."""
+    model = copy.deepcopy(model).double()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for group in graph.prunable.values():
+            for member in group.members:
+                if member.role == "in" or "running" in member.tensor:
+                    continue
+                kept = positions(plan, member.tensor)[member.dim]
+                gone = [i for i in range(tensors[member.tensor].shape[member.dim]) if i not in kept]
+                tensors[member.tensor].index_fill_(member.dim, torch.tensor(gone, dtype=torch.int64), 0.0)
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_sub_model_computes_what_the_full_model_computes_with_zero_channels(name, training):
+    model, (x,), graph = traced(name)
+    for seed in SEEDS:
+        plan = random_plan(graph, seed)
+        full = silenced(model, graph, plan)
+        small = extract(copy.deepcopy(model).double(), plan)
+        for m in (full, small):
+            m.train(training)
+            for dropout in (d for d in m.modules() if isinstance(d, nn.Dropout)):
+                dropout.eval()
+        expected = full(x.double()).detach()
+        assert float(expected.abs().max()) > 1e-3
+        torch.testing.assert_close(small(x.double()).detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_multiply_adds_of_a_plan_are_those_of_the_model_built(name):
+    model, inputs, graph = traced(name)
+    assert cost.macs(model, inputs) == cost.plan_macs(graph, SubmodelPlan.full(graph)) > 0
+    for seed in SEEDS:
+        plan = random_plan(graph, seed)
+        assert cost.plan_macs(graph, plan) == cost.macs(extract(model, plan), inputs)
+
+
+def test_multiply_adds_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    assert cost.macs(model, (torch.zeros(2, 3, 6, 6),)) == 6 * 6 * 8 * 3 * 9 + 8 * 36 * 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sub_model_trains_copies_and_saves(name):
+    model, (x,), graph = traced(name)
+    small = extract(model, random_plan(graph, 5)).train()
+    optimiser = torch.optim.SGD(small.parameters(), 0.01)
+    small(x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+    optimiser.step()
+    twin = copy.deepcopy(small)
+    file = io.BytesIO()
+    torch.save(small.state_dict(), file)
+    file.seek(0)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    torch.testing.assert_close(twin.eval()(x), small.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["lenet", "mobilenet", "densenet", "shuffle"])
+def test_sub_model_exports_to_onnx_and_computes_the_same(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, (x,), graph = traced(name)
+    small = extract(model, random_plan(graph, 7)).eval()
+    path = str(tmp_path / "small.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *a, **k: None)  # the exporter's own deprecations
+        torch.onnx.export(small, (x,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(got, small(x).detach().numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_users_model_is_not_changed():
+    model, inputs, _ = traced("resnet")
+    model = copy.deepcopy(model)
+    model.train()
+    model.blocks[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    flags = [m.training for m in model.modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    sub = edgeprune.prune(model, inputs)
+    assert torch.equal(torch.rand(1), expected)  # nor the random numbers it will draw
+    assert [m.training for m in model.modules()] == flags == [m.training for m in sub.model.modules()]
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+    with torch.no_grad():
+        for p in sub.model.parameters():
+            p.zero_()
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_sizes_in_the_modules_follow():
+    _, _, graph = traced("multiplier")
+    model = traced("multiplier")[0]
+    kept = dict.fromkeys(graph.map.groups, (0, 2))
+    small = extract(model, SubmodelPlan(graph.map, kept))
+    assert (small.b.in_channels, small.b.out_channels, small.b.groups) == (2, 6, 2)
+    assert (small.d.in_channels, small.d.out_channels, small.d.groups) == (2, 2, 2)
+    assert (small.e.in_features, small.e.out_features, small.slope.num_parameters) == (2, 2, 2)
+    resnext, _, graph = traced("resnext")
+    small = extract(resnext, SubmodelPlan(graph.map, {"layer1.0.body.0.0": (1, 3)}))
+    grouped = small.layer1[0].body[1][0]
+    assert (grouped.in_channels, grouped.out_channels, grouped.groups) == (4, 8, 2)
+    assert small.layer1[0].body[0][1].num_features == 4
+
+
+@given(st.sampled_from(sorted(CASES)), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_state_goes_there_and_back(name, seed):
+    model, _, graph = traced(name)
+    plan = random_plan(graph, seed)
+    state = model.state_dict()
+    local = extract_state(state, plan)
+    for tensor, t in extract(model, plan).state_dict().items():
+        assert torch.equal(local[tensor], t)
+    restored = expand_state(local, plan, state)
+    assert all(torch.equal(restored[n], t) for n, t in state.items())
+    zeros = expand_state(local, plan, 0.0)
+    again = extract_state(zeros, plan)
+    assert all(torch.equal(again[n], t) for n, t in local.items())
+    assert all(int((zeros[n] != 0).sum()) == int((t != 0).sum()) for n, t in local.items())
+
+
+def test_loading_into_a_built_module_replaces_all_or_nothing():
+    model, _, graph = traced("vgg")
+    plan = random_plan(graph, 2)
+    small = extract(model, plan)
+    local = {n: t + 1 for n, t in extract_state(model.state_dict(), plan).items()}
+    pointers = [p.data_ptr() for p in small.parameters()]
+    assert load_local(small, local) is small
+    assert [p.data_ptr() for p in small.parameters()] == pointers
+    assert all(torch.equal(t, local[n]) for n, t in small.state_dict().items())
+    before = copy.deepcopy(small.state_dict())
+    last = list(local)[-1]
+    wrong = {n: t + 1 for n, t in local.items()}
+    wrong[last] = torch.zeros(99)
+    with pytest.raises(EdgePruneError, match="shape"):
+        load_local(small, wrong)
+    with pytest.raises(EdgePruneError, match="lacks"):
+        load_local(small, {n: t for n, t in wrong.items() if n != last})
+    with pytest.raises(EdgePruneError, match="stranger"):
+        load_local(small, {**local, "stranger": torch.zeros(1)})
+    assert all(torch.equal(t, before[n]) for n, t in small.state_dict().items())
+
+
+def test_a_plan_for_another_model_is_refused():
+    model, _, _ = traced("resnet")
+    plan = SubmodelPlan.full(traced("vgg")[2])
+    with pytest.raises(EdgePruneError, match="another model"):
+        extract(model, plan)
+    state = traced("vgg")[0].state_dict()
+    state["features.0.0.weight"] = torch.zeros(2, 2)
+    with pytest.raises(EdgePruneError, match="features.0.0.weight"):
+        extract_state(state, plan)
