@@ -24,7 +24,7 @@ def open_mesh(x: Tensor, indices: Index) -> tuple[Tensor, ...]:
 
 
 def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
-    rows = x.detach().movedim(dim, 0).reshape(x.shape[dim], -1).double()
+    rows = x.detach().movedim(dim, 0).unsqueeze(-1).flatten(1).double()
     norms = rows.abs().sum(1) if p == 1 else rows.square().sum(1).sqrt()
     return norms.to(torch.float32)
 
