@@ -21,11 +21,11 @@ from edgeprune.device.jtop_state import jtop_state
 
 
 def checkup(data_dir: str | None = None) -> dict[str, Any]:
-    """Everything, JSON-able. ``ok`` is False when the kernels are missing or fail their self-test."""
+    """Everything, JSON-able, without the user's name. ``ok``: the kernels are there and pass their self-test."""
     machine = probe.machine()
     kernels = _kernels()
     jtop = jtop_state(machine.board is not None)
-    return {
+    found = {
         "edgeprune": __version__,
         "ok": kernels["ok"],
         "machine": {**machine.to_dict(), "export_target": probe.jetpack(machine.l4t)},
@@ -36,6 +36,8 @@ def checkup(data_dir: str | None = None) -> dict[str, Any]:
         "onnx": _onnx(),
         "data": _data(data_dir),
     }
+    cleaned: dict[str, Any] = _without_home(found)
+    return cleaned
 
 
 def _torch() -> dict[str, Any]:
@@ -165,7 +167,22 @@ def _onnx() -> dict[str, Any]:
 
 
 def _data(data_dir: str | None) -> dict[str, Any]:
-    return {}
+    """Data set -> its folder on this machine, or None; digits come with a package and need no file."""
+    try:
+        places = importlib.import_module("edgeprune.data.search").places(data_dir)
+    except Exception as error:
+        return {"reason": f"data sets cannot be looked for: {_sentence(error)}"}
+    return {"digits": "built in", **{name: None if place is None else str(place) for name, place in places.items()}}
+
+
+def _without_home(value: Any) -> Any:
+    """``value`` with the user's own folder written ``~`` in every text: it holds the user's name."""
+    if isinstance(value, dict):
+        return {key: _without_home(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_home(inner) for inner in value]
+    home = os.path.expanduser("~")
+    return value.replace(home, "~") if isinstance(value, str) and len(home) > 1 else value
 
 
 def _version(package: str) -> str | None:

@@ -56,7 +56,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("edgeprune", "", str(found["edgeprune"])),
         *_machine_rows(found["machine"]),
         *_torch_rows(found["torch"]),
-        *_kernel_rows(found["kernels"], found["cuda_toolkit"]),
+        *_kernel_rows(found["kernels"], found["cuda_toolkit"], bool(found["torch"].get("gpu"))),
         *_jtop_rows(found["jtop"], found["machine"]["board"] is not None),
         *_onnx_rows(found["onnx"]),
         *_data_rows(found["data"]),
@@ -96,7 +96,7 @@ def _torch_rows(torch: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return out
 
 
-def _kernel_rows(kernels: Mapping[str, Any], toolkit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _kernel_rows(kernels: Mapping[str, Any], toolkit: Mapping[str, Any], has_gpu: bool) -> list[tuple[str, str, str]]:
     out = []
     info = kernels["info"]
     if not kernels["ok"]:
@@ -106,8 +106,11 @@ def _kernel_rows(kernels: Mapping[str, Any], toolkit: Mapping[str, Any]) -> list
         out.append(("kernels", "ok", built) if kernels["ok"] else ("", "", built))
         passed = [name for name, said in info["self_test"].items() if said == "ok"]
         out.append(("self-test", "ok" if kernels["ok"] else "", f"{', '.join(passed) or 'nothing'} right"))
-        text = f"kernels built for {info['cuda']}" if info["cuda_built"] else f"no kernels: {info['cuda']}"
-        out.append(("CUDA", "ok" if info["cuda_built"] else "", text))
+        if not info["cuda_built"]:
+            out.append(("CUDA", "", f"no kernels: {info['cuda']}"))
+        else:
+            tried = "" if has_gpu else "; not tried, torch sees no GPU"
+            out.append(("CUDA", "ok" if has_gpu else "", f"kernels built for {info['cuda']}{tried}"))
     if toolkit["nvcc"]:
         out.append(("CUDA toolkit", "", f"{toolkit['version'] or 'unknown version'} at {toolkit['nvcc']}"))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,20 @@ def test_json_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(shown.output)
     assert set(found) == {"edgeprune", "ok", "machine", "torch", "kernels", "cuda_toolkit", "jtop", "onnx", "data"}
     assert found["torch"]["threads"] >= 1
+
+
+def test_the_users_folder_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "anna"))
+    answering(monkeypatch, 0, json.dumps({"info": {**INFO, "cuda": f"nvcc not in {tmp_path}/anna/cuda"}}))
+    monkeypatch.setattr(checkup, "_data", lambda _: {"mnist": f"{tmp_path}/anna/data"})
+    found = checkup.checkup()
+    assert "anna" not in json.dumps(found) and found["data"] == {"mnist": "~/data"}
+    assert found["kernels"]["info"]["cuda"] == "nvcc not in ~/cuda"
+
+
+def test_data_sets(tmp_path: Path) -> None:
+    found = checkup._data(str(tmp_path))
+    assert found["digits"] == "built in" and "cifar-10" in found and "reason" not in found
 
 
 def a_jetson() -> dict[str, Any]:
