@@ -1,24 +1,27 @@
-"""Data sets on disk, and who holds which samples."""
+"""Data sets on disk, and who holds which samples.
+
+Names are loaded on first use: listing, fetching and verifying need no torch.
+"""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from edgeprune.data.digits import load_digits
-from edgeprune.data.idx import load_idx
-from edgeprune.data.partitions import partition
-from edgeprune.data.types import DataSet, Split
-from edgeprune.errors import EdgePruneError
+if TYPE_CHECKING:
+    from edgeprune.data.loading import load
+    from edgeprune.data.partitions import partition
+    from edgeprune.data.search import places
+    from edgeprune.data.types import DataSet, Split
 
-__all__ = ["DataSet", "Split", "load", "partition"]
+__all__ = ["DataSet", "Split", "load", "partition", "places"]
+
+_HOME = {"DataSet": "types", "Split": "types", "load": "loading", "partition": "partitions", "places": "search"}
 
 
-def load(name: str, data_dir: str | Path | None = None) -> DataSet:
-    if name == "digits":
-        return load_digits()
-    folder = Path(data_dir or os.environ.get("EDGEPRUNE_DATA", ".")) / name
-    files = {p.name.removesuffix(".gz"): p for p in folder.glob("*.gz")}
-    if not files:
-        raise EdgePruneError(f"{name} not found in {folder}; edgeprune data fetch {name}")
-    return load_idx(name, files)
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgeprune.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"edgeprune.data.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -9,23 +9,25 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from edgeprune.data.files import CheckedFile, bad
+from edgeprune.data.files import Checked, bad
 from edgeprune.data.normalise import Standardise
+from edgeprune.data.registry import IDX_FILES
 from edgeprune.data.types import DataSet, Split
 from edgeprune.errors import EdgePruneError
 
 UNSIGNED_BYTES = 8
-MEMBERS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+SIDE = 28
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """The uint8 values of an IDX file with so many dimensions. Any other content raises :class:`EdgePruneError`."""
-    with CheckedFile(path) as file:
+    with Checked.open(path) as file:
         zero, kind, found = struct.unpack(">HBB", file.read(4, "magic number"))
         if zero or kind != UNSIGNED_BYTES or found != dimensions:
             raise bad(path, f"is not an IDX file of unsigned bytes in {dimensions} dimensions")
@@ -66,12 +68,17 @@ STATISTICS = {
 }
 
 
-def load_idx(name: str, files: dict[str, Path]) -> DataSet:
-    """``mnist`` or ``fashion-mnist`` from its four files, by their published names without ``.gz``."""
+def load_idx(name: str, files: Mapping[str, Path]) -> DataSet:
+    """``mnist`` or ``fashion-mnist`` from its four files, by their published names."""
     classes = CLASSES[name]
-    train, test = (read_pair(files[MEMBERS[i]], files[MEMBERS[i + 1]], len(classes)) for i in (0, 2))
+    train_x, train_y, test_x, test_y = (files[file] for file in IDX_FILES)
+    train, test = read_pair(train_x, train_y, len(classes)), read_pair(test_x, test_y, len(classes))
+    for path, split in ((train_x, train), (test_x, test)):
+        if split.x.shape[2:] != (SIDE, SIDE):
+            height, width = split.x.shape[2:]
+            raise bad(path, f"has images of {height}x{width} where {name} has {SIDE}x{SIDE}")
     digest = hashlib.sha256(test.y.to(torch.uint8).numpy().tobytes()).hexdigest()
     for other, known in TEST_LABELS.items():
         if other != name and digest == known:
-            raise EdgePruneError(f"{files[MEMBERS[3]].parent}: holds {other}, not {name}; name the folder of {name}")
+            raise EdgePruneError(f"{test_y.parent}: holds {other}, not {name}; name the folder of {name} with --data")
     return DataSet(name, train, test, classes, STATISTICS[name])
