@@ -97,8 +97,9 @@ def _lines(done: RunExport) -> list[str]:
     parity, file = done.parity, done.file
     source = done.data_note if parity.real_inputs else "random inputs"
     agreement = "" if parity.argmax_agreement is None else f", same class for {parity.argmax_agreement:.1%}"
+    batches = ", ".join(map(str, parity.batches)) + (" and larger" if parity.rows > sum(parity.batches) else "")
     lines = [
-        f"agrees with torch on {parity.rows} rows of {source}, batches {', '.join(map(str, parity.batches))} and more: "
+        f"agrees with torch on {parity.rows} rows of {source}, batches {batches}: "
         f"largest difference {parity.max_abs_diff:.2g}{agreement}"
     ]
     if not parity.real_inputs:
