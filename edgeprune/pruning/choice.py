@@ -33,8 +33,9 @@ def choose(
     """The plan that keeps the channels with the highest scores (of equal ones the first).
 
     ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all
-    channels together, scores being taken relative to the mean of their group. No group falls below ``min_channels`` (or
-    its size); counts are rounded to the nearest multiple of ``round_to``, at least one, at most the group's size.
+    channels together, scores being taken relative to the mean of their group. No group falls below ``min_channels``
+    (or its size); counts are rounded to the nearest multiple of ``round_to``, at least one; what is kept in full stays
+    full.
     """
     _check(keep, min_channels)
     if round_to < 1:
@@ -49,6 +50,7 @@ def choose(
     for name, size in graph.map.groups.items():
         count = round_to * max(1, math.floor(shares[name] / round_to + 0.5))
         count = min(size, max(count, round_to * math.ceil(min_channels / round_to)))
+        count = size if shares[name] >= size else count
         best = np.argsort(-found[name], kind="stable")[:count]
         kept[name] = tuple(sorted(best.tolist()))
     return SubmodelPlan(graph.map, kept)

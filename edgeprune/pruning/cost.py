@@ -21,7 +21,7 @@ def plan_macs(graph: ChannelGraph, plan: SubmodelPlan) -> int:
 
 
 def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
-    """Multiply-adds of all convolutions and matrix products with a matrix (linear layers) for one sample.
+    """Multiply-adds of all convolutions, linear layers and products of matrices for one sample.
 
     Runs the model once in evaluation mode, on a copy. ``example_inputs``: as for ChannelGraph.trace; the first
     dimension of the first tensor is the batch, which is divided out.
@@ -50,4 +50,7 @@ class _Counter(TorchDispatchMode):
         elif name in ("aten.mm", "aten.addmm"):
             a, b = args[-2:]
             self.total += a.shape[0] * b.numel()
+        elif name in ("aten.bmm", "aten.baddbmm"):
+            a, b = args[-2:]
+            self.total += a.numel() * b.shape[-1]
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,11 +137,7 @@ class _Builder:
                 c.step(node, _module(node))
                 self._reach(node, targets)
             elif node.op == "output":
-                for value in node.all_input_nodes:
-                    for layout in _as_list(c.layouts.get(value)):
-                        for ids in layout:
-                            if ids is not None:
-                                self.atoms.pin(ids, "the network's output")
+                self._outputs(c, node, program.graph_signature.output_specs)
         if not training:
             self.costs, self.batch = c.costs, _batch_size(self.inputs)
         self.notes += [note for note in c.notes if note not in self.notes]
@@ -150,6 +146,19 @@ class _Builder:
             for d, ids in enumerate(layout):
                 if ids is not None and int(ids[0]) in c.roles:
                     self.roles.setdefault((name, d), c.roles[int(ids[0])])
+
+    def _outputs(self, c: Coupling, node: Node, specs: Sequence[Any]) -> None:
+        """What the user gets stays whole; a buffer's new value (older exports return it) lies as the buffer does."""
+        for value, spec in zip(node.args[0], specs, strict=True):  # type: ignore[arg-type]
+            for d, ids in enumerate(c.layout(value)):
+                if ids is None:
+                    continue
+                buffer = self.layouts.get(self.alias.get(spec.target or "", ""))
+                own = buffer[d] if buffer is not None and spec.kind.name == "BUFFER_MUTATION" else None
+                if own is not None:
+                    self.atoms.union(ids, own, "a buffer's new value is made of channels that stay whole")
+                else:
+                    self.atoms.pin(ids, "the network's output")
 
     def _reach(self, node: Node, targets: Mapping[str, Any]) -> None:
         """Note the parameters in the order in which the network reads them."""

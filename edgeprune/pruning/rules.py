@@ -102,8 +102,7 @@ def matmul(c: Coupling, call: Call) -> Layout | None:
     c.role(lb[-1], "out")
     out = shape_of(call.node)
     batch = _batch(c, call, a, b, out)
-    if len(sb) == 2:
-        c.count((la[-2], *lb), (sa[-2], *sb), math.prod(sa[:-2]))
+    c.count((*batch, la[-2], *lb[-2:]), (*out[:-1], *sb[-2:]), 1)
     return (*batch, la[-2], lb[-1])
 
 
@@ -161,7 +160,8 @@ def batch_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
             c.couple(call, x[1], c.layout(call[name])[0])
     if call.name in ("aten.batch_norm", "aten.instance_norm"):
         return x
-    return [x, *((x[1],) if len(shape) == 1 else (None,) * len(shape) for shape in shapes_of(call.node)[1:])]
+    per_channel = shape_of(call["input"])[1:2]  # statistics; in evaluation some of them are empty
+    return [x, *((x[1],) if s == per_channel else (None,) * len(s) for s in shapes_of(call.node)[1:])]
 
 
 @rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten.group_norm", "aten.native_group_norm")

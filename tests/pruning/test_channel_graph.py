@@ -327,3 +327,15 @@ def test_networks_without_anything_to_prune():
         sub = edgeprune.prune(model, torch.randn(2, 4))
         assert sub.plan.retention == 1.0 and not sub.graph.prunable
         assert extract(model, sub.plan)(torch.zeros(2, 4)).shape == model(torch.zeros(2, 4)).shape
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet", "unet", "multiplier", "shuffle"])
+def test_the_graph_is_the_same_in_the_form_that_older_exports_have(name, monkeypatch):
+    """torch up to 2.5 exports core ATen operations (convolution, addmm, functional batch norm): the rules know both."""
+    model, inputs, graph = traced(name)
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *a, **k: export(*a, **k).run_decompositions())
+    again = ChannelGraph.trace(model, inputs, verify=False)
+    assert {n: g.size for n, g in again.prunable.items()} == {n: g.size for n, g in graph.prunable.items()}
+    assert again.map == graph.map and again.notes == ()
+    assert again.macs(again.map.groups) == graph.macs(graph.map.groups)
