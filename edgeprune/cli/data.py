@@ -59,7 +59,9 @@ def fetch_(name: str, data_dir: Path | None) -> None:
         tasks = {d.file.name: bars.add_task(d.file.name, total=d.file.size) for d in known.downloads}
         new = fetch(known, root, lambda file, done, total: bars.update(tasks[file], completed=done, total=total))
     if new:
-        print(f"{name}: {len(new)} files in {root / name}, checksums right; licence: {known.licence}")
+        print(
+            f"{name}: {len(new)} file{'s' * (len(new) > 1)} in {root / name}, checksums right; licence: {known.licence}"
+        )
     else:
         print(f"{name}: already in {root / name}, checksums right")
 
