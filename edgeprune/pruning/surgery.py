@@ -5,7 +5,6 @@ Values cross into the compiled core (edgeprune.ops) once per state, not once per
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.merging import Merger
+from edgeprune.pruning.structure import copy_module
 from edgeprune.pruning.submodel import SubmodelPlan
 
 __all__ = ["Merger", "REPAIRS", "expand_state", "extract", "extract_state", "load_local"]
@@ -36,7 +36,7 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
     memo: dict[int, Any] = {}
     for old, new in zip(tensors, cut, strict=True):
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    small = copy.deepcopy(model, memo)
+    small = copy_module(model, memo)
     for module in small.modules():
         for kind, repair in REPAIRS.items():
             if isinstance(module, kind):

@@ -111,7 +111,7 @@ def mask(model: nn.Module, plan: SubmodelPlan) -> None:
                 if index is not None:
                     gone = torch.ones(t.shape[d], dtype=torch.bool)
                     gone[index] = False
-                    t.index_fill_(d, gone.nonzero()[:, 0], 1.0 if name.endswith("running_var") else 0.0)
+                    t.index_fill_(d, gone.nonzero()[:, 0].to(t.device), 1.0 if name.endswith("running_var") else 0.0)
 
 
 def randomise(model: nn.Module, rng: np.random.Generator) -> None:

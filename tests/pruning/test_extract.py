@@ -9,6 +9,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import CASES, positions, random_plan, traced
@@ -204,3 +205,36 @@ def test_a_plan_for_another_model_is_refused():
     state["features.0.0.weight"] = torch.zeros(2, 2)
     with pytest.raises(EdgePruneError, match="features.0.0.weight"):
         extract_state(state, plan)
+
+
+def test_structure_is_copied_as_deepcopy_does():
+    class Own(nn.Module):
+        """Says itself how it is copied."""
+
+        def __deepcopy__(self, memo):
+            twin = Own()
+            twin.copied = True
+            return twin
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.again, self.own = self.a, Own()
+            self.config = {"sizes": [1, 2], ("odd", 1): self.b}
+            self.nested = (self.b, [self.config])
+            self.calls = []
+            self.a.register_forward_hook(lambda m, args, out: self.calls.append(1))
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x)))
+
+    model = Net()
+    sub = edgeprune.prune(model, torch.randn(2, 4))
+    small = sub.model
+    assert small.again is small.a is not model.a and small.a.weight is small.again.weight
+    assert small.own.copied and not hasattr(model.own, "copied")
+    assert small.config["odd", 1] is small.b is small.nested[0] and small.nested[1][0] is small.config
+    assert small.config is not model.config and small.config["sizes"] is not model.config["sizes"]
+    assert len(small.a._forward_hooks) == 1 and small.calls is not model.calls
+    assert small.a.out_features == 3 and model.a.out_features == 6
