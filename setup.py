@@ -130,11 +130,12 @@ class CMakeBuild(build_ext):
     @staticmethod
     def configure(command: list[str], build: Path) -> None:
         """Reuses the folder's configuration; one left by another tree, generator or compiler is thrown away, once."""
-        ninja = [] if (build / "CMakeCache.txt").exists() else (["-G", "Ninja"] if shutil.which("ninja") else [])
-        if subprocess.run([*command, *ninja]).returncode != 0:
+        ninja = shutil.which("ninja")  # named each time: pip's isolated builds have theirs in another place each time
+        if ninja:
+            command = [*command, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        if subprocess.run(command).returncode != 0:
             shutil.rmtree(build, ignore_errors=True)
-            ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-            subprocess.run([*command, *ninja], check=True)
+            subprocess.run(command, check=True)
 
 
 setup(ext_modules=[Extension("edgeprune._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
