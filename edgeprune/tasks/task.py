@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,24 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     correct: Callable[[Tensor, Tensor], int] = correct_top1
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise EdgePruneError(f"task {self.name!r}: batch_size is {self.batch_size}; give 1 or more")
+        for key, least in (("lr", "more than 0"), ("momentum", "0 or more"), ("weight_decay", "0 or more")):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and (value > 0 or (value == 0 and key != "lr"))):
+                raise EdgePruneError(f"task {self.name!r}: {key} is {value}; give {least}")
+
     def load_data(self, data_dir: str | Path | None = None) -> DataSet:
         """The task's data, looked for in ``data_dir`` first."""
         from edgeprune import data
 
-        return data.load(self.dataset, data_dir) if isinstance(self.dataset, str) else self.dataset()
+        if isinstance(self.dataset, str):
+            return data.load(self.dataset, data_dir)
+        loaded = self.dataset()
+        if not isinstance(loaded, DataSet):
+            raise EdgePruneError(f"task {self.name!r}: dataset returned {type(loaded).__name__}, not a DataSet")
+        return loaded
 
 
 def get(name: str) -> Task:
@@ -66,22 +80,29 @@ def get(name: str) -> Task:
 
 
 def _users(name: str) -> Task:
+    """The task that a user's ``"package.module:function"`` returns; whatever goes wrong there is one sentence."""
     module_name, _, function_name = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise EdgePruneError(f"task.name {name!r}: write it as 'package.module:function', dots and no slashes")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise EdgePruneError(
-            f"task.name {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
+            f"task.name {name!r}: cannot import {module_name!r} ({error}); run beside it, or install it"
         ) from None
-    except ValueError:
-        raise EdgePruneError(f"task.name {name!r}: write it as 'package.module:function'") from None
     except Exception as error:
         raise EdgePruneError(f"task.name {name!r}: importing it failed ({type(error).__name__}: {error})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        functions = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module_name
+        ]
         raise EdgePruneError(
             f"task.name {name!r}: {module_name} has no function {function_name!r}{nearest(function_name, functions)}"
         )
@@ -98,12 +119,17 @@ def _users(name: str) -> Task:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, data: DataSet, task: Task, batch: int = 500) -> tuple[float, float]:
-    """(accuracy, mean loss) of ``model`` on the test split. The model is left in eval mode."""
+    """(accuracy, mean loss) of ``model`` on the test split, on the device it is on. The model is left in eval mode.
+
+    Accuracy is right answers over targets: for text every character is one.
+    """
     model.eval()
-    right, loss, total = 0, 0.0, len(data.test.y)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    right, loss, total = 0, 0.0, len(data.test)
     for start in range(0, total, batch):
-        x, y = data.normalise(data.test.x[start : start + batch]), data.test.y[start : start + batch]
+        x = data.normalise(data.test.x[start : start + batch].to(device))
+        y = data.test.y[start : start + batch].to(device)
         output = model(x)
         right += task.correct(output, y)
         loss += float(task.loss(output, y)) * len(y)
-    return right / total, loss / total
+    return right / data.test.y.numel(), loss / total
