@@ -13,6 +13,7 @@ from edgeprune.ops.channels import (
     gather_many,
     merge_finish,
     merge_finish_many,
+    merge_finish_many_,
     scatter_accumulate_,
     scatter_accumulate_many_,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "info",
     "merge_finish",
     "merge_finish_many",
+    "merge_finish_many_",
     "reference",
     "scatter_accumulate_",
     "scatter_accumulate_many_",

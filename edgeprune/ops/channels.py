@@ -269,10 +269,28 @@ def merge_finish_many(bases: Sequence[Tensor], totals: Sequence[Tensor], counts:
         return [finish(base.detach(), t, c) for base, t, c in zip(bases, totals, counts, strict=True)]
 
 
+def merge_finish_many_(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> None:
+    """``merge_finish`` of many tensors written into ``totals``: no second copy of a large model's sums."""
+    _checks.check_lengths("merge_finish_many_", bases=bases, totals=totals, counts=counts)
+    with torch.no_grad():
+        if _direct(bases, totals, counts) and all(total.is_contiguous() for total in totals):
+            _finish_into(totals, bases, totals, counts)
+            return
+        for total, result in zip(totals, merge_finish_many(bases, totals, counts), strict=True):
+            total.copy_(result)
+
+
 def _finish_direct(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
-    if not bases:
-        return []
     outs = [base.new_empty(base.shape) for base in bases]
+    _finish_into(outs, bases, totals, counts)
+    return outs
+
+
+def _finish_into(
+    outs: Sequence[Tensor], bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]
+) -> None:
+    if not bases:
+        return
     core.merge_finish_many(
         [to_dlpack(base.contiguous()) for base in bases],
         [to_dlpack(total.contiguous()) for total in totals],
@@ -282,7 +300,6 @@ def _finish_direct(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Se
         "",
         _stream(bases[0]),
     )
-    return outs
 
 
 @torch.library.custom_op(

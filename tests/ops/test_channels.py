@@ -51,6 +51,10 @@ def test_many_equals_one_by_one() -> None:
     ops.scatter_accumulate_many_(totals, counts, subs, indices, 2.0)
     merged = ops.merge_finish_many(xs, totals, counts)
     assert all(torch.equal(got, x) for got, x in zip(merged, xs, strict=True))  # 2x / 2, or the base
+    turned = [torch.zeros(*total.shape[::-1]).permute(2, 1, 0).copy_(total) for total in totals]  # not contiguous
+    for sums in (turned, totals):
+        ops.merge_finish_many_(xs, sums, counts)
+        assert all(torch.equal(got, x) for got, x in zip(sums, xs, strict=True))
     assert ops.gather_many([], []) == []
 
 
