@@ -14,7 +14,7 @@ const ChannelsKernels* const kVariants[] = {EDGEPRUNE_FOR_EACH_ISA(EDGEPRUNE_ENT
 #undef EDGEPRUNE_ENTRY
 
 // A piece of work for one thread: about as much as its second-level cache holds, so that threads that are slower or
-// interrupted take fewer pieces. Below kAlone a call is not worth waking anybody (a wake-up costs some 10 us).
+// interrupted take fewer pieces. Below kAlone a call is not worth waking anybody (a wake-up costs 5 to 10 us).
 constexpr int64_t kPieceElements = 32 * 1024;
 constexpr int64_t kAlone = 64 * 1024;
 

@@ -12,9 +12,14 @@ std::string who(const char* op, int tensor) {
     return tensor < 0 ? op : std::string(op) + " of tensor " + std::to_string(tensor);
 }
 
-void check_float(const std::string& op, const char* name, const View& view, Device device) {
+// `first` is the call's first tensor, on whose device all the others have to be.
+void check_float(const std::string& op, const char* name, const View& view, Device device, const View& first) {
     if (view.dtype != DType::f32) fail("%s: %s must be float32", op.c_str(), name);
-    if (view.device != device) fail("%s: %s is on another device than asked for", op.c_str(), name);
+    if (view.device != device)
+        fail("%s: %s is not on the %s, where this call works", op.c_str(), name, device == Device::cpu ? "CPU" : "GPU");
+    if (view.device_index != first.device_index)
+        fail("%s: %s is on GPU %d and the first tensor on GPU %d; bring them together", op.c_str(), name,
+             view.device_index, first.device_index);
 }
 
 void check_contiguous(const std::string& op, const char* name, const View& view) {
@@ -58,8 +63,8 @@ void check_index(const char* op, int tensor, int dim, const Index& index, int64_
 
 void check(const GatherCall& call, int tensor, Device device, bool check_values) {
     const std::string op = who("gather", tensor);
-    check_float(op, "x", call.x, device);
-    check_float(op, "out", call.out, device);
+    check_float(op, "x", call.x, device, call.x);
+    check_float(op, "out", call.out, device, call.x);
     check_contiguous(op, "out", call.out);
     check_writable(op, "out", call.out);
     check_index_shapes(op, "x", call.x, "out", call.out, call.index);
@@ -69,9 +74,9 @@ void check(const GatherCall& call, int tensor, Device device, bool check_values)
 
 void check(const ScatterCall& call, int tensor, Device device, bool check_values) {
     const std::string op = who("scatter_accumulate", tensor);
-    check_float(op, "total", call.total, device);
-    check_float(op, "count", call.count, device);
-    check_float(op, "x", call.x, device);
+    check_float(op, "total", call.total, device, call.total);
+    check_float(op, "count", call.count, device, call.total);
+    check_float(op, "x", call.x, device, call.total);
     check_writable(op, "total", call.total);
     check_writable(op, "count", call.count);
     if (!same_shape(call.total, call.count))
@@ -85,8 +90,8 @@ void check(const ScatterCall& call, int tensor, Device device, bool check_values
 }
 
 void check(const NormsCall& call, Device device) {
-    check_float("channel_norms", "x", call.x, device);
-    check_float("channel_norms", "out", call.out, device);
+    check_float("channel_norms", "x", call.x, device, call.x);
+    check_float("channel_norms", "out", call.out, device, call.x);
     check_contiguous("channel_norms", "x", call.x);
     check_contiguous("channel_norms", "out", call.out);
     check_writable("channel_norms", "out", call.out);
@@ -104,7 +109,7 @@ void check(const FinishCall& call, int tensor, Device device) {
     const View* const views[] = {&call.base, &call.total, &call.count, &call.out};
     const char* const names[] = {"base", "total", "count", "out"};
     for (int i = 0; i < 4; ++i) {
-        check_float(op, names[i], *views[i], device);
+        check_float(op, names[i], *views[i], device, call.base);
         check_contiguous(op, names[i], *views[i]);
         if (!same_shape(*views[i], call.base))
             fail("%s: base has shape %s and %s %s; they must be the same", op.c_str(), shape_text(call.base).c_str(),

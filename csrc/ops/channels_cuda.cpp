@@ -7,9 +7,21 @@ namespace edgeprune {
 
 #ifdef EDGEPRUNE_CUDA
 
+namespace {
+
+// One guard serves a whole call, so all of its tensors must be on one GPU.
+void check_one_gpu(const char* op, const View& first, const View& other) {
+    if (first.device_index != other.device_index)
+        fail("%s: tensors on GPU %d and GPU %d in one call; make a call for each", op, first.device_index,
+             other.device_index);
+}
+
+}  // namespace
+
 void gather_many_cuda(const std::vector<GatherCall>& calls, void* stream) {
     if (calls.empty()) return;
     for (size_t i = 0; i < calls.size(); ++i) check(calls[i], static_cast<int>(i), Device::cuda, false);
+    for (const auto& call : calls) check_one_gpu("gather", calls[0].x, call.x);
     const CudaDeviceGuard guard("gather", calls[0].x.device_index);
     for (const GatherCall& call : calls) {
         int64_t limit[kChannelsAxes] = {};
@@ -21,6 +33,7 @@ void gather_many_cuda(const std::vector<GatherCall>& calls, void* stream) {
 void scatter_accumulate_many_cuda(const std::vector<ScatterCall>& calls, float weight, void* stream) {
     if (calls.empty()) return;
     for (size_t i = 0; i < calls.size(); ++i) check(calls[i], static_cast<int>(i), Device::cuda, false);
+    for (const auto& call : calls) check_one_gpu("scatter_accumulate", calls[0].total, call.total);
     const CudaDeviceGuard guard("scatter_accumulate", calls[0].total.device_index);
     for (const ScatterCall& call : calls) {
         int64_t limit[kChannelsAxes] = {};
@@ -38,6 +51,7 @@ void channel_norms_cuda(const NormsCall& call, void* stream) {
 void merge_finish_many_cuda(const std::vector<FinishCall>& calls, void* stream) {
     if (calls.empty()) return;
     for (size_t i = 0; i < calls.size(); ++i) check(calls[i], static_cast<int>(i), Device::cuda);
+    for (const auto& call : calls) check_one_gpu("merge_finish", calls[0].base, call.base);
     const CudaDeviceGuard guard("merge_finish", calls[0].base.device_index);
     for (const FinishCall& call : calls)
         check_cuda("merge_finish", channels_finish_cuda(make_task(call), call.base.size(), stream));
