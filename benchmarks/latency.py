@@ -3,8 +3,8 @@
     python benchmarks/latency.py [--tasks digits,fashion-cnn] [--check-only]
 
 Writes edgeprune/fleet/tables/TASK.json and benchmarks/results/latency.json: for plans that are not in the table (the
-global ranking's, as AdaptCL makes them, and uniform ones between the measured widths), the measured step time beside the
-table's. Run it on a quiet machine.
+global ranking's, as AdaptCL makes them, and uniform ones between the measured widths), the measured step time
+beside the table's. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from time import perf_counter
 import torch
 
 from edgeprune import engine
-from edgeprune.engine.emulation import measure_task
 from edgeprune.algorithms.training import make_step
+from edgeprune.engine.emulation import measure_task
 from edgeprune.fleet import LatencyTable, read_table
 from edgeprune.pruning import choose, extract, ranking, scores
 from edgeprune.pruning.cost import plan_macs

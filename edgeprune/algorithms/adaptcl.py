@@ -69,6 +69,7 @@ class AdaptCL:
     epochs: int = 1
     batch_size: int = 0
     lr: float = 0.0
+    calibrate: int = 3
 
     name: ClassVar[str] = "adaptcl"
     barrier: ClassVar[str] = "all"
@@ -97,7 +98,7 @@ class AdaptCL:
         """Everybody starts with the whole model: nothing is known of anybody."""
         full = SubmodelPlan.full(setting.graph)
         workers = {client: Worker() for client in setting.clients}
-        return State(0, model, {client: full for client in setting.clients}, _to_memory(workers, math.nan, None))
+        return State(0, model, dict.fromkeys(setting.clients, full), _to_memory(workers, math.nan, None))
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """Each worker its sub-model."""

@@ -24,6 +24,7 @@ class FedAvg:
     epochs: int = 1
     batch_size: int = 0
     lr: float = 0.0
+    calibrate: int = 0
 
     name: ClassVar[str] = "fedavg"
     barrier: ClassVar[str] = "all"
@@ -35,7 +36,7 @@ class FedAvg:
     def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
         """Everybody holds everything."""
         full = SubmodelPlan.full(setting.graph)
-        return State(0, model, {client: full for client in setting.clients})
+        return State(0, model, dict.fromkeys(setting.clients, full))
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """The global model to every client."""

@@ -70,11 +70,15 @@ class Algorithm(Protocol):
     """One published system. Implementations are frozen dataclasses whose fields are their configuration.
 
     The engine calls ``init`` once, then per round ``assign`` (server), ``train`` (device) and ``merge`` (server).
-    ``barrier`` says for whom a round waits: ``"all"`` is every client that was asked.
+    ``barrier`` says for whom a round waits: ``"all"`` is every client that was asked. ``calibrate``: passes over
+    the devices' data in which batch-norm statistics are measured anew before the global model is used (calibration.py).
     """
 
     name: ClassVar[str]
     barrier: ClassVar[str]
+
+    @property
+    def calibrate(self) -> int: ...
 
     def recipe(self, task_recipe: Recipe) -> Recipe:
         """The local recipe: the task's own, where the algorithm's fields do not say otherwise."""

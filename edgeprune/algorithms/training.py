@@ -85,7 +85,7 @@ def make_step(
     def step(x: Tensor, y: Tensor) -> Tensor:
         optimiser.zero_grad(set_to_none=True)
         loss = loss_of(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if recipe.bn_l1:
             # The subgradient of bn_l1 * sum |scale|, added by hand: cheaper than carrying it through autograd.
             with torch.no_grad():

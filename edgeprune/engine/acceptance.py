@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, isfinite
 
 from edgeprune import wire
@@ -17,28 +19,42 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
 
     Raises :class:`EdgePruneError`, a sentence for the round's record, if nothing came or it cannot be trusted: over
     twice what was sent plus a header, unreadable, for another round, plan or client, other names, shapes or types, a
-    value that is not finite, a negative variance, or a sample count other than the ``samples`` the client enrolled with.
+    value that is not finite, a negative variance, or another sample count than the ``samples`` it enrolled with.
     """
-    if reply.blob is None:
-        raise EdgePruneError("no update arrived before the deadline")
-    message = wire.decode(reply.blob, kind="update", limit=2 * sent_bytes + HEADER_ROOM)
-    for what, got, expected in (
-        ("client", message.client, asked.client),
-        ("round", message.round, round_),
-        ("plan", message.plan, asked.plan.id),
-        ("samples", message.header.get("samples"), samples),
-    ):
-        if got != expected or type(got) is not type(expected):
-            raise EdgePruneError(f"update names {what} {got!r}, asked was {expected!r}")
-    if message.tensors.keys() != asked.state.keys():
-        odd = sorted(message.tensors.keys() ^ asked.state.keys())[0]
-        raise EdgePruneError(f"update and assignment differ in tensor {odd!r}")
-    for name in sorted(asked.state):
-        _check(name, message.tensors[name], asked.state[name])
+    message = checked(reply, "update", asked.plan.id, asked.state, sent_bytes, round_, samples)
     loss = message.header.get("loss")
     if not isinstance(loss, float):
         raise EdgePruneError(f"update reports a loss of {loss!r}, not a finite number")
     return Update(asked.client, asked.plan, message.tensors, samples, loss, reply.update_time_s)
+
+
+def checked(
+    reply: Reply,
+    kind: str,
+    plan: str,
+    expected: Mapping[str, Tensor],
+    sent_bytes: int,
+    round_: int,
+    samples: int,
+) -> wire.Message:
+    """The message in ``reply``, if it answers the question and holds finite tensors like ``expected``."""
+    if reply.blob is None:
+        raise EdgePruneError(f"no {kind} arrived before the deadline")
+    message = wire.decode(reply.blob, kind=kind, limit=2 * sent_bytes + HEADER_ROOM)
+    for what, got, asked in (
+        ("client", message.client, reply.client),
+        ("round", message.round, round_),
+        ("plan", message.plan, plan),
+        ("samples", message.header.get("samples"), samples),
+    ):
+        if got != asked or type(got) is not type(asked):
+            raise EdgePruneError(f"{kind} names {what} {got!r}, asked was {asked!r}")
+    if message.tensors.keys() != expected.keys():
+        odd = sorted(message.tensors.keys() ^ expected.keys())[0]
+        raise EdgePruneError(f"{kind} and what was asked for differ in tensor {odd!r}")
+    for name in sorted(expected):
+        _check(name, message.tensors[name], expected[name])
+    return message
 
 
 def _check(name: str, got: Tensor, sent: Tensor) -> None:

@@ -51,7 +51,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path, graph: ChannelGraph) -> Checkpoint:
     """The checkpoint in ``path``, its plans on ``graph``. Raises :class:`EdgePruneError` if it is not one."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["edgeprune"])
             model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["version"] != VERSION:
@@ -68,7 +68,9 @@ def load(path: Path, graph: ChannelGraph) -> Checkpoint:
         held = {client: plans[key] for client, key in header["held"].items()}
         return Checkpoint(state, held, header["time_s"], header["totals"])
     except FileNotFoundError:
-        raise EdgePruneError(f"{path}: there is no checkpoint; the run has not begun or this is not its folder") from None
+        raise EdgePruneError(
+            f"{path}: there is no checkpoint; the run has not begun or this is not its folder"
+        ) from None
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise EdgePruneError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from None
 

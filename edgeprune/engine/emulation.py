@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, make_step
@@ -25,7 +26,7 @@ def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData,
     """The table that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or a file's path."""
     if choice not in ("builtin", "measure"):
         return read_table(Path(choice))
-    shipped = resources.files("edgeprune.fleet").joinpath("tables", f"{task.name}.json")
+    shipped = resources.files("edgeprune.fleet").joinpath(f"tables/{task.name}.json")
     if choice == "builtin" and shipped.is_file():
         return LatencyTable.from_json(json.loads(shipped.read_text()), f"latency table of {task.name}")
     return measure_task(task, graph, data, recipe)
@@ -68,7 +69,13 @@ def probe_builder(task: Task, graph: ChannelGraph, data: LocalData, recipe: Reci
         return Probe(
             macs=plan_macs(graph, plan),
             step=lambda: step(data.normalise(x), y),
+            forward=lambda: _forward(small, data.normalise(x)),
             rebuild=lambda: load_local(extract(model, plan), state),
         )
 
     return build
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x)

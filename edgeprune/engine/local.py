@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from edgeprune import wire
-from edgeprune.engine.transport import Reply
+from edgeprune.engine.transport import Collected, Reply
 from edgeprune.engine.worker import Worker
 from edgeprune.fleet import Device, Fleet, LatencyTable, Work, charge
 from edgeprune.pruning import ChannelGraph
@@ -25,14 +25,12 @@ class LocalTransport:
         graph: ChannelGraph,
         table: LatencyTable,
         seed: int,
-        now_s: float = 0.0,
     ) -> None:
         self._fleet = {device.name: device for device in fleet.devices}
         self._workers = workers
         self._graph = graph
         self._table = table
         self._seed = seed
-        self._now_s = now_s
         self._round = 0
         self._sent: dict[str, bytes] = {}
 
@@ -45,31 +43,26 @@ class LocalTransport:
         self._round = round_
         self._sent = dict(assignments)
 
-    def pull(self, clients: Sequence[str], patience: float) -> list[Reply]:
-        """Train, charge, and move the clock to the last arrival, or to the end of patience if one is missing."""
+    def pull(self, clients: Sequence[str], patience: float) -> Collected:
+        """Train and charge; the wait ends with the last arrival, or with the end of patience if one is missing."""
         replies = [self._answer(client) for client in clients]
         arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
         waited = max(arrived or [reply.update_time_s for reply in replies] or [0.0])
         if len(arrived) < len(replies):
             waited *= patience
             replies = [reply if reply.blob is not None else replace(reply, update_time_s=waited) for reply in replies]
-        self._now_s += waited
-        return replies
+        return Collected(tuple(replies), waited)
 
     def cancel(self, clients: Sequence[str]) -> None:
         """Forget what was sent to them."""
         for client in clients:
             self._sent.pop(client, None)
 
-    def now_s(self) -> float:
-        """Virtual seconds."""
-        return self._now_s
-
     def _answer(self, client: str) -> Reply:
         device, sent = self._fleet[client], self._sent.pop(client)
         answer = self._workers[client].handle(sent)
         macs = plan_macs(self._graph, answer.plan)
-        work = Work(len(sent), len(answer.blob), answer.steps, macs, int(answer.rebuilt))
+        work = Work(len(sent), len(answer.blob), answer.steps, macs, int(answer.rebuilt), answer.forwards)
         cost = charge(device, work, self._table, round_=self._round, seed=self._seed)
         parts = {
             "download": cost.download_s,
@@ -92,7 +85,7 @@ def _spoiled(blob: bytes, device: Device, round_: int) -> bytes | None:
     if fault == "forged":
         middle = len(blob) - 64
         return blob[:middle] + bytes(byte ^ 0x5A for byte in blob[middle:])
-    message = wire.decode(blob, kind="update")
+    message = wire.decode(blob, kind=("update", "statistics"))
     name = next(name for name, tensor in sorted(message.tensors.items()) if tensor.is_floating_point())
     tensor = message.tensors[name].clone()
     if fault == "nan":

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
 from edgeprune import wire
-from edgeprune.algorithms.protocol import Algorithm, Assignment, Setting, Update
-from edgeprune.engine.acceptance import accept
+from edgeprune.algorithms.calibration import MEAN, VAR, pooled
+from edgeprune.algorithms.protocol import Algorithm, Assignment, Setting, State, Update
+from edgeprune.engine.acceptance import accept, checked
 from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.transport import Reply, Transport
 from edgeprune.errors import EdgePruneError
@@ -24,7 +25,7 @@ Evaluate = Callable[[Mapping[str, Tensor]], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Server:
-    """Everything the loop needs that does not change. ``evaluate`` gives (accuracy, loss) of global weights."""
+    """Everything the loop needs. ``evaluate`` gives (accuracy, loss) of global weights."""
 
     algorithm: Algorithm
     setting: Setting
@@ -53,7 +54,8 @@ class Server:
         control = perf_counter() - started
 
         self.transport.push(round_, sent)
-        replies = self.transport.pull(list(assignments), self.patience)
+        collected = self.transport.pull(list(assignments), self.patience)
+        replies = collected.replies
         updates, rejected = self._sort(replies, assignments, sent, round_)
 
         started = perf_counter()
@@ -64,12 +66,16 @@ class Server:
             "upload_bytes": sum(len(reply.blob) for reply in replies if reply.blob is not None),
             "download_bytes": sum(map(len, sent.values())),
         }
+        time_s = at.time_s + collected.seconds
         last = round_ == self.setting.rounds
-        evaluated = last or round_ % self.evaluate_every == 0
-        accuracy, loss = self.evaluate(state.model) if evaluated else (None, None)
+        accuracy, loss, calibration = None, None, None
+        if last or round_ % self.evaluate_every == 0:
+            if self.algorithm.calibrate:
+                state, calibration = self._calibrated(state, round_)
+            accuracy, loss = self.evaluate(state.model)
         record = {
             "round": round_,
-            "time_s": self.transport.now_s(),
+            "time_s": time_s,
             "accuracy": accuracy,
             "loss": loss,
             **traffic,
@@ -78,6 +84,7 @@ class Server:
             "retention": {client: a.plan.retention for client, a in assignments.items()},
             "update_time_s": {reply.client: reply.update_time_s for reply in replies},
             "parts_s": {reply.client: dict(reply.parts_s) for reply in replies},
+            "calibration": calibration,
         }
         totals = {
             "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
@@ -88,7 +95,53 @@ class Server:
         }
         # A device that failed may have lost what it was sent: it is told its plan again.
         held = {client: a.plan for client, a in assignments.items() if client not in rejected}
-        return Checkpoint(state, held, self.transport.now_s(), totals), record
+        return Checkpoint(state, held, time_s, totals), record
+
+    def _calibrated(self, state: State, round_: int) -> tuple[State, dict[str, Any]]:
+        """``state`` with batch-norm statistics pooled from the devices' own data, and what finding them cost.
+
+        Training does not need them (it normalises by each batch), so they change no weight, and a run that evaluates
+        more often trains the same model. Their cost is kept apart from the training clock: the caller adds the one
+        calibration that the model in use needs.
+        """
+        names = [name for name in state.model if name.endswith((MEAN, VAR))]
+        cost: dict[str, Any] = {"time_s": 0.0, "upload_bytes": 0, "download_bytes": 0, "rejected": {}}
+        model = dict(state.model)
+        for number in range(self.algorithm.calibrate if names else 0):
+            payload = model if number == 0 else {name: model[name] for name in names}
+            found = self._statistics(payload, {name: model[name] for name in names}, number == 0, round_, cost)
+            if not found:
+                break
+            model.update(pooled(found))
+        return replace(state, model=model), cost
+
+    def _statistics(
+        self,
+        payload: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        first: bool,
+        round_: int,
+        cost: dict[str, Any],
+    ) -> list[tuple[int, Mapping[str, Tensor]]]:
+        """One pass over everybody's data: (samples, statistics) of each device that answered well; adds to ``cost``."""
+        plan = SubmodelPlan.full(self.setting.graph).id
+        header = {"batch_size": self.setting.recipe.batch_size, "first": first}
+        clients = [client for client in self.setting.clients if client not in cost["rejected"]]
+        sent = {c: wire.encode(wire.Message("calibrate", round_, c, plan, payload, header)) for c in clients}
+        self.transport.push(round_, sent)
+        found: list[tuple[int, Mapping[str, Tensor]]] = []
+        collected = self.transport.pull(clients, self.patience)
+        for reply in collected.replies:
+            samples = self.setting.samples[reply.client]
+            cost["upload_bytes"] += len(reply.blob or b"")
+            try:
+                message = checked(reply, "statistics", plan, expected, len(sent[reply.client]), round_, samples)
+                found.append((samples, message.tensors))
+            except EdgePruneError as error:
+                cost["rejected"][reply.client] = str(error)
+        cost["time_s"] += collected.seconds
+        cost["download_bytes"] += sum(map(len, sent.values()))
+        return found
 
     def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int) -> bytes:
         header: dict[str, Any] = {
@@ -106,7 +159,7 @@ class Server:
         return sum(len('"kept":"",') + 4 * ((len(a.plan.kept_bytes()) + 2) // 3) for a in changed)
 
     def _sort(
-        self, replies: list[Reply], assignments: Mapping[str, Assignment], sent: Mapping[str, bytes], round_: int
+        self, replies: Sequence[Reply], assignments: Mapping[str, Assignment], sent: Mapping[str, bytes], round_: int
     ) -> tuple[list[Update], dict[str, str]]:
         """The updates that may be merged, in the setting's order, and for each other client the reason why not."""
         accepted: dict[str, Update] = {}

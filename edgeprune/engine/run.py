@@ -77,7 +77,7 @@ def start(prepared: Prepared, out: Path, watch: Watch | None = None) -> dict[str
     """Run from the first round, into the new folder ``out``. Returns the summary."""
     experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
     rundir.create(out, experiment, prepared.table.to_json())
-    server = _server(prepared, {}, 0.0)
+    server = _server(prepared, {})
     begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     checkpoints.save(out / checkpoints.FILE, begin)
     return _go(prepared, server, begin, out, watch)
@@ -93,11 +93,11 @@ def resume(out: Path, data_dir: str | Path | None, watch: Watch | None = None, r
         written = replace(experiment, fleet=replace(experiment.fleet, latency=rundir.LATENCY))
     prepared = prepare(experiment, data_dir)
     if not (out / checkpoints.FILE).is_file():  # killed before the first round: nothing was done yet
-        server = _server(prepared, {}, 0.0)
+        server = _server(prepared, {})
         at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     else:
         at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
-        server = _server(prepared, at.held, at.time_s)
+        server = _server(prepared, at.held)
     if rounds:
         checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())
     rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
@@ -123,7 +123,7 @@ def _split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) 
     }
 
 
-def _server(prepared: Prepared, held: Mapping[str, Any], now_s: float) -> Server:
+def _server(prepared: Prepared, held: Mapping[str, Any]) -> Server:
     """The loop with its local transport, the devices holding the plans of ``held``."""
     run, graph = prepared.experiment.run, prepared.graph
     shelf = ModelShelf(prepared.model)
@@ -131,7 +131,7 @@ def _server(prepared: Prepared, held: Mapping[str, Any], now_s: float) -> Server
         name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name))
         for name, part in prepared.local.items()
     }
-    transport = LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed, now_s)
+    transport = LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed)
     judge = prepared.task.make_model()
 
     def evaluated(state: Mapping[str, Tensor]) -> tuple[float, float]:
@@ -166,6 +166,11 @@ def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Wa
 
 def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
     accuracies = [record["accuracy"] for record in records if record["accuracy"] is not None]
+    # The model in use was calibrated once, after the last round: that belongs to the run's time and traffic.
+    once = (records[-1]["calibration"] if records else None) or {"time_s": 0.0, "upload_bytes": 0, "download_bytes": 0}
+    totals = dict(at.totals)
+    for key in ("upload_bytes", "download_bytes"):
+        totals[key] += once[key]
     return {
         "edgeprune": __version__,
         "task": prepared.task.name,
@@ -174,8 +179,8 @@ def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], 
         "rounds": at.state.round,
         "accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
-        "time_s": at.time_s,
-        **dict(at.totals),
+        "time_s": at.time_s + once["time_s"],
+        **totals,
         "wall_s": wall_s,
         "latency_source": {"source": prepared.table.source, "machine": dict(prepared.table.machine)},
         "machine": describe(),

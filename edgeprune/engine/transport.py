@@ -21,6 +21,14 @@ class Reply:
     parts_s: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What one wait brought: the replies in the order asked for, and the seconds from push to the end of the wait."""
+
+    replies: tuple[Reply, ...]
+    seconds: float
+
+
 class Transport(Protocol):
     """Moves assignments out and updates in."""
 
@@ -32,14 +40,10 @@ class Transport(Protocol):
         """Send each named device its bytes."""
         ...
 
-    def pull(self, clients: Sequence[str], patience: float) -> list[Reply]:
+    def pull(self, clients: Sequence[str], patience: float) -> Collected:
         """Wait for ``clients``, in their order: at most ``patience`` times as long as the slowest that answered."""
         ...
 
     def cancel(self, clients: Sequence[str]) -> None:
         """Their answers are no longer wanted."""
-        ...
-
-    def now_s(self) -> float:
-        """Seconds since the run began, on the transport's clock."""
         ...

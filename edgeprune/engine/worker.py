@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgeprune import wire
+from edgeprune.algorithms.calibration import local_statistics
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, Trained, train_local
 from edgeprune.errors import EdgePruneError
@@ -26,6 +27,7 @@ class Answer:
     blob: bytes
     plan: SubmodelPlan
     steps: int
+    forwards: int
     rebuilt: bool
 
 
@@ -65,19 +67,44 @@ class Worker:
         self._shelf = shelf
         self._loss_of = loss_of
         self._plan = plan
+        self._calibrating: dict[str, Tensor] = {}
 
     def handle(self, blob: bytes) -> Answer:
-        """Train what ``blob`` asks for. Raises :class:`EdgePruneError` if it is not an assignment for this device."""
-        message = wire.decode(blob, kind="assignment")
+        """Do what ``blob`` asks for. Raises :class:`EdgePruneError` if it is nothing for this device."""
+        message = wire.decode(blob, kind=("assignment", "calibrate"))
         if message.client != self._client:
             raise EdgePruneError(f"{self._client}: was sent an assignment for {message.client!r}; refused")
+        return self._train(message) if message.kind == "assignment" else self._calibrate(message)
+
+    def _calibrate(self, message: wire.Message) -> Answer:
+        """Pass the device's own data through the whole model: its batch-norm statistics, no weight changed.
+
+        The first pass brings the model, further ones only the pooled statistics of the pass before.
+        """
+        full = SubmodelPlan.full(self._graph)
+        model = self._shelf.get(full)
+        first = bool(message.header.get("first"))
+        if first:
+            self._calibrating = dict(message.tensors)
+        elif not self._calibrating or not message.tensors.keys() <= self._calibrating.keys():
+            raise EdgePruneError(f"{self._client}: statistics came without the model they belong to; refused")
+        self._calibrating.update(message.tensors)
+        load_local(model, self._calibrating)
+        x = self._data.x.split(int(message.header["batch_size"]))
+        batches = (self._data.normalise(part) for part in x if len(part) > 1 or len(x) == 1)
+        header = {"samples": len(self._data)}
+        statistics = local_statistics(model, batches, own=first)
+        blob = wire.encode(wire.Message("statistics", message.round, self._client, full.id, statistics, header))
+        return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False)
+
+    def _train(self, message: wire.Message) -> Answer:
         rebuilt = self._adopt_plan(message)
         assert self._plan is not None
         recipe = _recipe(message.header.get("recipe"))
         model = self._shelf.get(self._plan)
         load_local(model, dict(message.tensors))
         trained = train_local(model, self._data, self._loss_of, recipe, int(message.header["seed"]))
-        return Answer(self._pack(message, model, trained), self._plan, trained.steps, rebuilt)
+        return Answer(self._pack(message, model, trained), self._plan, trained.steps, 0, rebuilt)
 
     def _adopt_plan(self, message: wire.Message) -> bool:
         """Whether the message brought a plan that the device did not hold."""

@@ -13,13 +13,14 @@ from edgeprune.fleet.latency import LatencyTable
 
 @dataclass(frozen=True)
 class Work:
-    """What one device was asked to do in one round: bytes down and up, and ``steps`` of a model of ``macs``."""
+    """What a device was asked to do: bytes down and up, training ``steps`` and ``forwards`` of a model of ``macs``."""
 
     download_bytes: int
     upload_bytes: int
     steps: int
     macs: int
     rebuilds: int = 0
+    forwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def charge(device: Device, work: Work, table: LatencyTable, *, round_: int, seed
     factor = luck(device, round_, seed)
     return Charge(
         download_s=factor * change * device.link.download_s(work.download_bytes),
-        compute_s=factor * change * device.slowdown * work.steps * table.step_s(work.macs),
+        compute_s=factor
+        * change
+        * device.slowdown
+        * (work.steps * table.step_s(work.macs) + work.forwards * table.forward_s(work.macs)),
         rebuild_s=factor * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
         upload_s=factor * change * device.link.upload_s(work.upload_bytes),
     )

@@ -1,24 +1,24 @@
 """The fleet as a user writes it: a few numbers, or every device by name, in TOML.
 
-    [fleet]
-    devices = 10            # that many, from strongest to weakest
-    heterogeneity = 5.0     # slowest / fastest unpruned update time
-    noise = 0.05
+[fleet]
+devices = 10            # that many, from strongest to weakest
+heterogeneity = 5.0     # slowest / fastest unpruned update time
+noise = 0.05
 
-    [[fleet.device]]        # or each by name; what is absent keeps the fleet's value
-    name = "orin-nano-2"
-    slowdown = 3.0
+[[fleet.device]]        # or each by name; what is absent keeps the fleet's value
+name = "orin-nano-2"
+slowdown = 3.0
 
-    [[fleet.event]]         # in the middle of the run
-    device = "device-3"
-    round = 40
-    slowdown = 2.0
+[[fleet.event]]         # in the middle of the run
+device = "device-3"
+round = 40
+slowdown = 2.0
 
-    [[fleet.fault]]
-    device = "device-7"
-    kind = "nan"
-    first = 5
-    last = 5
+[[fleet.fault]]
+device = "device-7"
+kind = "nan"
+first = 5
+last = 5
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def build_fleet(config: FleetConfig) -> Fleet:
         "latency_ms": config.latency_ms,
     }
     if not (math.isfinite(config.heterogeneity) and config.heterogeneity >= 1):
-        raise EdgePruneError(f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1")
+        raise EdgePruneError(
+            f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1"
+        )
     if config.device:
         devices = [_device(entry, defaults) for entry in config.device]
     else:

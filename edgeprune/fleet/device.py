@@ -39,7 +39,9 @@ class Fault:
         if self.kind not in FAULTS:
             raise EdgePruneError(f"fleet: unknown fault {self.kind!r}{nearest(self.kind, FAULTS)}")
         if self.first > self.last:
-            raise EdgePruneError(f"fleet: fault {self.kind!r} ends in round {self.last}, before it begins ({self.first})")
+            raise EdgePruneError(
+                f"fleet: fault {self.kind!r} ends in round {self.last}, before it begins ({self.first})"
+            )
 
     def active(self, round_: int) -> bool:
         """Whether it strikes in ``round_`` (counted from 1)."""

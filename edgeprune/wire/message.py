@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeprune.errors import EdgePruneError
 
 VERSION = 1
-KINDS = ("assignment", "update")
+KINDS = ("assignment", "update", "calibrate", "statistics")
 _RESERVED = ("version", "kind", "round", "client", "plan", "crc32")
 
 
@@ -34,6 +34,8 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """The bytes of ``message``: the same message always gives the same bytes."""
+    if message.kind not in KINDS:
+        raise EdgePruneError(f"wire: unknown kind {message.kind!r}; known are {', '.join(KINDS)}")
     clash = sorted(set(message.header) & set(_RESERVED))
     if clash:
         raise EdgePruneError(f"wire: header key {clash[0]!r} belongs to the format; use another name")
@@ -51,19 +53,22 @@ def encode(message: Message) -> bytes:
     return safetensors.torch.save(tensors, metadata={"edgeprune": text})
 
 
-def decode(blob: bytes, *, kind: str, limit: int | None = None) -> Message:
+def decode(blob: bytes, *, kind: str | tuple[str, ...], limit: int | None = None) -> Message:
     """The message in ``blob``.
 
     Raises :class:`EdgePruneError` (one sentence) if the bytes are longer than ``limit``, not a message of
-    this version, not of ``kind``, or fail their checksum. Nothing beyond ``len(blob)`` bytes is allocated.
+    this version, not of (one of) ``kind``, or fail their checksum. Nothing beyond ``len(blob)`` bytes is allocated.
     """
     if limit is not None and len(blob) > limit:
         raise EdgePruneError(f"wire: message of {len(blob)} bytes is over the limit of {limit}; it was not read")
     header = _read_header(blob)
     if header.get("version") != VERSION:
         raise EdgePruneError(f"wire: message has version {header.get('version')!r}, this reader knows {VERSION}")
-    if header.get("kind") != kind:
-        raise EdgePruneError(f"wire: expected a message of kind {kind!r}, got {header.get('kind')!r}")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if header.get("kind") not in kinds:
+        raise EdgePruneError(
+            f"wire: expected a message of kind {' or '.join(map(repr, kinds))}, got {header.get('kind')!r}"
+        )
     for key, expected in (("round", int), ("client", str), ("plan", str), ("crc32", int)):
         if type(header.get(key)) is not expected:
             raise EdgePruneError(f"wire: header key {key!r} is missing or not {expected.__name__}; message refused")
@@ -74,11 +79,11 @@ def decode(blob: bytes, *, kind: str, limit: int | None = None) -> Message:
     if _checksum(tensors) != header["crc32"]:
         raise EdgePruneError("wire: checksum of the tensors does not match the header; message refused")
     rest = {key: value for key, value in header.items() if key not in _RESERVED}
-    return Message(kind, header["round"], header["client"], header["plan"], tensors, rest)
+    return Message(header["kind"], header["round"], header["client"], header["plan"], tensors, rest)
 
 
 def _read_header(blob: bytes) -> dict[str, Any]:
-    """The ``edgeprune`` JSON inside the safetensors header, its length compared with what is there before it is read."""
+    """The ``edgeprune`` JSON in the safetensors header; its length is compared with what is there before it is read."""
     if len(blob) < 8:
         raise EdgePruneError(f"wire: {len(blob)} bytes are too few for a message; it was truncated")
     length = int.from_bytes(blob[:8], "little")
@@ -97,11 +102,10 @@ def _read_header(blob: bytes) -> dict[str, Any]:
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
     crc = 0
     for name in sorted(tensors):
-        # A flat byte view: numpy knows neither bfloat16 nor zero-dimensional buffers of it.
-        flat = tensors[name].reshape(-1).view(torch.uint8) if tensors[name].numel() else None
         crc = zlib.crc32(name.encode(), crc)
-        if flat is not None:
-            crc = zlib.crc32(flat.numpy(), crc)
+        if tensors[name].numel():
+            # A flat byte view, for numpy does not know bfloat16.
+            crc = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), crc)
     return crc
 
 

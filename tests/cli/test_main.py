@@ -15,7 +15,9 @@ import torch
 
 from edgeprune.fleet import LatencyTable
 
-TABLE = LatencyTable("digits", 32, (10_000, 100_000, 1_000_000, 10_000_000), (0.9, 1.0, 2.0, 9.0), 1.0)
+TABLE = LatencyTable(
+    "digits", 32, (10_000, 100_000, 1_000_000, 10_000_000), (0.9, 1.0, 2.0, 9.0), (0.3, 0.4, 0.7, 3.0), 1.0
+)
 QUICK = ["--set", "run.threads=1", "--set", "data.samples=200", "--set", "fleet.devices=3"]
 
 

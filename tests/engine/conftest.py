@@ -13,7 +13,9 @@ from edgeprune.fleet import LatencyTable
 @pytest.fixture
 def latency(tmp_path):
     """A latency table's file: time grows with size, a tenth of it never shrinks."""
-    table = LatencyTable("digits", 32, (10_000, 100_000, 1_000_000, 10_000_000), (0.9, 1.0, 2.0, 9.0), 1.0)
+    table = LatencyTable(
+        "digits", 32, (10_000, 100_000, 1_000_000, 10_000_000), (0.9, 1.0, 2.0, 9.0), (0.3, 0.4, 0.7, 3.0), 1.0
+    )
     path = tmp_path / "table.json"
     path.write_text(json.dumps(table.to_json()))
     return path

@@ -24,7 +24,7 @@ from edgeprune.fleet import (
     measure,
 )
 
-TABLE = LatencyTable("t", 32, (100, 300, 1000), (1.0, 2.0, 9.0), rebuild_ms=4.0)
+TABLE = LatencyTable("t", 32, (100, 300, 1000), (1.0, 2.0, 9.0), (0.5, 1.0, 4.0), rebuild_ms=4.0)
 
 
 def test_even_spread_of_times():
@@ -106,7 +106,7 @@ def test_measured_table_is_monotone_and_counts_real_calls():
         def step() -> None:
             calls[macs] += 1
 
-        return Probe(macs, step, lambda: None)
+        return Probe(macs, step, lambda: None, lambda: None)
 
     table = measure("t", 4, build, {"cpu": "here"}, widths=(3, 1, 2), seconds=0.003)
     assert table.macs == (10, 20, 30)

@@ -42,7 +42,9 @@ def test_round_trip():
     assert all(torch.equal(got.tensors[name], sent.tensors[name]) for name in sent.tensors)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 5, 7)])
 def test_every_type_and_shape_comes_back_bit_for_bit(dtype, shape):
     value = torch.randint(0, 2, shape).to(dtype)
