@@ -53,6 +53,7 @@ View view_of(const char* op, const char* name, const DLTensor& tensor, bool read
     view.device_index = tensor.device.id;
     if (tensor.device.type == kCpu || tensor.device.type == kCudaHost) {
         view.device = Device::cpu;
+        view.device_index = 0;  // pinned memory names the GPU it was pinned for
     } else {
         view.device = tensor.device.type == kCuda || tensor.device.type == kCudaManaged ? Device::cuda : Device::other;
     }

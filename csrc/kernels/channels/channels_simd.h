@@ -101,13 +101,30 @@ inline void gather_items(const GatherTask& task, const float* src, float* dst, i
     }
 }
 
+// Short rows picked here and there leave the processor guessing what comes next (half of the rows of 2 KiB each: 1.5
+// times slower than all of them, measured), so they are asked for a page ahead. Returns how many rows that is, or 0.
+inline int64_t rows_ahead(const GatherTask& task) {
+    constexpr int64_t kPage = 4096 / sizeof(float);
+    if (task.axes < 3 || !task.axis[task.axes - 3].index) return 0;
+    const int64_t row = task.axis[task.axes - 3].stride;
+    return row > 0 && row <= kPage ? kPage / row : 0;
+}
+
+inline void ask_for(const float* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(row + i, 0, 2);
+}
+
 void gather(const GatherTask& task, int64_t first_unit, int64_t last_unit) {
+    const auto stride = [](const GatherAxis& axis) { return axis.stride; };
     const int64_t items = task.axis[task.axes - 2].size;
     const int64_t block = task.axis[task.axes - 1].size;
+    const int64_t ahead = rows_ahead(task);
     for (int64_t unit = first_unit; unit < last_unit;) {
         const int64_t row = unit / items, first = unit % items;
         const int64_t last = first + (last_unit - unit) < items ? first + (last_unit - unit) : items;
-        const int64_t offset = row_offset(task, row, true, [](const GatherAxis& axis) { return axis.stride; });
+        if (ahead && unit + ahead * items < last_unit)
+            ask_for(task.src + row_offset(task, row + ahead, true, stride), task.axis[task.axes - 3].stride);
+        const int64_t offset = row_offset(task, row, true, stride);
         if (task.keep.word && last - first == items) {
             gather_row_by_bits(task, task.src + offset, task.dst + unit * block);
         } else {
