@@ -22,17 +22,17 @@ def digits() -> Task:
 
 def fashion_cnn() -> Task:
     """Fashion-MNIST, 28x28 grey images of clothes."""
-    return Task("fashion-cnn", "fashion-mnist", models.fashion_cnn, _images(1, 28, 28), batch_size=64, lr=0.05)
+    return Task("fashion-cnn", "fashion-mnist", models.fashion_cnn, _images(1, 28, 28), batch_size=64, lr=0.02)
 
 
 def cifar10_vgg() -> Task:
     """CIFAR-10 with a small VGG-like network."""
-    return Task("cifar10-vgg", "cifar-10", models.vgg_like, _images(3, 32, 32), batch_size=64, lr=0.05)
+    return Task("cifar10-vgg", "cifar-10", models.vgg_like, _images(3, 32, 32), batch_size=64, lr=0.02)
 
 
 def cifar10_resnet() -> Task:
     """CIFAR-10 with a narrow ResNet-18."""
-    return Task("cifar10-resnet", "cifar-10", models.resnet_like, _images(3, 32, 32), batch_size=64, lr=0.05)
+    return Task("cifar10-resnet", "cifar-10", models.resnet_like, _images(3, 32, 32), batch_size=64, lr=0.02)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
