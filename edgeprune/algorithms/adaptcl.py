@@ -20,18 +20,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from edgeprune.algorithms import rate_learner
-from edgeprune.algorithms.averaging import MergeMode, average
+from edgeprune.algorithms.averaging import average
 from edgeprune.algorithms.fedavg import assign_plans, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning import importance as channel_importance
+from edgeprune.pruning.merging import MergeMode
 from edgeprune.pruning.plan import Ranking, ranking
 
 
@@ -51,8 +52,8 @@ class AdaptCL:
 
     ``gamma_min`` is the accuracy/time knob; ``interval`` is PI; ``band`` the share within which a time counts as
     equal; ``change`` the ratio between two means of one worker's time that counts as a change of its capability.
-    ``merge_by`` is ``"unit"`` or ``"worker"``; ``importance`` ranks channels: ``"bn"``, ``"l1"``, ``"l2"``.
-    A recipe field of 0 keeps the task's own value.
+    ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``importance`` ranks channels:
+    ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of batch-norm calibration before the model is used. A recipe field of 0 keeps the task's own value.
     """
 
     interval: int = 10
@@ -83,8 +84,9 @@ class AdaptCL:
             raise EdgePruneError(
                 f"algorithm.rho_min {self.rho_min} and rho_max {self.rho_max} must satisfy 0 <= rho_min < rho_max <= 1"
             )
-        if self.merge_by not in ("unit", "worker"):
-            raise EdgePruneError(f"algorithm.merge_by is {self.merge_by!r}; it is 'unit' or 'worker'")
+        if self.merge_by not in get_args(MergeMode):
+            hint = nearest(self.merge_by, get_args(MergeMode))
+            raise EdgePruneError(f"algorithm.merge_by is {self.merge_by!r}{hint}")
         if not self.change > 1:
             raise EdgePruneError(f"algorithm.change is {self.change}; it is a ratio greater than 1")
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from edgeprune.algorithms.protocol import Update
-from edgeprune.pruning.surgery import Merger
-
-MergeMode = Literal["unit", "worker"]
+from edgeprune.pruning.merging import MergeMode, Merger
 
 
 def average(model: Mapping[str, Tensor], updates: Sequence[Update], mode: MergeMode = "unit") -> dict[str, Tensor]:
     """``model`` with every coordinate replaced by the sample-weighted mean of what its holders returned.
 
     ``"unit"``: divide by the holders' weight, keep the old value where nobody holds it. ``"worker"``: divide by the
-    weight of all updates, a missing coordinate counts as zero. Without updates the model stays as it is. Updates are
+    weight of all updates, a missing coordinate counts as zero. ``"delta"``: the same, but a missing coordinate counts
+    as unchanged. Without updates the model stays as it is. Updates are
     added in the given order: the same order gives the same bits.
     """
     if not updates:

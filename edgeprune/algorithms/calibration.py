@@ -11,7 +11,6 @@ data forward, and the server pools what they saw (a few passes make it exact, se
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -28,34 +27,6 @@ def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
     }
-
-
-def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """A copy of ``model`` in eval mode whose batch-norms hold the mean statistics over ``batches``.
-
-    Every batch weighs the same, so they should be of one size (a smaller last one is better left out). All else is
-    unchanged, ``model`` included; without batch-norm it is a plain copy.
-    """
-    fresh = copy.deepcopy(model)
-    recalibrate(fresh, batches)
-    return fresh
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """As :func:`recalibrated`, in place."""
-    model.eval()
-    norms = norms_of(model).values()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean over the batches
-        norm.train()
-    for batch in batches if momenta else ():
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
 
 
 @torch.no_grad()

@@ -26,7 +26,9 @@ class Progress:
         self._rounds = rounds or experiment.run.rounds
         self._console = Console(quiet=quiet, highlight=False)
         self._accuracy: float | None = None
-        self._live = Live(console=self._console, refresh_per_second=8, transient=False) if self._is_live(quiet) else None
+        self._live = (
+            Live(console=self._console, refresh_per_second=8, transient=False) if self._is_live(quiet) else None
+        )
 
     def _is_live(self, quiet: bool) -> bool:
         return self._console.is_terminal and not quiet

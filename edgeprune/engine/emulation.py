@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, make_step
 from edgeprune.device.machine import describe
+from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import LatencyTable, Probe, measure, read_table
 from edgeprune.pruning import ChannelGraph
 from edgeprune.pruning.cost import plan_macs
@@ -23,12 +24,23 @@ from edgeprune.tasks import Task
 
 
 def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> LatencyTable:
-    """The table that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or a file's path."""
+    """The table that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or a file's path.
+
+    A built-in table serves only the batch size it was measured with; for another, times are measured here.
+    """
     if choice not in ("builtin", "measure"):
-        return read_table(Path(choice))
+        table = read_table(Path(choice))
+        if (table.task, table.batch_size) != (task.name, recipe.batch_size):
+            raise EdgePruneError(
+                f"fleet.latency: {choice} holds times of {table.task!r} with batches of {table.batch_size}, the "
+                f"experiment trains {task.name!r} with {recipe.batch_size}; use latency = 'measure'"
+            )
+        return table
     shipped = resources.files("edgeprune.fleet").joinpath(f"tables/{task.name}.json")
     if choice == "builtin" and shipped.is_file():
-        return LatencyTable.from_json(json.loads(shipped.read_text()), f"latency table of {task.name}")
+        table = LatencyTable.from_json(json.loads(shipped.read_text()), f"latency table of {task.name}")
+        if table.batch_size == recipe.batch_size:
+            return table
     return measure_task(task, graph, data, recipe)
 
 

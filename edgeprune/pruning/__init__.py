@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgeprune.pruning.choice import Ranking, choose, ranking
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
-from edgeprune.pruning.merging import Merger
+from edgeprune.pruning.merging import MergeMode, Merger
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import expand_state, extract, extract_state, load_local
 
@@ -70,7 +70,7 @@ def prune(
 def merge(
     state: Mapping[str, Tensor],
     updates: Sequence[tuple[SubmodelPlan, Mapping[str, Tensor], float]],
-    mode: Literal["unit", "worker"] = "unit",
+    mode: MergeMode = "unit",
 ) -> dict[str, Tensor]:
     """The full state with every element replaced by the mean of the sub-models that hold it, weighted by their samples.
 

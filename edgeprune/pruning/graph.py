@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
+import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,7 +257,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[
     error: Exception | None = None
     for args in (inputs, _doubled(inputs)):  # batch norm cannot train on one value per channel
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _quiet():
                 return torch.export.export(model, args, strict=False), args
         except Exception as e:
             error = error or e
@@ -265,6 +267,17 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[
         f"torch.export cannot capture {type(model).__name__} in {mode} mode: {first.rstrip('.')}; "
         "write its forward without control flow that depends on values"
     ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No log of torch's tracer: what matters of a failure is in its exception, and stderr is the user's."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.submodel import SubmodelPlan
+
+MergeMode = Literal["unit", "worker", "delta"]
 
 
 class Merger:
@@ -81,14 +83,15 @@ class Merger:
         at = tuple(mesh) if mesh else ...
         held[at] = held[at] | x if held.dtype == torch.bool else torch.maximum(held[at], x)
 
-    def finish(self, mode: Literal["unit", "worker"] = "unit") -> dict[str, Tensor]:
+    def finish(self, mode: MergeMode = "unit") -> dict[str, Tensor]:
         """The new full state (new memory, the base's types and order).
 
         "unit": each element divided by the weight of those who hold it; what nobody holds keeps its old value bit for
-        bit. "worker": divided by the weight of all, so that a missing element counts as zero.
+        bit. "worker": divided by the weight of all, so that a missing element counts as zero. "delta": divided by the
+        weight of all, a missing element counting as unchanged; what few hold moves slowly but does not shrink.
         """
-        if mode not in ("unit", "worker"):
-            raise EdgePruneError(f"the merge mode must be 'unit' or 'worker', not {mode!r}")
+        if mode not in get_args(MergeMode):
+            raise EdgePruneError(f"the merge mode must be 'unit', 'worker' or 'delta', not {mode!r}")
         if not self._weight:
             raise EdgePruneError("there is nothing to merge; add at least one sub-model")
         merged: dict[str, Tensor] = {}
@@ -96,11 +99,13 @@ class Merger:
         for name in self._floats:
             by_dtype.setdefault(self._totals[name].dtype, []).append(name)
         for dtype, names in by_dtype.items():
-            counts = [self._counts[n] for n in names]
-            if mode == "worker":
-                counts = [torch.full_like(c, self._weight) for c in counts]
+            counts, totals = [self._counts[n] for n in names], [self._totals[n] for n in names]
             bases = [self._base[n].detach().to(dtype) for n in names]
-            done = ops.merge_finish_many(bases, [self._totals[n] for n in names], counts)
+            if mode == "delta":
+                totals = [t + (self._weight - c) * b for t, c, b in zip(totals, counts, bases, strict=True)]
+            if mode != "unit":
+                counts = [torch.full_like(c, self._weight) for c in counts]
+            done = ops.merge_finish_many(bases, totals, counts)
             merged.update({n: t.to(self._base[n].dtype) for n, t in zip(names, done, strict=True)})
         for name, base in self._base.items():
             if name not in merged and isinstance(base, Tensor):

@@ -105,7 +105,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
         crc = zlib.crc32(name.encode(), crc)
         if tensors[name].numel():
             # A flat byte view, for numpy does not know bfloat16.
-            crc = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), crc)
+            crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 

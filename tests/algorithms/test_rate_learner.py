@@ -90,9 +90,7 @@ def test_regrowth_when_too_small():
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(0.05, 1.0), st.floats(1e-3, 1e3)), min_size=1, max_size=8, unique_by=(lambda p: p[0])
-    ),
+    st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(1e-3, 1e3)), min_size=1, max_size=8, unique_by=(lambda p: p[0])),
     st.floats(1e-3, 1e3),
 )
 def test_always_within_its_limits(pairs, target):

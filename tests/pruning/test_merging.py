@@ -50,6 +50,20 @@ def test_by_worker_a_missing_element_counts_as_zero():
     assert merged["w"].tolist() == [[10 / 4, 20 / 4], [30 / 4, (40 + 240) / 4], [0.0, 180 / 4]]
 
 
+def test_by_delta_a_missing_element_counts_as_unchanged():
+    state, updates = by_hand()
+    merged = edgeprune.merge(state, updates, mode="delta")
+    whole = sum(weight for *_, weight in updates)
+    by_worker = edgeprune.merge(state, updates, mode="worker")
+    held = sum(
+        weight * (edgeprune.pruning.expand_state({n: torch.ones_like(t) for n, t in local.items()}, plan)["w"])
+        for plan, local, weight in updates
+    )
+    # w = (sum of n_c w_c over the holders + (N - their n) w_old) / N
+    expected = by_worker["w"].double() + (whole - held.double()) / whole * state["w"].double()
+    torch.testing.assert_close(merged["w"].double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_the_largest_counter_wins_and_never_falls():
     state, updates = by_hand()
     state["n"] = torch.tensor(100)
@@ -93,7 +107,7 @@ def test_one_client_fills_its_places_and_the_rest_stays_bit_for_bit(name, seed, 
         assert torch.equal(merged[tensor][inside], local[tensor].flatten()), tensor  # weights are powers of two: exact
 
 
-@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from(["unit", "worker"]))
+@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from(["unit", "worker", "delta"]))
 @settings(max_examples=30, deadline=None)
 def test_any_clients_against_a_plain_double_computation(seed, clients, mode):
     model, _, graph = traced("inception")
@@ -114,8 +128,11 @@ def test_any_clients_against_a_plain_double_computation(seed, clients, mode):
             at = torch.meshgrid(*map(torch.tensor, positions(plan, tensor)), indexing="ij")
             total[at] += weight * local[tensor].double()
             held[at] += weight
+        whole = sum(weight for *_, weight in updates)
         if mode == "worker":
-            expected = total / sum(weight for *_, weight in updates)
+            expected = total / whole
+        elif mode == "delta":
+            expected = (total + (whole - held) * base.double()) / whole
         else:
             expected = torch.where(held > 0, total / held.clamp_min(1), base.double())
             assert torch.equal(merged[tensor][held == 0], base[held == 0])
@@ -176,5 +193,5 @@ def test_nothing_to_merge():
     merger = Merger(state)
     plan = SubmodelPlan.full(traced("lenet")[2])
     merger.add(plan, state, 1)
-    with pytest.raises(EdgePruneError, match="'unit' or 'worker'"):
+    with pytest.raises(EdgePruneError, match="'unit', 'worker' or 'delta'"):
         merger.finish("units")  # type: ignore[arg-type]
