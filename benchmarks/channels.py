@@ -121,6 +121,14 @@ def measure(threads: int, repeats: int) -> list[dict[str, Any]]:
     }
     times = harness.interleaved_ms(works, repeats)
 
+    # What a round costs the server for one device: the sum of the medians of a gather and a merge.
+    for side, one, other in (
+        ("core", "core", "core"),
+        ("torch x[i][:, j], index_put_", "torch x[i][:, j]", "torch index_put_"),
+        ("torch index_select, index_put_", "torch index_select", "torch index_put_"),
+    ):
+        times[f"gather + merge: {side}"] = times[f"gather: {one}"] + times[f"merge: {other}"]
+
     everything = 4 * flat.numel()
     kept = 4 * sum(part.numel() for part in parts)
     lines = 4 * LINE * sum(lines_touched(shape, index) for shape, index in zip(shapes, indices, strict=True))
@@ -130,6 +138,7 @@ def measure(threads: int, repeats: int) -> list[dict[str, Any]]:
         "gather": (2 * kept, lines + kept),
         "scatter": (5 * kept, kept + 4 * lines),
         "merge": (5 * kept + finish, kept + 4 * lines + finish),
+        "gather + merge": (7 * kept + finish, 2 * kept + 5 * lines + finish),
     }
     memcpy_rate = 2 * everything / times["memcpy"]
     results = []
@@ -156,11 +165,11 @@ def main() -> None:
     arguments = parser.parse_args()
     about = harness.machine()
     results = [row for threads in arguments.threads for row in measure(threads, arguments.repeats)]
-    print(f"{'work':30} threads  median ms  memcpy share (lines / kept)  slower than core")
+    print(f"{'work':45} threads  median ms  memcpy share (lines / kept)  slower than core")
     for row in results:
         shares = f"{row['share_of_memcpy_lines']:.2f} / {row['share_of_memcpy_kept']:.2f}"
         print(
-            f"{row['work']:30} {row['threads']:7} {row['median_ms']:10.2f}  {shares:27}  "
+            f"{row['work']:45} {row['threads']:7} {row['median_ms']:10.2f}  {shares:27}  "
             f"{row['times_slower_than_core'] or ''}"
         )
     print(
