@@ -219,3 +219,28 @@ def test_records_are_strict_json(small, tmp_path):
     engine.start(engine.prepare(small()), tmp_path / "run")
     for line in (tmp_path / "run" / rundir.METRICS).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_latency_table_for_other_batches_is_refused(small):
+    with pytest.raises(EdgePruneError, match="batches of 32"):
+        engine.prepare(small("algorithm.batch_size=16"))
+
+
+def test_calibration_is_counted_beside_the_training_clock(small, tmp_path):
+    engine.start(engine.prepare(small("run.evaluate_every=4")), tmp_path / "rarely")
+    engine.start(engine.prepare(small("run.evaluate_every=1")), tmp_path / "often")
+    rarely, often = (engine.RunDir(tmp_path / name) for name in ("rarely", "often"))
+    assert [r["time_s"] for r in rarely.metrics()] == [r["time_s"] for r in often.metrics()]
+    assert [r["calibration"] is None for r in rarely.metrics()] == [True, True, True, False]
+    last = rarely.metrics()[-1]
+    assert last["calibration"]["time_s"] > 0
+    assert rarely.summary()["time_s"] == pytest.approx(last["time_s"] + last["calibration"]["time_s"])
+    assert same(weights(tmp_path / "rarely"), weights(tmp_path / "often"))
+
+
+def test_a_device_that_fails_in_calibration_is_left_out_and_named(small, tmp_path):
+    fault = 'fleet.fault=[{device="device-2", kind="nan", first=4, last=4}]'
+    engine.start(engine.prepare(small("run.evaluate_every=4", fault)), tmp_path / "run")
+    record = engine.RunDir(tmp_path / "run").metrics()[-1]
+    assert "not finite" in record["calibration"]["rejected"]["device-2"]
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values() if t.is_floating_point())
