@@ -59,7 +59,7 @@ class AdaptCL:
     interval: int = 10
     alpha: float = 0.5
     rho_max: float = 0.5
-    rho_min: float = 0.02
+    rho_min: float = 0.005
     gamma_min: float = 0.05
     band: float = 0.03
     change: float = 1.3
