@@ -206,6 +206,15 @@ def _table_and_macs(task_name: str) -> tuple[Any, int]:
 # --- running ----------------------------------------------------------------------------------------------------
 
 
+def rounded(value: Any) -> Any:
+    """``value`` with every number to six digits: the files are for reading and for git."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
 def _run_and_keep(cell: Cell) -> str:
     import torch
 
@@ -214,7 +223,7 @@ def _run_and_keep(cell: Cell) -> str:
     if not path.exists():
         outcome = run_cell(cell)
         beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(outcome))
+        beside.write_text(json.dumps(rounded(outcome)))
         beside.replace(path)
     return cell.key
 

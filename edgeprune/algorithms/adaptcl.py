@@ -53,7 +53,8 @@ class AdaptCL:
     ``gamma_min`` is the accuracy/time knob; ``interval`` is PI; ``band`` the share within which a time counts as
     equal; ``change`` the ratio between two means of one worker's time that counts as a change of its capability.
     ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``importance`` ranks channels:
-    ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of batch-norm calibration before the model is used. A recipe field of 0 keeps the task's own value.
+    ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of batch-norm calibration before the model is used. A recipe
+    field of 0 keeps the task's own value.
     """
 
     interval: int = 10
