@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.device.machine import usable_cores
-
 ROOT = Path("/")
 
 # What the kernels can use, as the Linux kernel spells it in /proc/cpuinfo, in order of age.
@@ -73,6 +71,29 @@ def machine(root: Path = ROOT) -> Machine:
         memory_free=free,
         python=platform.python_version(),
     )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which a container can limit."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def beside_figures() -> dict[str, Any]:
+    """The few facts that stand beside every measured figure: board or processor, cores, system, Python, torch."""
+    import torch
+
+    return {
+        "cpu": board() or cpu_name(_read(ROOT / "proc/cpuinfo") or "") or "unknown",
+        "cores": usable_cores(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def board(root: Path = ROOT) -> str | None:

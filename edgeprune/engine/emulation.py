@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, make_step
-from edgeprune.device.machine import describe
+from edgeprune.device.probe import beside_figures
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import LatencyTable, Probe, measure, read_table
 from edgeprune.pruning import ChannelGraph
@@ -57,7 +57,7 @@ def measure_task(
     torch.set_num_threads(1)
     try:
         build = probe_builder(task, graph, data, recipe)
-        machine = describe()
+        machine = beside_figures()
         if widths is None:
             return measure(task.name, recipe.batch_size, build, machine, seconds=seconds)
         return measure(task.name, recipe.batch_size, build, machine, widths, seconds)

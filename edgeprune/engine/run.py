@@ -16,7 +16,7 @@ from edgeprune import data as datasets
 from edgeprune._version import __version__
 from edgeprune.algorithms.protocol import Recipe, Setting
 from edgeprune.algorithms.training import LocalData
-from edgeprune.device.machine import describe
+from edgeprune.device.probe import beside_figures
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
@@ -183,5 +183,5 @@ def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], 
         **totals,
         "wall_s": wall_s,
         "latency_source": {"source": prepared.table.source, "machine": dict(prepared.table.machine)},
-        "machine": describe(),
+        "machine": beside_figures(),
     }
