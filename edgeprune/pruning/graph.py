@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -271,11 +272,12 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No log of torch's tracer: what matters of a failure is in its exception, and stderr is the user's."""
+    """No log and no dump of torch's tracer: what matters of a failure is in its exception, and stderr is the user's."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
