@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.engine.config import Experiment, load_experiment
 from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import build_fleet
 
 
 def test_the_built_in_experiment_is_the_defaults():
@@ -86,3 +89,9 @@ def test_a_malformed_set_is_one_sentence(item):
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(EdgePruneError, match="cannot be read"):
         load_experiment(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_every_example_describes_a_fleet_that_can_be_built(path):
+    experiment = load_experiment(path)
+    assert build_fleet(experiment.fleet).names
