@@ -56,7 +56,7 @@ class RunConfig:
 
     rounds: int = 60
     seed: int = 0
-    evaluate_every: int = 1
+    evaluate_every: int = 5
     checkpoint_every: int = 1
     engine: str = "local"
     threads: int = 1
