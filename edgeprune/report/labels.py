@@ -84,18 +84,7 @@ def label_ends(axes: Any, ends: Sequence[End], size: float = 11, gap_px: float =
             clip_on=False,
             zorder=1,
         )
-        axes.text(
-            far,
-            place / height,
-            shortened(end.text),
-            transform=axes.transAxes,
-            color=end.colour,
-            fontsize=size,
-            va="center_baseline",
-            ha="left",
-            parse_math=False,
-            clip_on=False,
-        )
+        _write(axes, end, far, place / height, size, ha="left")
 
 
 def label_early_ends(axes: Any, ends: Sequence[End], size: float = 11) -> None:
@@ -113,19 +102,7 @@ def label_early_ends(axes: Any, ends: Sequence[End], size: float = 11) -> None:
         while any(middle - half < right and left < middle + half and abs(place - at) < 13 for left, right, at in taken):
             place += 2
         taken.append((middle - half, middle + half, place))
-        axes.text(
-            middle / width,
-            place / height,
-            shortened(end.text),
-            transform=axes.transAxes,
-            color=end.colour,
-            fontsize=size,
-            va="center_baseline",
-            ha="center",
-            parse_math=False,
-            clip_on=False,
-            zorder=5,
-        )
+        _write(axes, end, middle / width, place / height, size, ha="center", zorder=5)
 
 
 def headroom(texts: Sequence[str], size: float = 11) -> float:
@@ -135,3 +112,19 @@ def headroom(texts: Sequence[str], size: float = 11) -> float:
 
 
 __all__ = ["End", "headroom", "label_early_ends", "label_ends", "shortened", "spread"]
+
+
+def _write(axes: Any, end: End, x: float, y: float, size: float, **how: Any) -> None:
+    """The text of one end at (x, y) of the axes, in its line's colour, never read as mathematics."""
+    axes.text(
+        x,
+        y,
+        shortened(end.text),
+        transform=axes.transAxes,
+        color=end.colour,
+        fontsize=size,
+        va="center_baseline",
+        parse_math=False,
+        clip_on=False,
+        **how,
+    )
