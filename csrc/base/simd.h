@@ -10,8 +10,9 @@
 //   expand(x, bits)         lanes whose bit is set take x's front lanes in order; the rest is unspecified
 //   select(bits, a, b)      a where the bit is set, else b
 //
-// There is no fused multiply-add on purpose: a product rounds before it is added, as in scalar code, so every set
-// gives the same bits. Kernels for which speed matters more than equal bits will want one beside these.
+//   fma(a, b, c)            a * b + c with one rounding (scalar: two). Not for kernels that promise equal bits: there a
+//         product rounds before it is added, as in scalar code, so every set gives the same bits
+//   sum4(a, b, c, d, out)   out[0] += all lanes of a, out[1] += all of b, ...
 #pragma once
 
 #include <cstdint>
@@ -62,6 +63,7 @@ struct F32 {
     friend F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
     friend F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
     friend F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+    static F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) {
         return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
     }
@@ -89,6 +91,9 @@ inline void widen(F32 x, F64* out) {
     out[1].v = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1));
 }
 
+#define EDGEPRUNE_SIMD_HALVES
+inline __m256 half_sum(F32 x) { return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1)); }
+
 #elif defined(EDGEPRUNE_SIMD_AVX2)
 
 struct F32 {
@@ -105,6 +110,7 @@ struct F32 {
     friend F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
     friend F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
     friend F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+    static F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) {
         return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(c.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
     }
@@ -141,6 +147,9 @@ inline void widen(F32 x, F64* out) {
     out[1].v = _mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1));
 }
 
+#define EDGEPRUNE_SIMD_HALVES
+inline __m256 half_sum(F32 x) { return x.v; }
+
 #elif defined(EDGEPRUNE_SIMD_NEON)
 
 struct F32 {
@@ -162,6 +171,7 @@ struct F32 {
     friend F32 operator+(F32 a, F32 b) { return {vaddq_f32(a.v, b.v)}; }
     friend F32 operator*(F32 a, F32 b) { return {vmulq_f32(a.v, b.v)}; }
     friend F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
+    static F32 fma(F32 a, F32 b, F32 c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
     static F32 select_positive(F32 c, F32 a, F32 b) { return {vbslq_f32(vcgtzq_f32(c.v), a.v, b.v)}; }
     // Lane numbers, a byte each, to the byte numbers that a table look-up wants: lane l is bytes 4l .. 4l + 3.
     static uint8x16_t bytes_of(uint64_t lanes) {
@@ -198,6 +208,11 @@ inline void widen(F32 x, F64* out) {
     out[1].v = vcvt_high_f64_f32(x.v);
 }
 
+inline void sum4(F32 a, F32 b, F32 c, F32 d, float* out) {
+    const float32x4_t sums = vpaddq_f32(vpaddq_f32(a.v, b.v), vpaddq_f32(c.v, d.v));
+    vst1q_f32(out, vaddq_f32(vld1q_f32(out), sums));
+}
+
 #else  // scalar
 
 struct F32 {
@@ -213,6 +228,7 @@ struct F32 {
     friend F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
     friend F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
     friend F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
+    static F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
     static F32 select_positive(F32 c, F32 a, F32 b) { return c.v > 0.0f ? a : b; }
     static F32 compress(F32 x, unsigned) { return x; }
     static F32 expand(F32 x, unsigned) { return x; }
@@ -233,6 +249,22 @@ struct F64 {
 
 inline void widen(F32 x, F64* out) { out[0].v = static_cast<double>(x.v); }
 
+inline void sum4(F32 a, F32 b, F32 c, F32 d, float* out) {
+    out[0] += a.v;
+    out[1] += b.v;
+    out[2] += c.v;
+    out[3] += d.v;
+}
+
+#endif
+
+#ifdef EDGEPRUNE_SIMD_HALVES
+inline void sum4(F32 a, F32 b, F32 c, F32 d, float* out) {
+    const __m256 ab = _mm256_hadd_ps(half_sum(a), half_sum(b)), cd = _mm256_hadd_ps(half_sum(c), half_sum(d));
+    const __m256 all = _mm256_hadd_ps(ab, cd);
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+}
 #endif
 
 constexpr int kWide = F32::lanes / F64::lanes;  // vectors of doubles that widen() fills

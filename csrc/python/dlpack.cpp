@@ -40,7 +40,7 @@ struct DLManagedTensorVersioned {
     DLTensor tensor;
 };
 constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13;
-constexpr uint8_t kInt = 0, kFloat = 2;
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2;
 constexpr uint64_t kReadOnly = 1;
 
 View view_of(const char* op, const char* name, const DLTensor& tensor, bool read_only) {
@@ -57,8 +57,13 @@ View view_of(const char* op, const char* name, const DLTensor& tensor, bool read
     } else {
         view.device = tensor.device.type == kCuda || tensor.device.type == kCudaManaged ? Device::cuda : Device::other;
     }
-    if (tensor.dtype.lanes == 1 && tensor.dtype.code == kFloat && tensor.dtype.bits == 32) view.dtype = DType::f32;
-    if (tensor.dtype.lanes == 1 && tensor.dtype.code == kInt && tensor.dtype.bits == 64) view.dtype = DType::i64;
+    if (tensor.dtype.lanes == 1) {
+        const auto is = [&](int code, int bits) { return tensor.dtype.code == code && tensor.dtype.bits == bits; };
+        if (is(kFloat, 32)) view.dtype = DType::f32;
+        if (is(kInt, 32)) view.dtype = DType::i32;
+        if (is(kInt, 64)) view.dtype = DType::i64;
+        if (is(kUInt, 8)) view.dtype = DType::u8;
+    }
     int64_t row_major = 1;
     for (int d = tensor.ndim - 1; d >= 0; --d) {
         view.shape[d] = tensor.shape[d];
