@@ -6,5 +6,6 @@
 namespace edgeprune {
 
 void bind_channels(pybind11::module_& module);
+void bind_masked(pybind11::module_& module);
 
 }  // namespace edgeprune

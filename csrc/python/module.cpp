@@ -25,4 +25,5 @@ PYBIND11_MODULE(_core, module) {
     module.def("cuda_built", &edgeprune::cuda_built);
     module.def("cuda_text", &edgeprune::cuda_text, "CUDA architectures, or why there are no CUDA kernels.");
     edgeprune::bind_channels(module);
+    edgeprune::bind_masked(module);
 }

@@ -1,0 +1,8 @@
+#define EDGEPRUNE_SIMD_AVX2
+#include "kernels/masked/masked_simd.h"
+
+namespace edgeprune {
+
+const MaskedKernels masked_avx2 = {Isa::avx2, kDotsChunks, accumulate, dots, gather_rows, interleave, deinterleave};
+
+}  // namespace edgeprune

@@ -1,0 +1,8 @@
+#define EDGEPRUNE_SIMD_AVX512
+#include "kernels/masked/masked_simd.h"
+
+namespace edgeprune {
+
+const MaskedKernels masked_avx512 = {Isa::avx512, kDotsChunks, accumulate, dots, gather_rows, interleave, deinterleave};
+
+}  // namespace edgeprune

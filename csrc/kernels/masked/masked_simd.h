@@ -1,0 +1,230 @@
+// The masked kernels, written once on base/simd.h and compiled by scalar.cpp, avx2.cpp, avx512.cpp and neon.cpp.
+// Contracts: masked.h.
+#pragma once
+
+#include "base/simd.h"
+#include "kernels/masked/masked.h"
+
+namespace edgeprune {
+namespace {
+
+using simd::F32;
+
+constexpr int kVectors = kChunk / F32::lanes;  // in a chunk
+
+template <bool Table>
+inline int64_t shift(const KeptRows& kept, int64_t k) {
+    return Table ? kept.shift_of[kept.columns[k]] : kept.columns[k] * kept.column_stride;
+}
+
+// ---- accumulate ---------------------------------------------------------------------------------------------------
+
+// sums[...] += w * the tile at `shift`.
+template <int Chunks>
+inline void add_tile(F32* sums, const float* const* x, int64_t shift, F32 w) {
+    for (int c = 0; c < Chunks; ++c)
+        for (int v = 0; v < kVectors; ++v)
+            sums[c * kVectors + v] =
+                F32::fma(F32::load(x[c] + shift + v * F32::lanes), w, sums[c * kVectors + v]);
+}
+
+// A multiply-add takes about four cycles and one or two start in each, so eight sums must be under way: where the tile
+// is narrower, kept weights take turns with several sets of sums.
+template <int Chunks, bool Table>
+void accumulate_rows(const AccumulateTask& task) {
+    constexpr int vectors = Chunks * kVectors;
+    constexpr int sets = vectors >= 8 ? 1 : 8 / vectors;
+    const KeptRows& kept = task.kept;
+    const float* x[Chunks];
+    for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
+    for (int64_t r = 0; r < kept.rows; ++r) {
+        int64_t k = kept.begin[r * kept.span_stride];
+        const int64_t end = kept.end[r * kept.span_stride];
+        if (k == end) continue;
+        float* const y = task.y + r * task.y_stride;
+        F32 sums[sets][vectors];
+        for (int v = 0; v < vectors; ++v) {
+            sums[0][v] = F32::load(y + v * F32::lanes);
+            for (int s = 1; s < sets; ++s) sums[s][v] = F32::splat(0.0f);
+        }
+        for (; k + sets <= end; k += sets)
+            for (int s = 0; s < sets; ++s)
+                add_tile<Chunks>(sums[s], x, shift<Table>(kept, k + s), F32::splat(task.w[k + s]));
+        if (sets > 1)
+            for (; k < end; ++k) add_tile<Chunks>(sums[0], x, shift<Table>(kept, k), F32::splat(task.w[k]));
+        for (int v = 0; v < vectors; ++v) {
+            for (int s = 1; s < sets; ++s) sums[0][v] = sums[0][v] + sums[s][v];
+            sums[0][v].store(y + v * F32::lanes);
+        }
+    }
+}
+
+template <bool Table>
+inline void accumulate_by_chunks(const AccumulateTask& task) {
+    switch (task.kept.chunks) {
+        case 1: return accumulate_rows<1, Table>(task);
+        case 2: return accumulate_rows<2, Table>(task);
+        case 3: return accumulate_rows<3, Table>(task);
+        default: return accumulate_rows<4, Table>(task);
+    }
+}
+
+void accumulate(const AccumulateTask& task) {
+    return task.kept.shift_of ? accumulate_by_chunks<true>(task) : accumulate_by_chunks<false>(task);
+}
+
+// ---- dots ---------------------------------------------------------------------------------------------------------
+
+// The tile of dy stays in registers; four kept weights at a time, so that four sums are under way and one shuffle
+// adds up the lanes of all four.
+template <int Chunks, bool Table>
+void dots_rows(const DotsTask& task) {
+    constexpr int vectors = Chunks * kVectors;
+    const KeptRows& kept = task.kept;
+    const float* x[Chunks];
+    for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
+    for (int64_t r = 0; r < kept.rows; ++r) {
+        int64_t k = kept.begin[r * kept.span_stride];
+        const int64_t end = kept.end[r * kept.span_stride];
+        if (k == end) continue;
+        F32 dy[vectors];
+        for (int v = 0; v < vectors; ++v) dy[v] = F32::load(task.dy + r * task.dy_stride + v * F32::lanes);
+        const auto dot = [&](int64_t at) {
+            const int64_t by = shift<Table>(kept, at);
+            F32 sum = dy[0] * F32::load(x[0] + by);
+            for (int c = 0; c < Chunks; ++c)
+                for (int v = c == 0 ? 1 : 0; v < kVectors; ++v)
+                    sum = F32::fma(dy[c * kVectors + v], F32::load(x[c] + by + v * F32::lanes), sum);
+            return sum;
+        };
+        for (; k + 4 <= end; k += 4) simd::sum4(dot(k), dot(k + 1), dot(k + 2), dot(k + 3), task.dw + k);
+        if (k == end) continue;
+        float rest[4] = {};
+        const F32 none = F32::splat(0.0f);
+        const int64_t left = end - k;
+        simd::sum4(dot(k), left > 1 ? dot(k + 1) : none, left > 2 ? dot(k + 2) : none, none, rest);
+        for (int64_t i = 0; i < left; ++i) task.dw[k + i] += rest[i];
+    }
+}
+
+template <int Chunks>
+inline void dots_of(const DotsTask& task) {
+    return task.kept.shift_of ? dots_rows<Chunks, true>(task) : dots_rows<Chunks, false>(task);
+}
+
+// As many chunks of dy as registers hold beside the sums.
+constexpr int kDotsChunks = F32::lanes == 16 ? 8 : 4;
+
+void dots(const DotsTask& task) {
+    switch (task.kept.chunks) {
+        case 1: return dots_of<1>(task);
+        case 2: return dots_of<2>(task);
+        case 3: return dots_of<3>(task);
+        case 4: return dots_of<4>(task);
+#ifdef EDGEPRUNE_SIMD_AVX512
+        case 5: return dots_of<5>(task);
+        case 6: return dots_of<6>(task);
+        case 7: return dots_of<7>(task);
+        default: return dots_of<8>(task);
+#endif
+    }
+}
+
+// ---- one sample ---------------------------------------------------------------------------------------------------
+
+void gather_rows(const GatherRowsTask& task) {
+    for (int64_t r = 0; r < task.rows; ++r) {
+        int64_t k = task.begin[r * task.span_stride];
+        const int64_t end = task.end[r * task.span_stride];
+        const float *const w = task.w, *const x = task.x;
+        const int32_t* const at = task.columns;
+        float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+        for (; k + 4 <= end; k += 4) {
+            s0 += w[k] * x[at[k]];
+            s1 += w[k + 1] * x[at[k + 1]];
+            s2 += w[k + 2] * x[at[k + 2]];
+            s3 += w[k + 3] * x[at[k + 3]];
+        }
+        for (; k < end; ++k) s0 += w[k] * x[at[k]];
+        task.y[r] = (s0 + s1) + (s2 + s3) + (task.bias ? task.bias[r] : 0.0f);
+    }
+}
+
+// ---- interleaving -------------------------------------------------------------------------------------------------
+
+constexpr int kSquare = 8;
+
+#ifdef EDGEPRUNE_SIMD_HALVES
+inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(src + i * src_row);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(dst + i * dst_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * dst_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+#elif defined(EDGEPRUNE_SIMD_NEON)
+inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+    for (int i = 0; i < kSquare; i += 4) {
+        for (int j = 0; j < kSquare; j += 4) {
+            float32x4_t a[4];
+            for (int n = 0; n < 4; ++n) a[n] = vld1q_f32(src + (i + n) * src_row + j);
+            const float32x4_t p = vzip1q_f32(a[0], a[2]), q = vzip2q_f32(a[0], a[2]);
+            const float32x4_t s = vzip1q_f32(a[1], a[3]), t = vzip2q_f32(a[1], a[3]);
+            vst1q_f32(dst + j * dst_row + i, vzip1q_f32(p, s));
+            vst1q_f32(dst + (j + 1) * dst_row + i, vzip2q_f32(p, s));
+            vst1q_f32(dst + (j + 2) * dst_row + i, vzip1q_f32(q, t));
+            vst1q_f32(dst + (j + 3) * dst_row + i, vzip2q_f32(q, t));
+        }
+    }
+}
+#else
+inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+    for (int i = 0; i < kSquare; ++i)
+        for (int j = 0; j < kSquare; ++j) dst[j * dst_row + i] = src[i * src_row + j];
+}
+#endif
+
+void interleave(const InterleaveTask& t) {
+    const float* const plain = t.plain;
+    const int64_t whole = t.plain_step == 1 ? t.images / kSquare * kSquare : 0;
+    for (int64_t q = 0; q < t.count; q += kSquare) {
+        const int64_t last = q + kSquare < t.count ? q + kSquare : t.count;
+        const int64_t squares = last - q == kSquare ? whole : 0;
+        for (int64_t n = 0; n < squares; n += kSquare)
+            transpose_square(plain + n * t.plain_image + q, t.plain_image, t.packed + q * t.packed_step + n,
+                             t.packed_step);
+        for (int64_t i = q; i < last; ++i) {
+            for (int64_t n = squares; n < t.images; ++n)
+                t.packed[i * t.packed_step + n] = plain[n * t.plain_image + i * t.plain_step];
+            for (int64_t n = t.images; n < t.width; ++n) t.packed[i * t.packed_step + n] = 0.0f;
+        }
+    }
+}
+
+void deinterleave(const InterleaveTask& t) {
+    const int64_t whole = t.plain_step == 1 ? t.images / kSquare * kSquare : 0;
+    for (int64_t q = 0; q < t.count; q += kSquare) {
+        const int64_t last = q + kSquare < t.count ? q + kSquare : t.count;
+        const int64_t squares = last - q == kSquare ? whole : 0;
+        for (int64_t n = 0; n < squares; n += kSquare)
+            transpose_square(t.packed + q * t.packed_step + n, t.packed_step, t.plain + n * t.plain_image + q,
+                             t.plain_image);
+        for (int64_t n = squares; n < t.images; ++n)
+            for (int64_t i = q; i < last; ++i)
+                t.plain[n * t.plain_image + i * t.plain_step] = t.packed[i * t.packed_step + n];
+    }
+}
+
+}  // namespace
+}  // namespace edgeprune

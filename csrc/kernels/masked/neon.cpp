@@ -1,0 +1,8 @@
+#define EDGEPRUNE_SIMD_NEON
+#include "kernels/masked/masked_simd.h"
+
+namespace edgeprune {
+
+const MaskedKernels masked_neon = {Isa::neon, kDotsChunks, accumulate, dots, gather_rows, interleave, deinterleave};
+
+}  // namespace edgeprune

@@ -1,0 +1,8 @@
+#define EDGEPRUNE_SIMD_SCALAR
+#include "kernels/masked/masked_simd.h"
+
+namespace edgeprune {
+
+const MaskedKernels masked_scalar = {Isa::scalar, kDotsChunks, accumulate, dots, gather_rows, interleave, deinterleave};
+
+}  // namespace edgeprune

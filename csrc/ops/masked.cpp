@@ -1,0 +1,185 @@
+#include "ops/masked.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/scratch.h"
+#include "base/threads.h"
+#include "ops/masked_sweep.h"
+
+namespace edgeprune {
+namespace {
+
+#define EDGEPRUNE_ENTRY(isa) &masked_##isa,
+const MaskedKernels* const kVariants[] = {EDGEPRUNE_FOR_EACH_ISA(EDGEPRUNE_ENTRY)};
+#undef EDGEPRUNE_ENTRY
+
+// ---- checks -------------------------------------------------------------------------------------------------------
+
+long long number(int64_t n) { return static_cast<long long>(n); }
+
+void check_floats(const char* op, const char* name, const View& view) {
+    if (view.dtype != DType::f32 || view.device != Device::cpu) fail("%s: %s must be float32 on the CPU", op, name);
+    if (!view.contiguous()) fail("%s: %s must be contiguous", op, name);
+}
+
+// Shapes agree and every number of the pattern stays inside; the pattern itself comes from compile_pattern.
+void check(const char* op, const MaskedCall& call) {
+    const FilterShape& f = call.pattern.filter;
+    check_filter(op, f);
+    check_floats(op, "x", call.x);
+    check_floats(op, "y", call.y);
+    check_floats(op, "weights", call.weights);
+    if (call.x.dims != 4 || call.x.shape[1] != f.inputs)
+        fail("%s: x has shape %s; the filter takes (N, %lld, H, W)", op, shape_text(call.x).c_str(), number(f.inputs));
+    if (call.weights.dims != 1 || call.weights.shape[0] != call.pattern.kept)
+        fail("%s: %s compact weights for a pattern that keeps %lld", op, shape_text(call.weights).c_str(),
+             number(call.pattern.kept));
+    if (call.bias.data) {
+        check_floats(op, "bias", call.bias);
+        if (call.bias.size() != f.outputs)
+            fail("%s: bias has shape %s; the filter has %lld outputs", op, shape_text(call.bias).c_str(),
+                 number(f.outputs));
+    }
+    int64_t out[2];
+    for (int d = 0; d < 2; ++d) {
+        if (call.padding[d] < 0) fail("%s: padding %lld; it must not be negative", op, number(call.padding[d]));
+        const int64_t span = call.x.shape[2 + d] + 2 * call.padding[d] - (f.taps[d] - 1) * f.dilation[d] - 1;
+        if (span < 0)
+            fail("%s: x of shape %s is smaller than the filter, even with padding", op, shape_text(call.x).c_str());
+        out[d] = span / f.stride[d] + 1;
+    }
+    if (call.y.dims != 4 || call.y.shape[0] != call.x.shape[0] || call.y.shape[1] != f.outputs ||
+        call.y.shape[2] != out[0] || call.y.shape[3] != out[1])
+        fail("%s: y has shape %s; x of shape %s gives (%lld, %lld, %lld, %lld)", op, shape_text(call.y).c_str(),
+             shape_text(call.x).c_str(), number(call.x.shape[0]), number(f.outputs), number(out[0]), number(out[1]));
+}
+
+// ---- from views ---------------------------------------------------------------------------------------------------
+
+Images images_of(const View& view) {
+    return {static_cast<const float*>(view.data), view.shape[0], view.shape[1], {view.shape[2], view.shape[3]}};
+}
+
+// One sample through a linear layer needs no packing: its inputs lie in the first-level cache as they are.
+bool one_sample(const MaskedCall& call) {
+    return call.pattern.filter.all_taps() == 1 && call.x.shape[0] == 1 && call.x.shape[2] * call.x.shape[3] == 1;
+}
+
+void gather_rows(const MaskedKernels& kernels, const int32_t* columns, const int32_t* starts, int64_t rows,
+                 int64_t blocks, const float* w, const float* x, const float* bias, float* y, int64_t kept,
+                 int threads) {
+    // A wake-up costs about as much as 20,000 kept weights.
+    const int64_t pieces = kept < 50000 ? 1 : threads;
+    parallel_pieces(threads, pieces, [&](int64_t piece) {
+        const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
+        const int32_t* const begin = starts + r0 * (blocks + 1);
+        kernels.gather_rows(
+            {columns, begin, begin + blocks, blocks + 1, r1 - r0, w, x, bias ? bias + r0 : nullptr, y + r0});
+    });
+}
+
+// Compact weights in the order of the transposed pattern.
+const float* transposed_weights(const MaskedCall& call, const float* w) {
+    float* const ordered = scratch(Slot::weights, call.pattern.kept);
+    for (int64_t k = 0; k < call.pattern.kept; ++k) ordered[k] = w[call.pattern.t_order[k]];
+    return ordered;
+}
+
+}  // namespace
+
+void masked_forward(const MaskedCall& call, const MaskedOptions& options) {
+    const char* const op = "masked_forward";
+    check(op, call);
+    const MaskedKernels& kernels = choose_variant(op, kVariants, options.variant);
+    const SparsityPattern& pattern = call.pattern;
+    const FilterShape& f = pattern.filter;
+    const auto* const w = static_cast<const float*>(call.weights.data);
+    const auto* const bias = static_cast<const float*>(call.bias.data);
+    auto* const y = static_cast<float*>(call.y.data);
+    if (call.y.size() == 0) return;
+    const int64_t blocks = blocks_of(f.inputs, f);
+    if (one_sample(call))
+        return gather_rows(kernels, pattern.columns, pattern.starts, f.outputs, blocks, w,
+                           static_cast<const float*>(call.x.data), bias, y, pattern.kept, options.threads);
+    const int64_t* const out = call.y.shape + 2;
+    const int64_t width = packed_width(call.x.shape[0], call.x.shape + 2, out);
+    Sweep sweep{};
+    sweep.kernels = &kernels;
+    sweep.filter = f;
+    sweep.in = images_of(call.x);
+    sweep.planes = forward_planes(f, call.padding, width, out);
+    sweep.grid = make_grid(out, sweep.planes);
+    sweep.columns = pattern.columns;
+    sweep.starts = pattern.starts;
+    sweep.rows = sweep.out_channels = f.outputs;
+    sweep.blocks = blocks;
+    sweep.w = w;
+    sweep.bias = bias;
+    sweep.out = y;
+    for (int d = 0; d < 2; ++d) {
+        sweep.out_size[d] = out[d];
+        sweep.stride[d] = 1;
+    }
+    run_sweep(sweep, options.threads);
+}
+
+void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options) {
+    const char* const op = "masked_input_gradient";
+    check(op, call);
+    const MaskedKernels& kernels = choose_variant(op, kVariants, options.variant);
+    const SparsityPattern& pattern = call.pattern;
+    const FilterShape& f = pattern.filter;
+    auto* const dx = static_cast<float*>(call.x.data);
+    if (call.x.size() == 0) return;
+    const float* const w = transposed_weights(call, static_cast<const float*>(call.weights.data));
+    const int64_t blocks = blocks_of(f.outputs, f);
+    if (one_sample(call) && !f.strided())
+        return gather_rows(kernels, pattern.t_columns, pattern.t_starts, f.inputs, blocks, w,
+                           static_cast<const float*>(call.y.data), nullptr, dx, pattern.kept, options.threads);
+    const int64_t* const size = call.x.shape + 2;
+    Sweep sweep{};
+    sweep.kernels = &kernels;
+    sweep.filter = f;
+    sweep.in = images_of(call.y);
+    sweep.planes = backward_planes(f, call.padding, packed_width(call.x.shape[0], size, call.y.shape + 2), size,
+                                   sweep.grid, sweep.first);
+    sweep.columns = pattern.t_columns;
+    sweep.starts = pattern.t_starts;
+    sweep.rows = transposed_rows(f);
+    sweep.out_channels = f.inputs;
+    sweep.blocks = blocks;
+    sweep.w = w;
+    sweep.out = dx;
+    for (int d = 0; d < 2; ++d) {
+        sweep.out_size[d] = size[d];
+        sweep.stride[d] = f.stride[d];
+        sweep.padding[d] = call.padding[d];
+    }
+    run_sweep(sweep, options.threads);
+}
+
+void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options) {
+    const char* const op = "masked_weight_gradient";
+    check(op, call);
+    const MaskedKernels& kernels = choose_variant(op, kVariants, options.variant);
+    const SparsityPattern& pattern = call.pattern;
+    const FilterShape& f = pattern.filter;
+    const int64_t* const out = call.y.shape + 2;
+    Dots dots{};
+    dots.kernels = &kernels;
+    dots.filter = f;
+    dots.x = images_of(call.x);
+    dots.dy = images_of(call.y);
+    dots.planes = forward_planes(f, call.padding, packed_width(call.x.shape[0], call.x.shape + 2, out), out);
+    dots.grid = make_grid(out, dots.planes);
+    dots.columns = pattern.columns;
+    dots.starts = pattern.starts;
+    dots.blocks = blocks_of(f.inputs, f);
+    dots.kept = pattern.kept;
+    dots.dw = static_cast<float*>(call.weights.data);
+    run_dots(dots, options.threads);
+}
+
+}  // namespace edgeprune

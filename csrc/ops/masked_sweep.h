@@ -1,0 +1,52 @@
+// One pass of kept weights over packed images: the forward pass and the input gradient are both one. And the weight
+// gradient, which reads what they pack. Used by ops/masked.cpp.
+#pragma once
+
+#include "ops/masked_layout.h"
+
+namespace edgeprune {
+
+// sums[r, position] = bias[r] + sum over kept k of row r: w[k] * plane of its channel [position + shift of its tap]
+struct Sweep {
+    const MaskedKernels* kernels;
+    FilterShape filter;
+    Images in;
+    Planes planes;
+    Grid grid;
+    const int32_t *columns, *starts;  // of the pattern, in the direction of the sweep
+    int64_t rows, blocks;
+    const float* w;
+    const float* bias;
+
+    // Where sums go: row r = phase * channels + c holds, at grid position (u, v), the pixel
+    // ((first + (u, v)) * stride + phase - padding) of channel c; positions outside of the image are dropped.
+    float* out;
+    int64_t out_channels, out_size[2], stride[2], first[2], padding[2];
+};
+
+void run_sweep(const Sweep& sweep, int threads);
+
+// dw[k] = sum over images and positions of dy[row of k] * plane of its channel [position + shift of its tap]
+struct Dots {
+    const MaskedKernels* kernels;
+    FilterShape filter;
+    Images x, dy;
+    Planes planes;
+    Grid grid;
+    const int32_t *columns, *starts;
+    int64_t blocks, kept;
+    float* dw;
+};
+
+void run_dots(const Dots& dots, int threads);
+
+// shift of every column: its channel's place plus its tap's.
+std::vector<int32_t> column_shifts(const FilterShape& filter, const Planes& planes);
+
+// Kept weights of one block of channels for all rows, with the first and last row that have any.
+struct BlockRows {
+    int64_t first, last, block, next;
+};
+std::vector<BlockRows> make_blocks(const int32_t* starts, int64_t rows, int64_t blocks, int64_t step);
+
+}  // namespace edgeprune
