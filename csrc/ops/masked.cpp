@@ -74,9 +74,8 @@ void gather_rows(const MaskedKernels& kernels, const int32_t* columns, const int
     const int64_t pieces = kept < 50000 ? 1 : threads;
     parallel_pieces(threads, pieces, [&](int64_t piece) {
         const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
-        const int32_t* const begin = starts + r0 * (blocks + 1);
         kernels.gather_rows(
-            {columns, begin, begin + blocks, blocks + 1, r1 - r0, w, x, bias ? bias + r0 : nullptr, y + r0});
+            {columns, starts + r0, starts + blocks * rows + r0, r1 - r0, w, x, bias ? bias + r0 : nullptr, y + r0});
     });
 }
 

@@ -43,18 +43,6 @@ void pack_gradient(const Dots& d, int64_t group, int64_t first, int64_t last, in
     }
 }
 
-// Cuts rows into `pieces` ranges with about as many kept weights in each.
-std::vector<int64_t> even_ranges(const int32_t* starts, int64_t rows, int64_t blocks, int64_t kept, int64_t pieces) {
-    std::vector<int64_t> cuts(1, 0);
-    for (int64_t p = 1; p < pieces; ++p) {
-        int64_t row = cuts.back();
-        while (row < rows && starts[row * (blocks + 1)] < kept * p / pieces) ++row;
-        cuts.push_back(row);
-    }
-    cuts.push_back(rows);
-    return cuts;
-}
-
 }  // namespace
 
 void run_dots(const Dots& d, int threads) {
@@ -63,11 +51,10 @@ void run_dots(const Dots& d, int threads) {
     const int64_t row_stride = spread(row_floats, d.kernels->dots_chunks * kChunk);
     std::vector<int32_t> shifts;
     if (d.filter.all_taps() > 1) shifts = column_shifts(d.filter, d.planes);
-    const int64_t step =
-        cached_channels(d.filter, d.grid, d.planes, d.kernels->dots_chunks) / block_channels(d.filter);
+    const int64_t step = cached_channels(d.filter, d.grid, d.planes, d.kernels->dots_chunks) / block_channels(d.filter);
     const std::vector<BlockRows> blocks = make_blocks(d.starts, rows, d.blocks, step);
     const std::vector<Tile> tiles = make_tiles(d.grid, d.planes, 0, d.grid.size[0], d.kernels->dots_chunks);
-    const std::vector<int64_t> cuts = even_ranges(d.starts, rows, d.blocks, d.kept, threads);
+    const std::vector<int64_t> cuts = even_ranges(d.starts, rows, d.blocks, range_count(d.kept, 0, threads));
 
     const int64_t groups = (d.x.count + d.planes.width - 1) / d.planes.width;
     const int64_t group_floats = d.planes.floats() + rows * row_stride;
@@ -76,21 +63,15 @@ void run_dots(const Dots& d, int threads) {
     float* const gradient = scratch(Slot::gradients, at_once * rows * row_stride);
     for (int64_t group = 0; group < groups; group += at_once) {
         const int64_t here = std::min(at_once, groups - group);
-        // Each piece packs a share of the channels of x, or of dy.
-        const int64_t shares = threads == 1 ? 1 : 2 * threads;
-        parallel_pieces(threads, here * 2 * shares, [&](int64_t piece) {
-            const int64_t g = piece / (2 * shares), share = piece % (2 * shares) / 2;
-            if (piece % 2) {
-                pack_gradient(d, group + g, rows * share / shares, rows * (share + 1) / shares, row_stride,
-                              gradient + g * rows * row_stride);
-            } else {
-                const int64_t first = d.planes.channels * share / shares;
-                const int64_t last = d.planes.channels * (share + 1) / shares;
-                if (first < last)
-                    pack_images(d.x, group + g, d.planes, first, last, *d.kernels, packed + g * d.planes.floats());
-            }
+        pack_groups(d.x, d.planes, group, here, *d.kernels, threads, packed);
+        const int64_t shares = threads == 1 ? 1 : std::min<int64_t>(rows, 4 * threads);
+        parallel_pieces(threads, here * shares, [&](int64_t piece) {
+            const int64_t g = piece / shares, share = piece % shares;
+            pack_gradient(d, group + g, rows * share / shares, rows * (share + 1) / shares, row_stride,
+                          gradient + g * rows * row_stride);
         });
-        parallel_pieces(threads, threads, [&](int64_t range) {
+        // A kept weight belongs to one range, so its sum has one order whatever the number of threads.
+        parallel_pieces(threads, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t range) {
             const int64_t r0 = cuts[static_cast<size_t>(range)], r1 = cuts[static_cast<size_t>(range) + 1];
             DotsTask task{};
             task.dw = d.dw;
@@ -98,7 +79,6 @@ void run_dots(const Dots& d, int threads) {
             task.kept.columns = d.columns;
             task.kept.shift_of = shifts.empty() ? nullptr : shifts.data();
             task.kept.column_stride = d.planes.channel;
-            task.kept.span_stride = d.blocks + 1;
             for (int64_t g = 0; g < here; ++g) {
                 task.kept.x = packed + g * d.planes.floats();
                 for (const Tile& tile : tiles) {
@@ -107,8 +87,8 @@ void run_dots(const Dots& d, int threads) {
                     for (const BlockRows& block : blocks) {
                         const int64_t first = std::max(r0, block.first), last = std::min(r1, block.last);
                         if (first >= last) continue;
-                        task.kept.begin = d.starts + first * (d.blocks + 1) + block.block;
-                        task.kept.end = d.starts + first * (d.blocks + 1) + block.next;
+                        task.kept.begin = d.starts + block.block * rows + first;
+                        task.kept.end = d.starts + block.next * rows + first;
                         task.kept.rows = last - first;
                         task.dy = gradient + (g * rows + first) * row_stride + tile.sums;
                         d.kernels->dots(task);

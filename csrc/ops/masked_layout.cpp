@@ -6,11 +6,11 @@
 namespace edgeprune {
 namespace {
 
-constexpr int64_t kPage = 1024;              // floats in 4 KB: addresses this far apart share a line of the cache
-constexpr int64_t kCacheFloats = 8 * 1024;   // 32 KB, the smallest first-level cache there is (Zen 4; Orin has 64)
-constexpr int64_t kLinearWidth = 64;         // samples of a linear layer side by side: one tile
-constexpr int64_t kImageWidth = 8;           // a shift by one pixel keeps loads on half lines
-constexpr int64_t kFewImages = 5;            // up to here images are taken one by one
+constexpr int64_t kPage = 1024;             // floats in 4 KB: addresses this far apart share a line of the cache
+constexpr int64_t kCacheFloats = 8 * 1024;  // 32 KB, the smallest first-level cache there is (Zen 4; Orin has 64)
+constexpr int64_t kLinearWidth = 64;        // samples of a linear layer side by side: one tile
+constexpr int64_t kImageWidth = 8;          // a shift by one pixel keeps loads on half lines
+constexpr int64_t kFewImages = 5;           // up to here images are taken one by one
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -115,7 +115,8 @@ void pack_images(const Images& images, int64_t group, const Planes& p, int64_t f
                  const MaskedKernels& kernels, float* packed) {
     const int64_t image = group * p.width, count = std::min(p.width, images.count - image);
     const float* const source = images.data + image * images.image();
-    if (last == p.channels) std::memset(packed + p.channels * p.channel, 0, static_cast<size_t>(p.slack) * sizeof(float));
+    if (last == p.channels)
+        std::memset(packed + p.channels * p.channel, 0, static_cast<size_t>(p.slack) * sizeof(float));
     InterleaveTask task{};
     task.plain_image = images.image();
     task.images = count;

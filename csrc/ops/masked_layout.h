@@ -37,13 +37,13 @@ struct Planes {
     int64_t width = 1;
     int64_t channels = 0, phases[2] = {1, 1};  // phases in use, of `stride`
     int64_t stride[2] = {1, 1};
-    int64_t used_phase[2][64];                 // which ones
-    int64_t height = 0, row = 0;               // rows of a plane, floats of a row
-    int64_t lead[2] = {0, 0};                  // padding before the first row and column; negative: left out
-    int64_t plane = 0, channel = 0;            // floats from one plane, one channel to the next
-    std::vector<int64_t> shift;                // by tap
-    int64_t reach[2] = {0, 0};                 // rows and pixels that the farthest tap is away
-    int64_t slack = 0;                         // floats behind the last channel that a tile may read
+    int64_t used_phase[2][64];       // which ones
+    int64_t height = 0, row = 0;     // rows of a plane, floats of a row
+    int64_t lead[2] = {0, 0};        // padding before the first row and column; negative: left out
+    int64_t plane = 0, channel = 0;  // floats from one plane, one channel to the next
+    std::vector<int64_t> shift;      // by tap
+    int64_t reach[2] = {0, 0};       // rows and pixels that the farthest tap is away
+    int64_t slack = 0;               // floats behind the last channel that a tile may read
 
     int64_t floats() const { return channels * channel + slack; }
 };
@@ -59,7 +59,8 @@ Planes backward_planes(const FilterShape& filter, const int64_t* padding, int64_
                        Grid& grid, int64_t* first);
 Grid make_grid(const int64_t* size, const Planes& planes);
 
-// Packs channels [first, last) of image group `group`; zeroes what no pixel fills (and the slack with the last channel).
+// Packs channels [first, last) of image group `group`; zeroes what no pixel fills (and the slack with the last
+// channel).
 void pack_images(const Images& images, int64_t group, const Planes& planes, int64_t first, int64_t last,
                  const MaskedKernels& kernels, float* packed);
 

@@ -8,8 +8,13 @@
 namespace edgeprune {
 namespace {
 
-// Sums of one piece stay in the second-level cache until they are written out.
+// Of a second-level cache of 1 MB (Zen 4; Orin has 256 KB beside a larger third level): sums of one piece until they
+// are written out, and the kept weights of a range of rows with their columns (8 bytes each).
 constexpr int64_t kSumsFloats = 48 * 1024;
+constexpr int64_t kRangeKept = 32 * 1024;
+// Packed images that are walked while they are in the third level.
+constexpr int64_t kPackedFloats = 512 * 1024;
+constexpr int64_t kTilesWorthShifts = 6;
 
 int64_t pieces_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
 
@@ -50,10 +55,14 @@ void write_out(const Sweep& s, int64_t group, const float* sums, int64_t sums_ro
     }
 }
 
+// Everything that is the same for all groups of images.
 struct Prepared {
-    std::vector<int32_t> shifts;
+    std::vector<int32_t> shifts;  // by column; empty: a column's shift is columns[k] * column_stride
+    const int32_t* columns;
+    int64_t column_stride;
     std::vector<BlockRows> blocks;
-    int64_t strip;  // grid rows whose sums are formed before they are written out
+    std::vector<int64_t> cuts;  // ranges of rows
+    int64_t strip;              // grid rows whose sums are formed before they are written out
 };
 
 void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64_t group, int64_t row, int64_t rows,
@@ -64,10 +73,9 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
     AccumulateTask task{};
     task.w = s.w;
     task.y_stride = sums_row;
-    task.kept.columns = s.columns;
-    task.kept.shift_of = s.filter.all_taps() == 1 ? nullptr : ready.shifts.data();
-    task.kept.column_stride = s.planes.channel;
-    task.kept.span_stride = s.blocks + 1;
+    task.kept.columns = ready.columns;
+    task.kept.shift_of = ready.shifts.empty() ? nullptr : ready.shifts.data();
+    task.kept.column_stride = ready.column_stride;
     task.kept.x = packed;
     for (const Tile& tile : make_tiles(s.grid, s.planes, row, rows, kTileChunks)) {
         std::copy_n(tile.chunk, tile.chunks, task.kept.chunk);
@@ -75,32 +83,14 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
         for (const BlockRows& block : ready.blocks) {
             const int64_t first = std::max(r0, block.first), last = std::min(r1, block.last);
             if (first >= last) continue;
-            task.kept.begin = s.starts + first * (s.blocks + 1) + block.block;
-            task.kept.end = s.starts + first * (s.blocks + 1) + block.next;
+            task.kept.begin = s.starts + block.block * s.rows + first;
+            task.kept.end = s.starts + block.next * s.rows + first;
             task.kept.rows = last - first;
             task.y = sums + (first - r0) * sums_row + tile.sums;
             s.kernels->accumulate(task);
         }
     }
     write_out(s, group, sums, sums_row, row, rows, r0, r1);
-}
-
-void sweep_group(const Sweep& s, const Prepared& ready, int64_t group, int threads) {
-    float* const packed = scratch(Slot::packed, s.planes.floats());
-    const int64_t each = std::max(int64_t{1}, pieces_of(s.planes.channels, 4 * threads));
-    parallel_pieces(threads, threads == 1 ? 1 : pieces_of(s.planes.channels, each), [&](int64_t piece) {
-        const int64_t first = threads == 1 ? 0 : piece * each;
-        const int64_t last = threads == 1 ? s.planes.channels : std::min(s.planes.channels, first + each);
-        pack_images(s.in, group, s.planes, first, last, *s.kernels, packed);
-    });
-    const int64_t strips = pieces_of(s.grid.size[0], ready.strip);
-    // Few strips: their rows are shared out too.
-    const int64_t ranges = strips >= 2 * threads ? 1 : std::min<int64_t>(threads, s.rows);
-    parallel_pieces(threads, strips * ranges, [&](int64_t piece) {
-        const int64_t row = piece / ranges * ready.strip, range = piece % ranges;
-        sum_strip(s, ready, packed, group, row, std::min(ready.strip, s.grid.size[0] - row),
-                  s.rows * range / ranges, s.rows * (range + 1) / ranges);
-    });
 }
 
 }  // namespace
@@ -117,7 +107,7 @@ std::vector<BlockRows> make_blocks(const int32_t* starts, int64_t rows, int64_t 
     std::vector<BlockRows> all;
     for (int64_t block = 0; block < blocks; block += step) {
         const int64_t next = std::min(block + step, blocks);
-        const auto any = [&](int64_t r) { return starts[r * (blocks + 1) + block] < starts[r * (blocks + 1) + next]; };
+        const auto any = [&](int64_t r) { return starts[block * rows + r] < starts[next * rows + r]; };
         int64_t first = 0, last = rows;
         while (first < rows && !any(first)) ++first;
         while (last > first && !any(last - 1)) --last;
@@ -126,17 +116,76 @@ std::vector<BlockRows> make_blocks(const int32_t* starts, int64_t rows, int64_t 
     return all;
 }
 
+std::vector<int64_t> even_ranges(const int32_t* starts, int64_t rows, int64_t blocks, int64_t pieces) {
+    const int64_t first = starts[0], kept = starts[(blocks + 1) * rows - 1] - first;
+    std::vector<int64_t> cuts(1, 0);
+    for (int64_t p = 1; p < pieces; ++p) {
+        // The first row from which a p-th of the kept weights lies behind; rows start in rising order.
+        const auto cut = std::lower_bound(starts + cuts.back(), starts + rows, first + kept * p / pieces) - starts;
+        if (cut > cuts.back() && cut < rows) cuts.push_back(cut);
+    }
+    cuts.push_back(rows);
+    return cuts;
+}
+
+int64_t range_count(int64_t kept, int64_t others, int threads) {
+    const int64_t cached = pieces_of(kept, kRangeKept);
+    const int64_t wanted = others >= 2 * threads ? 1 : threads;
+    return std::max(cached, wanted);
+}
+
+void pack_groups(const Images& images, const Planes& planes, int64_t group, int64_t groups,
+                 const MaskedKernels& kernels, int threads, float* packed) {
+    const int64_t shares =
+        threads == 1 ? 1 : std::min<int64_t>(planes.channels, groups >= 2 * threads ? 1 : 4 * threads);
+    parallel_pieces(threads, groups * shares, [&](int64_t piece) {
+        const int64_t g = piece / shares, share = piece % shares;
+        pack_images(images, group + g, planes, planes.channels * share / shares, planes.channels * (share + 1) / shares,
+                    kernels, packed + g * planes.floats());
+    });
+}
+
 void run_sweep(const Sweep& s, int threads) {
     Prepared ready;
-    if (s.filter.all_taps() > 1) ready.shifts = column_shifts(s.filter, s.planes);
+    const int64_t kept = s.starts[(s.blocks + 1) * s.rows - 1] - s.starts[0];
+    const int64_t groups = pieces_of(s.in.count, s.planes.width);
+    const int64_t tiles = groups * pieces_of(s.grid.floats(s.grid.size[0], s.planes.width), kTileChunks * kChunk);
+    ready.columns = s.columns;
+    ready.column_stride = s.planes.channel;
+    if (s.filter.all_taps() > 1) {
+        ready.shifts = column_shifts(s.filter, s.planes);
+        // Many tiles: look every shift up once.
+        if (tiles >= kTilesWorthShifts) {
+            auto* const shifts = reinterpret_cast<int32_t*>(scratch(Slot::shifts, kept));
+            for (int64_t k = 0; k < kept; ++k) shifts[k] = ready.shifts[static_cast<size_t>(s.columns[k])];
+            ready.shifts.clear();
+            ready.columns = shifts;
+            ready.column_stride = 1;
+        }
+    }
     const int64_t step = cached_channels(s.filter, s.grid, s.planes, kTileChunks) / block_channels(s.filter);
     ready.blocks = make_blocks(s.starts, s.rows, s.blocks, step);
-    ready.strip = std::min(s.grid.size[0], std::max(int64_t{1}, kSumsFloats / (s.rows * s.grid.row)));
-    const int64_t groups = pieces_of(s.in.count, s.planes.width);
-    if (threads > 1 && (groups % threads == 0 || groups >= 4 * threads)) {
-        parallel_pieces(threads, groups, [&](int64_t group) { sweep_group(s, ready, group, 1); });
-    } else {
-        for (int64_t group = 0; group < groups; ++group) sweep_group(s, ready, group, threads);
+    const int64_t at_once = std::clamp(kPackedFloats / s.planes.floats(), int64_t{1}, groups);
+    const auto strip_of = [&](int64_t rows) {
+        return std::min(s.grid.size[0], std::max(int64_t{1}, kSumsFloats / (rows * s.grid.row)));
+    };
+    const int64_t others = at_once * pieces_of(s.grid.size[0], strip_of(s.rows));
+    ready.cuts = even_ranges(s.starts, s.rows, s.blocks, range_count(kept, others, threads));
+    const int64_t ranges = static_cast<int64_t>(ready.cuts.size()) - 1;
+    ready.strip = strip_of(pieces_of(s.rows, ranges));
+    const int64_t strips = pieces_of(s.grid.size[0], ready.strip);
+    float* const packed = scratch(Slot::packed, at_once * s.planes.floats());
+    for (int64_t group = 0; group < groups; group += at_once) {
+        const int64_t here = std::min(at_once, groups - group);
+        pack_groups(s.in, s.planes, group, here, *s.kernels, threads, packed);
+        // Rows outermost: their kept weights stay in the second-level cache while all images pass by.
+        parallel_pieces(threads, ranges * here * strips, [&](int64_t piece) {
+            const int64_t range = piece / (here * strips), g = piece / strips % here;
+            const int64_t row = piece % strips * ready.strip;
+            sum_strip(s, ready, packed + g * s.planes.floats(), group + g, row,
+                      std::min(ready.strip, s.grid.size[0] - row), ready.cuts[static_cast<size_t>(range)],
+                      ready.cuts[static_cast<size_t>(range) + 1]);
+        });
     }
 }
 

@@ -49,4 +49,15 @@ struct BlockRows {
 };
 std::vector<BlockRows> make_blocks(const int32_t* starts, int64_t rows, int64_t blocks, int64_t step);
 
+// Cuts rows into at most `pieces` ranges with about as many kept weights in each: first rows, and the end.
+std::vector<int64_t> even_ranges(const int32_t* starts, int64_t rows, int64_t blocks, int64_t pieces);
+
+// How many ranges: few enough kept weights in each to stay cached, and, where there are fewer than two `others` for
+// each thread to share out, one for each thread.
+int64_t range_count(int64_t kept, int64_t others, int threads);
+
+// pack_images for several groups, all channels, into one place after another.
+void pack_groups(const Images& images, const Planes& planes, int64_t group, int64_t groups,
+                 const MaskedKernels& kernels, int threads, float* packed);
+
 }  // namespace edgeprune

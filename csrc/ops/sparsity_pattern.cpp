@@ -81,15 +81,16 @@ void compile_pattern(const FilterShape& f, const View& mask, const PatternOutput
     const int64_t per_block = block_channels(f), taps = f.all_taps(), row_bits = f.group_inputs() * taps;
     const int64_t blocks = blocks_of(f.inputs, f), t_blocks = blocks_of(f.outputs, f), t_rows = transposed_rows(f);
     int32_t* const columns = int32s("columns", out.columns, kept);
-    int32_t* const starts = int32s("starts", out.starts, f.outputs * (blocks + 1));
+    int32_t* const starts = int32s("starts", out.starts, (blocks + 1) * f.outputs);
     int32_t* const t_columns = int32s("t_columns", out.t_columns, kept);
     int32_t* const t_order = int32s("t_order", out.t_order, kept);
-    int32_t* const t_starts = int32s("t_starts", out.t_starts, t_rows * (t_blocks + 1));
+    int32_t* const t_starts = int32s("t_starts", out.t_starts, (t_blocks + 1) * t_rows);
 
     // What a column means, looked up instead of divided: its block, and its transposed row (for output 0's group).
     std::vector<int32_t> phase(static_cast<size_t>(taps));
     for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t h = tap / f.taps[1] * f.dilation[0] % f.stride[0], w = tap % f.taps[1] * f.dilation[1] % f.stride[1];
+        const int64_t h = tap / f.taps[1] * f.dilation[0] % f.stride[0],
+                      w = tap % f.taps[1] * f.dilation[1] % f.stride[1];
         phase[static_cast<size_t>(tap)] = static_cast<int32_t>((h * f.stride[1] + w) * f.inputs);
     }
     std::vector<int32_t> channel_of(static_cast<size_t>(row_bits)), t_row_of(static_cast<size_t>(row_bits));
@@ -103,7 +104,7 @@ void compile_pattern(const FilterShape& f, const View& mask, const PatternOutput
     int64_t k = 0, row = 0, row_first = 0, open = 0;  // the row's blocks before `open` have their start
     int64_t group_channel = 0;                        // first channel of the row's group
     const auto close = [&](int64_t upto) {
-        for (; open <= upto; ++open) starts[row * (blocks + 1) + open] = static_cast<int32_t>(k);
+        for (; open <= upto; ++open) starts[open * f.outputs + row] = static_cast<int32_t>(k);
     };
     for_each_bit(data, bits, [&](int64_t bit) {
         while (bit >= row_first + row_bits) {
@@ -115,7 +116,7 @@ void compile_pattern(const FilterShape& f, const View& mask, const PatternOutput
         close((group_channel + channel_of[static_cast<size_t>(column)]) / per_block);
         columns[k] = static_cast<int32_t>(group_channel * taps + column);
         const int64_t t_row = t_row_of[static_cast<size_t>(column)] + group_channel;
-        ++t_starts[t_row * (t_blocks + 1) + row / per_block + 1];
+        ++t_starts[(row / per_block + 1) * t_rows + t_row];
         ++k;
     });
     for (; row < f.outputs; ++row, open = 0) close(blocks);
@@ -124,14 +125,12 @@ void compile_pattern(const FilterShape& f, const View& mask, const PatternOutput
     int32_t before = 0;
     std::vector<int32_t> next(static_cast<size_t>(t_rows));
     for (int64_t r = 0; r < t_rows; ++r) {
-        int32_t* const at = t_starts + r * (t_blocks + 1);
-        next[static_cast<size_t>(r)] = at[0] = before;
-        for (int64_t b = 1; b <= t_blocks; ++b) at[b] += at[b - 1];
-        before = at[t_blocks];
+        next[static_cast<size_t>(r)] = before;
+        for (int64_t b = 0; b <= t_blocks; ++b) before = t_starts[b * t_rows + r] += before;
     }
     for (int64_t o = 0; o < f.outputs; ++o) {
         const int64_t first = o / f.group_outputs() * f.group_inputs();
-        for (int32_t i = starts[o * (blocks + 1)]; i < starts[o * (blocks + 1) + blocks]; ++i) {
+        for (int32_t i = starts[o]; i < starts[blocks * f.outputs + o]; ++i) {
             const int64_t column = columns[i] - first * taps;
             const int32_t place = next[static_cast<size_t>(t_row_of[static_cast<size_t>(column)] + first)]++;
             t_columns[place] = static_cast<int32_t>(o * taps + column % taps);

@@ -26,12 +26,12 @@ struct FilterShape {
 // first-level cache, so each row's start in each block is noted.
 //
 //   columns      (kept,)                 channel * taps + tap; the channel counts over all groups
-//   starts       (outputs, blocks + 1)   first kept weight of the row in the block; the last entry ends the row
+//   starts       (blocks + 1, outputs)   first kept weight of the row in the block; the last line ends the rows
 // and the same transposed, for the input gradient, where a row is one input channel at one phase of the stride
 // (phase of a tap = tap * dilation mod stride, rows first) and a channel is an output:
 //   t_columns    (kept,)                 output * taps + tap
 //   t_order      (kept,)                 its number among the compact weights
-//   t_starts     (phases * inputs, t_blocks + 1)
+//   t_starts     (t_blocks + 1, phases * inputs)
 struct SparsityPattern {
     FilterShape filter;
     int64_t kept = 0;

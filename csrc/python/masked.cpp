@@ -31,8 +31,7 @@ class Lender {
     }
     const int32_t* int32s(const char* name, py::handle object, int64_t size) {
         const View tensor = view(name, object);
-        if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.size() != size ||
-            tensor.device != Device::cpu)
+        if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.size() != size || tensor.device != Device::cpu)
             fail("%s: %s must be %lld contiguous int32 on the CPU, got shape %s", op_, name,
                  static_cast<long long>(size), shape_text(tensor).c_str());
         return static_cast<const int32_t*>(tensor.data);
@@ -50,12 +49,12 @@ int64_t py_count_kept(py::handle mask, const Filter& filter) {
     return count_kept(lender.view("mask", mask), shape.weights());
 }
 
-// Shapes of the five tensors: rows and row length of starts and t_starts.
+// Shapes of starts and t_starts.
 std::array<int64_t, 4> py_pattern_sizes(const Filter& filter) {
     const FilterShape shape = filter_of(filter);
     check_filter("sparsity_pattern", shape);
-    return {shape.outputs, blocks_of(shape.inputs, shape) + 1, transposed_rows(shape),
-            blocks_of(shape.outputs, shape) + 1};
+    return {blocks_of(shape.inputs, shape) + 1, shape.outputs, blocks_of(shape.outputs, shape) + 1,
+            transposed_rows(shape)};
 }
 
 void py_compile_pattern(const Filter& filter, py::handle mask, py::handle columns, py::handle starts,
@@ -110,9 +109,9 @@ void bind_masked(py::module_& module) {
     module.def("masked_forward", &py_masked<&masked_forward, false>, py::arg("filter"), py::arg("padding"),
                py::arg("columns"), py::arg("starts"), py::arg("order"), py::arg("x"), py::arg("weights"),
                py::arg("bias"), py::arg("y"), threads, variant);
-    module.def("masked_input_gradient", &py_masked<&masked_input_gradient, true>, py::arg("filter"),
-               py::arg("padding"), py::arg("columns"), py::arg("starts"), py::arg("order"), py::arg("x"),
-               py::arg("weights"), py::arg("bias"), py::arg("y"), threads, variant);
+    module.def("masked_input_gradient", &py_masked<&masked_input_gradient, true>, py::arg("filter"), py::arg("padding"),
+               py::arg("columns"), py::arg("starts"), py::arg("order"), py::arg("x"), py::arg("weights"),
+               py::arg("bias"), py::arg("y"), threads, variant);
     module.def("masked_weight_gradient", &py_masked<&masked_weight_gradient, false>, py::arg("filter"),
                py::arg("padding"), py::arg("columns"), py::arg("starts"), py::arg("order"), py::arg("x"),
                py::arg("weights"), py::arg("bias"), py::arg("y"), threads, variant);

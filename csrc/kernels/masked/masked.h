@@ -22,7 +22,7 @@ constexpr int kTileChunks = 4;     // of accumulate: 4 sums of AVX-512 twice ove
 constexpr int kMaxTileChunks = 8;  // of dots
 
 // The kept weights of rows [0, rows), or those of them that lie in one block of input planes: weight k of row r, with
-// begin[r * span_stride] <= k < end[r * span_stride], multiplies x[shift(k) + chunk[c] + 0..15] for each chunk c, where
+// begin[r] <= k < end[r], multiplies x[shift(k) + chunk[c] + 0..15] for each chunk c, where
 // shift(k) = shift_of[columns[k]], or columns[k] * column_stride when shift_of is null. All in floats.
 struct KeptRows {
     const int32_t* columns;
@@ -30,7 +30,6 @@ struct KeptRows {
     int64_t column_stride;
     const int32_t* begin;
     const int32_t* end;
-    int64_t span_stride;
     int64_t rows;
     const float* x;
     int64_t chunk[kMaxTileChunks];
@@ -60,7 +59,6 @@ struct GatherRowsTask {
     const int32_t* columns;
     const int32_t* begin;
     const int32_t* end;
-    int64_t span_stride;
     int64_t rows;
     const float* w;
     const float* x;

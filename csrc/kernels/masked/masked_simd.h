@@ -24,8 +24,7 @@ template <int Chunks>
 inline void add_tile(F32* sums, const float* const* x, int64_t shift, F32 w) {
     for (int c = 0; c < Chunks; ++c)
         for (int v = 0; v < kVectors; ++v)
-            sums[c * kVectors + v] =
-                F32::fma(F32::load(x[c] + shift + v * F32::lanes), w, sums[c * kVectors + v]);
+            sums[c * kVectors + v] = F32::fma(F32::load(x[c] + shift + v * F32::lanes), w, sums[c * kVectors + v]);
 }
 
 // A multiply-add takes about four cycles and one or two start in each, so eight sums must be under way: where the tile
@@ -38,8 +37,8 @@ void accumulate_rows(const AccumulateTask& task) {
     const float* x[Chunks];
     for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
     for (int64_t r = 0; r < kept.rows; ++r) {
-        int64_t k = kept.begin[r * kept.span_stride];
-        const int64_t end = kept.end[r * kept.span_stride];
+        int64_t k = kept.begin[r];
+        const int64_t end = kept.end[r];
         if (k == end) continue;
         float* const y = task.y + r * task.y_stride;
         F32 sums[sets][vectors];
@@ -62,10 +61,14 @@ void accumulate_rows(const AccumulateTask& task) {
 template <bool Table>
 inline void accumulate_by_chunks(const AccumulateTask& task) {
     switch (task.kept.chunks) {
-        case 1: return accumulate_rows<1, Table>(task);
-        case 2: return accumulate_rows<2, Table>(task);
-        case 3: return accumulate_rows<3, Table>(task);
-        default: return accumulate_rows<4, Table>(task);
+        case 1:
+            return accumulate_rows<1, Table>(task);
+        case 2:
+            return accumulate_rows<2, Table>(task);
+        case 3:
+            return accumulate_rows<3, Table>(task);
+        default:
+            return accumulate_rows<4, Table>(task);
     }
 }
 
@@ -84,8 +87,8 @@ void dots_rows(const DotsTask& task) {
     const float* x[Chunks];
     for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
     for (int64_t r = 0; r < kept.rows; ++r) {
-        int64_t k = kept.begin[r * kept.span_stride];
-        const int64_t end = kept.end[r * kept.span_stride];
+        int64_t k = kept.begin[r];
+        const int64_t end = kept.end[r];
         if (k == end) continue;
         F32 dy[vectors];
         for (int v = 0; v < vectors; ++v) dy[v] = F32::load(task.dy + r * task.dy_stride + v * F32::lanes);
@@ -117,15 +120,23 @@ constexpr int kDotsChunks = F32::lanes == 16 ? 8 : 4;
 
 void dots(const DotsTask& task) {
     switch (task.kept.chunks) {
-        case 1: return dots_of<1>(task);
-        case 2: return dots_of<2>(task);
-        case 3: return dots_of<3>(task);
-        case 4: return dots_of<4>(task);
+        case 1:
+            return dots_of<1>(task);
+        case 2:
+            return dots_of<2>(task);
+        case 3:
+            return dots_of<3>(task);
+        case 4:
+            return dots_of<4>(task);
 #ifdef EDGEPRUNE_SIMD_AVX512
-        case 5: return dots_of<5>(task);
-        case 6: return dots_of<6>(task);
-        case 7: return dots_of<7>(task);
-        default: return dots_of<8>(task);
+        case 5:
+            return dots_of<5>(task);
+        case 6:
+            return dots_of<6>(task);
+        case 7:
+            return dots_of<7>(task);
+        default:
+            return dots_of<8>(task);
 #endif
     }
 }
@@ -134,8 +145,8 @@ void dots(const DotsTask& task) {
 
 void gather_rows(const GatherRowsTask& task) {
     for (int64_t r = 0; r < task.rows; ++r) {
-        int64_t k = task.begin[r * task.span_stride];
-        const int64_t end = task.end[r * task.span_stride];
+        int64_t k = task.begin[r];
+        const int64_t end = task.end[r];
         const float *const w = task.w, *const x = task.x;
         const int32_t* const at = task.columns;
         float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
@@ -195,35 +206,55 @@ inline void transpose_square(const float* src, int64_t src_row, float* dst, int6
 }
 #endif
 
+// Squares are done two by two, so that a line of the cache is read and written whole while it is there: images are
+// often a multiple of 4 KB apart, where few lines fit at once.
+constexpr int64_t kDouble = 2 * kSquare;
+
+template <class Square>
+inline void for_each_square(int64_t positions, int64_t images, Square square) {
+    for (int64_t q = 0; q < positions; q += kDouble)
+        for (int64_t n = 0; n < images; n += kDouble)
+            for (int64_t i = n; i < n + kDouble && i < images; i += kSquare)
+                for (int64_t j = q; j < q + kDouble && j < positions; j += kSquare) square(j, i);
+}
+
+// Positions and images that whole squares cover; what is left is done one by one.
+inline int64_t square_positions(const InterleaveTask& t) {
+    return t.plain_step == 1 && t.images >= kSquare ? t.count / kSquare * kSquare : 0;
+}
+inline int64_t square_images(const InterleaveTask& t) { return t.images / kSquare * kSquare; }
+
 void interleave(const InterleaveTask& t) {
-    const float* const plain = t.plain;
-    const int64_t whole = t.plain_step == 1 ? t.images / kSquare * kSquare : 0;
-    for (int64_t q = 0; q < t.count; q += kSquare) {
-        const int64_t last = q + kSquare < t.count ? q + kSquare : t.count;
-        const int64_t squares = last - q == kSquare ? whole : 0;
-        for (int64_t n = 0; n < squares; n += kSquare)
-            transpose_square(plain + n * t.plain_image + q, t.plain_image, t.packed + q * t.packed_step + n,
-                             t.packed_step);
-        for (int64_t i = q; i < last; ++i) {
-            for (int64_t n = squares; n < t.images; ++n)
-                t.packed[i * t.packed_step + n] = plain[n * t.plain_image + i * t.plain_step];
-            for (int64_t n = t.images; n < t.width; ++n) t.packed[i * t.packed_step + n] = 0.0f;
-        }
+    if (t.width == 1) {
+        for (int64_t q = 0; q < t.count; ++q) t.packed[q * t.packed_step] = t.plain[q * t.plain_step];
+        return;
+    }
+    const int64_t positions = square_positions(t), images = square_images(t);
+    for_each_square(positions, images, [&](int64_t q, int64_t n) {
+        transpose_square(t.plain + n * t.plain_image + q, t.plain_image, t.packed + q * t.packed_step + n,
+                         t.packed_step);
+    });
+    for (int64_t q = 0; q < t.count; ++q) {
+        float* const to = t.packed + q * t.packed_step;
+        for (int64_t n = q < positions ? images : 0; n < t.images; ++n)
+            to[n] = t.plain[n * t.plain_image + q * t.plain_step];
+        for (int64_t n = t.images; n < t.width; ++n) to[n] = 0.0f;
     }
 }
 
 void deinterleave(const InterleaveTask& t) {
-    const int64_t whole = t.plain_step == 1 ? t.images / kSquare * kSquare : 0;
-    for (int64_t q = 0; q < t.count; q += kSquare) {
-        const int64_t last = q + kSquare < t.count ? q + kSquare : t.count;
-        const int64_t squares = last - q == kSquare ? whole : 0;
-        for (int64_t n = 0; n < squares; n += kSquare)
-            transpose_square(t.packed + q * t.packed_step + n, t.packed_step, t.plain + n * t.plain_image + q,
-                             t.plain_image);
-        for (int64_t n = squares; n < t.images; ++n)
-            for (int64_t i = q; i < last; ++i)
-                t.plain[n * t.plain_image + i * t.plain_step] = t.packed[i * t.packed_step + n];
+    if (t.width == 1) {
+        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[q * t.packed_step];
+        return;
     }
+    const int64_t positions = square_positions(t), images = square_images(t);
+    for_each_square(positions, images, [&](int64_t q, int64_t n) {
+        transpose_square(t.packed + q * t.packed_step + n, t.packed_step, t.plain + n * t.plain_image + q,
+                         t.plain_image);
+    });
+    for (int64_t n = 0; n < t.images; ++n)
+        for (int64_t q = n < images ? positions : 0; q < t.count; ++q)
+            t.plain[n * t.plain_image + q * t.plain_step] = t.packed[q * t.packed_step + n];
 }
 
 }  // namespace

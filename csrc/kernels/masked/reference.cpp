@@ -11,7 +11,7 @@ int64_t shift(const KeptRows& kept, int64_t k) {
 template <class Rows, class Visit>
 void for_each_kept(const Rows& kept, Visit visit) {
     for (int64_t r = 0; r < kept.rows; ++r)
-        for (int64_t k = kept.begin[r * kept.span_stride]; k < kept.end[r * kept.span_stride]; ++k) visit(r, k);
+        for (int64_t k = kept.begin[r]; k < kept.end[r]; ++k) visit(r, k);
 }
 
 }  // namespace
