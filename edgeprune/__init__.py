@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeprune import ops, pruning
     from edgeprune.export import export_onnx
     from edgeprune.pruning import Submodel, merge, prune
+    from edgeprune.wire import pack, unpack
 
 # The public face: name -> module that defines it (None: the name is itself a module of this package).
 _LAZY: dict[str, str | None] = {
@@ -23,8 +24,10 @@ _LAZY: dict[str, str | None] = {
     "export_onnx": "edgeprune.export",
     "merge": "edgeprune.pruning",
     "ops": None,
+    "pack": "edgeprune.wire",
     "prune": "edgeprune.pruning",
     "pruning": None,
+    "unpack": "edgeprune.wire",
 }
 
 __all__ = [
@@ -34,8 +37,10 @@ __all__ = [
     "export_onnx",
     "merge",
     "ops",
+    "pack",
     "prune",
     "pruning",
+    "unpack",
 ]
 
 

@@ -18,8 +18,9 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     """The update in ``reply``.
 
     Raises :class:`EdgePruneError`, a sentence for the round's record, if nothing came or it cannot be trusted: over
-    twice what was sent plus a header, unreadable, for another round, plan or client, other names, shapes or types, a
-    value that is not finite, a negative variance, or another sample count than the ``samples`` it enrolled with.
+    twice what was sent plus a header (unpacked: twice what was asked for), unreadable, for another round, plan or
+    client, other names, shapes or types, a value that is not finite, a negative variance, or another sample count than
+    the ``samples`` it enrolled with.
     """
     message = checked(reply, "update", asked.plan.id, asked.state, sent_bytes, round_, samples)
     loss = message.header.get("loss")
@@ -40,14 +41,15 @@ def checked(
     """The message in ``reply``, if it answers the question and holds finite tensors like ``expected``."""
     if reply.blob is None:
         raise EdgePruneError(f"no {kind} arrived before the deadline")
-    message = wire.decode(reply.blob, kind=kind, limit=2 * sent_bytes + HEADER_ROOM)
+    dense = sum(t.numel() * t.element_size() for t in expected.values())
+    message = wire.decode(reply.blob, kind=kind, limit=2 * sent_bytes + HEADER_ROOM, dense_limit=2 * dense)
     for what, got, asked in (
         ("client", message.client, reply.client),
         ("round", message.round, round_),
         ("plan", message.plan, plan),
-        ("samples", message.header.get("samples"), samples),
+        ("samples", message.samples, samples),
     ):
-        if got != asked or type(got) is not type(asked):
+        if got != asked:
             raise EdgePruneError(f"{kind} names {what} {got!r}, asked was {asked!r}")
     if message.tensors.keys() != expected.keys():
         odd = sorted(message.tensors.keys() ^ expected.keys())[0]

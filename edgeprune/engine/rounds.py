@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -144,19 +143,18 @@ class Server:
         return found
 
     def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int) -> bytes:
-        header: dict[str, Any] = {
-            "recipe": asdict(asked.recipe),
-            "seed": seed_of(self.seed, round_, asked.client),
-        }
-        if asked.client not in held or held[asked.client].id != asked.plan.id:
-            header["kept"] = base64.b64encode(asked.plan.kept_bytes()).decode()
-        return wire.encode(wire.Message("assignment", round_, asked.client, asked.plan.id, asked.state, header))
+        header = {"recipe": asdict(asked.recipe), "seed": seed_of(self.seed, round_, asked.client)}
+        known = asked.client in held and held[asked.client].id == asked.plan.id
+        kept = b"" if known else asked.plan.kept_bytes()
+        return wire.encode(
+            wire.Message("assignment", round_, asked.client, asked.plan.id, asked.state, header, kept=kept)
+        )
 
     @staticmethod
     def _plan_bytes(assignments: Mapping[str, Assignment], held: Mapping[str, SubmodelPlan]) -> int:
-        """Bytes that only the pruning costs: plans sent because they changed, as they stand in the header."""
+        """Bytes that only the pruning costs: plans sent because they changed."""
         changed = (a for a in assignments.values() if a.client in held and held[a.client].id != a.plan.id)
-        return sum(len('"kept":"",') + 4 * ((len(a.plan.kept_bytes()) + 2) // 3) for a in changed)
+        return sum(len(a.plan.kept_bytes()) for a in changed)
 
     def _sort(
         self, replies: Sequence[Reply], assignments: Mapping[str, Assignment], sent: Mapping[str, bytes], round_: int

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -32,12 +30,13 @@ class Answer:
 
 
 class ModelShelf:
-    """Sub-models by plan id, built once each; the ``size`` last used are kept."""
+    """Sub-models by plan id, built once each; the ``size`` last used are kept. ``dense_bytes`` is the whole model's."""
 
     def __init__(self, template: nn.Module, size: int = 32) -> None:
         self._template = template
         self._size = size
         self._built: OrderedDict[str, nn.Module] = OrderedDict()
+        self.dense_bytes = sum(t.numel() * t.element_size() for t in template.state_dict().values())
 
     def get(self, plan: SubmodelPlan) -> nn.Module:
         """The module of ``plan``; its weights are whatever was last loaded into it."""
@@ -71,7 +70,7 @@ class Worker:
 
     def handle(self, blob: bytes) -> Answer:
         """Do what ``blob`` asks for. Raises :class:`EdgePruneError` if it is nothing for this device."""
-        message = wire.decode(blob, kind=("assignment", "calibrate"))
+        message = wire.decode(blob, kind=("assignment", "calibrate"), dense_limit=self._shelf.dense_bytes)
         if message.client != self._client:
             raise EdgePruneError(f"{self._client}: was sent an assignment for {message.client!r}; refused")
         return self._train(message) if message.kind == "assignment" else self._calibrate(message)
@@ -92,9 +91,9 @@ class Worker:
         load_local(model, self._calibrating)
         x = self._data.x.split(int(message.header["batch_size"]))
         batches = (self._data.normalise(part) for part in x if len(part) > 1 or len(x) == 1)
-        header = {"samples": len(self._data)}
         statistics = local_statistics(model, batches, own=first)
-        blob = wire.encode(wire.Message("statistics", message.round, self._client, full.id, statistics, header))
+        answer = wire.Message("statistics", message.round, self._client, full.id, statistics, samples=len(self._data))
+        blob = wire.encode(answer)
         return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False)
 
     def _train(self, message: wire.Message) -> Answer:
@@ -110,13 +109,9 @@ class Worker:
         """Whether the message brought a plan that the device did not hold."""
         if self._plan is not None and self._plan.id == message.plan:
             return False
-        kept = message.header.get("kept")
-        if not isinstance(kept, str):
+        if not message.kept:
             raise EdgePruneError(f"{self._client}: plan {message.plan} is not known here and was not sent; refused")
-        try:
-            plan = SubmodelPlan.from_kept_bytes(self._graph, base64.b64decode(kept, validate=True))
-        except binascii.Error:
-            raise EdgePruneError(f"{self._client}: kept channels are not base64; refused") from None
+        plan = SubmodelPlan.from_kept_bytes(self._graph, message.kept)
         if plan.id != message.plan:
             raise EdgePruneError(f"{self._client}: kept channels do not match plan {message.plan}; refused")
         self._plan = plan
@@ -125,9 +120,10 @@ class Worker:
     def _pack(self, message: wire.Message, model: nn.Module, trained: Trained) -> bytes:
         # A loss that is not finite cannot stand in JSON; the values will tell the server what happened.
         loss = trained.loss if abs(trained.loss) < float("inf") else None
-        header = {"samples": len(self._data), "loss": loss, "steps": trained.steps}
+        header = {"loss": loss, "steps": trained.steps}
+        state = model.state_dict()
         return wire.encode(
-            wire.Message("update", message.round, self._client, message.plan, model.state_dict(), header)
+            wire.Message("update", message.round, self._client, message.plan, state, header, samples=len(self._data))
         )
 
 

@@ -2,8 +2,24 @@
 
 Every message of every algorithm and engine goes through :func:`encode` and :func:`decode`;
 the traffic an experiment reports is ``len`` of these bytes. See ``format.md`` beside this file.
+``python -m edgeprune.wire FILE`` prints what a file of them holds.
 """
 
-from edgeprune.wire.message import Message, decode, encode
+from edgeprune.wire.accumulator import Accumulator
+from edgeprune.wire.message import Message, decode, encode, mask_id
+from edgeprune.wire.positions import to_bitmap
+from edgeprune.wire.public import pack, unpack
+from edgeprune.wire.tensors import PackedTensor, pack_tensor
 
-__all__ = ["Message", "decode", "encode"]
+__all__ = [
+    "Accumulator",
+    "Message",
+    "PackedTensor",
+    "decode",
+    "encode",
+    "mask_id",
+    "pack",
+    "pack_tensor",
+    "to_bitmap",
+    "unpack",
+]

@@ -1,28 +1,35 @@
-"""One message: a kind, a small JSON header and named tensors, as safetensors bytes (see format.md)."""
+"""One message: a kind, who and when, a little JSON, and named tensors, dense or packed (see format.md)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.wire import directory, layout, positions
+from edgeprune.wire.directory import Entry
+from edgeprune.wire.layout import ALL, KINDS, KNOWN, Cursor, Header, refused
+from edgeprune.wire.tensors import PackedTensor, from_bytes, pack_tensor, to_bytes
 
-VERSION = 1
-KINDS = ("assignment", "update", "calibrate", "statistics")
-_RESERVED = ("version", "kind", "round", "client", "plan", "crc32")
+DENSE_LIMIT = 1 << 32  # bytes of dense tensors that a reader makes unless it says otherwise
 
 
 @dataclass(frozen=True)
 class Message:
-    """A decoded message; ``header`` holds the keys that only its kind knows."""
+    """A message. ``plan`` and ``mask`` are ids of 16 hex digits, or empty.
+
+    ``tensors`` travel whole, bit for bit; ``packed`` with their positions and coding; a name may stand in one of them.
+    ``kept`` is the plan's kept channels (SubmodelPlan.kept_bytes) where the receiver may not hold it. ``samples``: what
+    the sender's weights rest on, 0 where that says nothing. ``header`` holds the keys that only its kind knows.
+    """
 
     kind: str
     round: int
@@ -30,84 +37,213 @@ class Message:
     plan: str
     tensors: Mapping[str, Tensor]
     header: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 0
+    mask: str = ""
+    kept: bytes = b""
+    packed: Mapping[str, PackedTensor] = field(default_factory=dict)
+
+
+def mask_id(masks: Mapping[str, Tensor]) -> str:
+    """16 hex digits of sha256 over names and bitmaps: what both sides name a set of masks by."""
+    digest = hashlib.sha256()
+    for name in sorted(masks, key=str.encode):
+        digest.update(name.encode() + b"\0" + masks[name].numel().to_bytes(8, "little"))
+        digest.update(to_bytes(masks[name]))
+    return digest.hexdigest()[:16]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def encode(message: Message) -> bytes:
     """The bytes of ``message``: the same message always gives the same bytes."""
     if message.kind not in KINDS:
         raise EdgePruneError(f"wire: unknown kind {message.kind!r}; known are {', '.join(KINDS)}")
-    clash = sorted(set(message.header) & set(_RESERVED))
-    if clash:
-        raise EdgePruneError(f"wire: header key {clash[0]!r} belongs to the format; use another name")
-    tensors = {name: message.tensors[name].detach().contiguous() for name in sorted(message.tensors)}
-    header = {
-        **message.header,
-        "version": VERSION,
-        "kind": message.kind,
-        "round": message.round,
-        "client": message.client,
-        "plan": message.plan,
-        "crc32": _checksum(tensors),
-    }
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return safetensors.torch.save(tensors, metadata={"edgeprune": text})
+    if both := sorted(message.tensors.keys() & message.packed.keys()):
+        raise EdgePruneError(f"wire: tensor {both[0]!r} is given both whole and packed; give it once")
+    everything = {name: pack_tensor(x, name=name) for name, x in message.tensors.items()} | dict(message.packed)
+    entries, body = [], []
+    for name in sorted(everything, key=_utf8):
+        packed = everything[name]
+        placed = _placed(packed)
+        entries.append(directory.entry_of(name, packed, placed))
+        body += [placed.data, b"" if packed.scales is None else to_bytes(packed.scales), to_bytes(packed.values)]
+    client, meta, listed = _utf8(message.client), _meta_text(message.header), directory.to_bytes(entries)
+    header = Header(
+        message.kind,
+        message.round,
+        len(entries),
+        message.samples,
+        message.plan,
+        message.mask,
+        sum(entry.dense_bytes for entry in entries),
+        sum(map(len, body)),
+        len(listed),
+        len(message.kept),
+        len(meta),
+        len(client),
+    )
+    blob = b"".join([header.to_bytes(), client, message.kept, meta, listed, *body])
+    return blob + zlib.crc32(blob).to_bytes(4, "little")
 
 
-def decode(blob: bytes, *, kind: str | tuple[str, ...], limit: int | None = None) -> Message:
+def _placed(packed: PackedTensor) -> positions.Positions:
+    if packed.known:
+        return positions.Positions(KNOWN, 0, b"")
+    if packed.mask is None:
+        return positions.Positions(ALL, 0, b"")
+    return positions.encode(packed.mask, packed.numel, packed.kept)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise EdgePruneError(f"wire: the name {text!r} is not text that UTF-8 can hold") from None
+
+
+def _meta_text(header: Mapping[str, Any]) -> bytes:
+    if not header:
+        return b""
+    try:
+        text = json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EdgePruneError(f"wire: the header cannot be written as JSON ({error})") from None
+    if len(text) > layout.MAX_META:
+        raise EdgePruneError(f"wire: a header of {len(text)} bytes is over the limit of {layout.MAX_META}")
+    return text.encode()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode(
+    blob: bytes,
+    *,
+    kind: str | tuple[str, ...],
+    limit: int | None = None,
+    dense_limit: int = DENSE_LIMIT,
+    masks: Mapping[str, Tensor] | None = None,
+    keep_packed: bool = False,
+) -> Message:
     """The message in ``blob``.
 
-    Raises :class:`EdgePruneError` (one sentence) if the bytes are longer than ``limit``, not a message of
-    this version, not of (one of) ``kind``, or fail their checksum. Nothing beyond ``len(blob)`` bytes is allocated.
+    ``limit``: bytes it may have; ``dense_limit``: bytes its tensors may take unpacked. ``masks``: bitmaps that both
+    sides know, for tensors that come without positions. ``keep_packed``: what has positions or a coding stays as it is,
+    in ``packed``; otherwise all become dense ``tensors``.
+
+    Raises :class:`EdgePruneError` (one sentence) for whatever is not a message of (one of) ``kind`` within the limits.
+    Takes at most 4 x len(blob) + the dense bytes + 24 bytes an element of the largest tensor + 4 KiB a tensor + 1 MiB.
     """
     if limit is not None and len(blob) > limit:
         raise EdgePruneError(f"wire: message of {len(blob)} bytes is over the limit of {limit}; it was not read")
-    header = _read_header(blob)
-    if header.get("version") != VERSION:
-        raise EdgePruneError(f"wire: message has version {header.get('version')!r}, this reader knows {VERSION}")
+    header = Header.from_bytes(blob)
     kinds = (kind,) if isinstance(kind, str) else kind
-    if header.get("kind") not in kinds:
-        raise EdgePruneError(
-            f"wire: expected a message of kind {' or '.join(map(repr, kinds))}, got {header.get('kind')!r}"
-        )
-    for key, expected in (("round", int), ("client", str), ("plan", str), ("crc32", int)):
-        if type(header.get(key)) is not expected:
-            raise EdgePruneError(f"wire: header key {key!r} is missing or not {expected.__name__}; message refused")
+    if header.kind not in kinds:
+        raise refused(f"expected a message of kind {' or '.join(map(repr, kinds))}, got {header.kind!r}")
+    if header.dense > dense_limit:
+        raise refused(f"its tensors would take {header.dense} bytes, over the limit of {dense_limit}")
+    data = memoryview(blob)
+    if zlib.crc32(data[: -layout.TRAILER]).to_bytes(4, "little") != data[-layout.TRAILER :]:
+        raise refused("the checksum does not match what was received")
+    cursor = Cursor(data[layout.HEADER_BYTES : -layout.TRAILER], "message")
+    client, kept, meta = _text(cursor.take(header.client)), bytes(cursor.take(header.kept)), cursor.take(header.meta)
+    listed = cursor.take(header.directory)
+    entries = directory.from_bytes(listed, header.tensors, header.body, header.dense)
+    known = _known(entries, header, masks or {})
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, PackedTensor] = {}
+    for entry in entries:
+        one = _read(entry, cursor, known)
+        if keep_packed and (one.mask is not None or one.coding != "own"):
+            packed[entry.name] = one
+        else:
+            tensors[entry.name] = one.tensor()
+    header_rest = _meta(meta)
+    return Message(
+        header.kind,
+        header.round,
+        client,
+        header.plan,
+        tensors,
+        header_rest,
+        header.samples,
+        header.mask,
+        kept,
+        packed,
+    )
+
+
+def _read(entry: Entry, cursor: Cursor, known: Mapping[str, Tensor]) -> PackedTensor:
+    placed, scale_data, value_data = (
+        cursor.take(entry.position_bytes),
+        cursor.take(entry.scale_bytes),
+        cursor.take(entry.value_bytes),
+    )
+    mask: Tensor | None = None
+    if entry.positions == KNOWN:
+        mask = known[entry.name]
+    elif entry.positions != ALL:
+        mask = positions.decode(entry.positions, entry.parameter, placed, entry.numel, entry.kept, entry.name)
+    values = from_bytes(value_data)
+    if entry.dtype is torch.bool and values.numel() and int(values.max()) > 1:
+        raise refused(f"tensor {entry.name!r} holds a truth value other than 0 and 1")
+    scales: Tensor | None = None
+    if entry.coding == "i8":
+        scales = from_bytes(scale_data).view(torch.float32)
+        if not bool(((scales >= 0) & (scales < math.inf)).all()):
+            raise refused(f"tensor {entry.name!r} has a scale that is negative or not finite")
+    return PackedTensor(
+        entry.shape, entry.dtype, entry.coding, values, scales, mask, entry.kept, entry.positions == KNOWN
+    )
+
+
+def _known(entries: list[Entry], header: Header, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The receiver's masks, if they are those that the sender meant."""
+    names = [entry.name for entry in entries if entry.positions == KNOWN]
+    if not names:
+        return {}
+    if not header.mask or mask_id(masks) != header.mask:
+        raise refused(f"tensor {names[0]!r} rests on mask {header.mask or '(none named)'}, which is not held here")
+    for entry in entries:
+        if entry.positions == KNOWN:
+            held = masks.get(entry.name)
+            if held is None or positions.check_bitmap(held, entry.numel, entry.name) != entry.kept:
+                raise refused(f"tensor {entry.name!r} and the mask held here keep unequal numbers of elements")
+    return masks
+
+
+def _text(data: memoryview) -> str:
     try:
-        tensors = safetensors.torch.load(blob)
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise EdgePruneError(f"wire: tensors cannot be read ({_first_line(error)}); message refused") from None
-    if _checksum(tensors) != header["crc32"]:
-        raise EdgePruneError("wire: checksum of the tensors does not match the header; message refused")
-    rest = {key: value for key, value in header.items() if key not in _RESERVED}
-    return Message(header["kind"], header["round"], header["client"], header["plan"], tensors, rest)
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise refused("the client's name is not UTF-8") from None
 
 
-def _read_header(blob: bytes) -> dict[str, Any]:
-    """The ``edgeprune`` JSON in the safetensors header; its length is compared with what is there before it is read."""
-    if len(blob) < 8:
-        raise EdgePruneError(f"wire: {len(blob)} bytes are too few for a message; it was truncated")
-    length = int.from_bytes(blob[:8], "little")
-    if length > len(blob) - 8:
-        raise EdgePruneError(f"wire: header says {length} bytes but {len(blob) - 8} are left; message refused")
+def _meta(data: memoryview) -> dict[str, Any]:
+    if not len(data):
+        return {}
     try:
-        outer = json.loads(blob[8 : 8 + length].decode("utf-8"))
-        header = json.loads(outer["__metadata__"]["edgeprune"])
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError):
-        raise EdgePruneError("wire: header is not an edgeprune message; message refused") from None
-    if not isinstance(header, dict):
-        raise EdgePruneError("wire: header is not a JSON object; message refused")
-    return header
+        value = json.loads(bytes(data), object_pairs_hook=_once, parse_constant=_not_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise refused("the header's JSON cannot be read") from None
+    if not isinstance(value, dict):
+        raise refused("the header's JSON is not an object")
+    return value
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        if tensors[name].numel():
-            # A flat byte view, for numpy does not know bfloat16.
-            crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
-    return crc
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise refused("the header's JSON has a key twice")
+    return dict(pairs)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _not_finite(name: str) -> NoReturn:
+    raise refused(f"the header's JSON holds {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise refused(f"the header's JSON holds {text[:20]}, which is not finite")
+    return value

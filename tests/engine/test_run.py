@@ -65,7 +65,7 @@ def test_a_round_of_fedavg_is_the_mean_of_the_clients(small, tmp_path):
         ("drop", "no update arrived"),
         ("nan", "not finite"),
         ("shape", "has shape"),
-        ("truncated", "cannot be read"),
+        ("truncated", "truncated"),
         ("forged", "checksum"),
     ],
 )

@@ -1,0 +1,192 @@
+"""Streaming merge of packed updates: exact sums, so that the order in which updates arrive changes no bit.
+
+Every element has one 64-bit word of two lanes, the weight of its holders below, the weighted sum in fixed point above:
+
+    word[i] += (round(weight * value * 2^s) << b) + weight          b = bits of the largest total weight
+
+Integer addition is exact, so any order gives the same words. weight * value is exact in double (24 + 24 bits), rounded
+once to a step of 2^-s; s is as large as the lane allows for values within a stated ``reach``, for which no sum can
+overflow: s = 62 - 2 b - log2(reach). An update beyond the reach is refused before anything of it is added. Memory is
+two models (8 bytes an element), whatever the number of updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune import ops
+from edgeprune.errors import EdgePruneError
+from edgeprune.wire.tensors import PackedTensor
+
+MAX_WEIGHT_BITS = 24
+Index = Sequence[Tensor | None]
+Missing = Literal["unit", "worker", "delta"]
+Entry = Tensor | PackedTensor
+
+
+class Accumulator:
+    """Sums updates over the tensors of ``state`` (name -> tensor; only shapes and types are read, floating ones summed
+    and of integer ones the largest value kept).
+
+    ``total_weight``: what the weights (whole numbers, such as samples) of all updates may come to, below 2^24.
+    ``reach``: the largest magnitude of a value, for all tensors or by name; rounded up to a power of two.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], *, total_weight: int, reach: float | Mapping[str, float] = 64.0
+    ) -> None:
+        self._bits = int(total_weight).bit_length()
+        if not 1 <= self._bits <= MAX_WEIGHT_BITS:
+            raise EdgePruneError(
+                f"accumulate: a total weight of {total_weight} is not in 1..{(1 << MAX_WEIGHT_BITS) - 1}; "
+                "divide the weights by a common number"
+            )
+        self._limit = int(total_weight)
+        self._types = {name: x.dtype for name, x in state.items()}
+        self._shapes = {name: tuple(x.shape) for name, x in state.items()}
+        self._words = {
+            name: torch.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
+        }
+        self._largest: dict[str, Tensor] = {}
+        self._reach = {name: _power(reach if isinstance(reach, float | int) else reach[name]) for name in self._words}
+        self.weight = 0
+        self.updates = 0
+
+    def shift(self, name: str) -> int:
+        """s: the sums of tensor ``name`` are multiples of 2^-s."""
+        return 62 - 2 * self._bits - self._reach[name]
+
+    def add(self, update: Mapping[str, Entry], weight: int, indices: Mapping[str, Index] | None = None) -> None:
+        """Add ``update`` (message.tensors, message.packed, or both), all of the state's tensors or some of them.
+
+        ``indices``: for sub-models, per tensor and dimension the kept positions (SubmodelPlan.indices), None for all.
+        Raises EdgePruneError, with nothing added, for a weight that is not a positive whole number or too much, names
+        or shapes that do not fit, and values that are not finite or beyond the reach.
+        """
+        if type(weight) is not int or weight < 1 or self.weight + weight > self._limit:
+            raise EdgePruneError(
+                f"accumulate: weight {weight!r} must be a positive whole number, with the {self.weight} so far at most "
+                f"{self._limit}"
+            )
+        for name, x in update.items():
+            self._check(name, x, None if indices is None else indices[name])
+        for name, x in update.items():
+            index = None if indices is None else indices[name]
+            if name in self._words:
+                self._add(name, x, weight, index)
+            else:
+                self._keep_largest(name, x, index)
+        self.weight += weight
+        self.updates += 1
+
+    def finish(self, base: Mapping[str, Tensor], mode: Missing = "unit") -> dict[str, Tensor]:
+        """The merged tensors (new memory, the state's types), this accumulator's own memory given back on the way.
+
+        ``mode`` says what an update counts for where it holds nothing. "unit": nothing, and where nobody holds anything
+        ``base`` stays, bit for bit. "worker": zero. "delta": ``base``.
+        """
+        if mode not in get_args(Missing):
+            raise EdgePruneError(f"accumulate: the mode must be 'unit', 'worker' or 'delta', not {mode!r}")
+        if not self.updates:
+            raise EdgePruneError("accumulate: there is nothing to merge; add at least one update")
+        merged: dict[str, Tensor] = {}
+        for name, dtype in self._types.items():
+            if name in self._words:
+                merged[name] = self._mean(name, self._words.pop(name), base[name], mode).to(dtype)
+            else:
+                held = self._largest.pop(name, base[name])
+                merged[name] = held | base[name] if dtype == torch.bool else torch.maximum(held, base[name])
+        return merged
+
+    def _mean(self, name: str, words: Tensor, base: Tensor, mode: Missing) -> Tensor:
+        flat = base.detach().reshape(-1)
+        out = torch.empty(words.numel(), dtype=torch.float64 if base.dtype == torch.float64 else torch.float32)
+        for start in range(0, words.numel(), _CHUNK):
+            word, old = words[start : start + _CHUNK], flat[start : start + _CHUNK].double()
+            held = (word & ((1 << self._bits) - 1)).double()
+            total = (word >> self._bits).double() * 2.0 ** -self.shift(name)
+            if mode == "delta":
+                total += (self.weight - held) * old
+            mean = total / (held if mode == "unit" else float(self.weight))
+            out[start : start + _CHUNK] = torch.where(held > 0, mean, old) if mode == "unit" else mean
+        return out.reshape(base.shape)
+
+    def _check(self, name: str, x: Entry, index: Index | None) -> None:
+        if name not in self._types:
+            raise EdgePruneError(f"accumulate: the update has {name!r}, which the model lacks")
+        full = self._shapes[name]
+        shape = full if index is None else tuple(n if i is None else len(i) for n, i in zip(full, index, strict=True))
+        if tuple(x.shape) != shape or x.dtype != self._types[name]:
+            raise EdgePruneError(
+                f"accumulate: the update's {name!r} has shape {tuple(x.shape)} and type {x.dtype}, due are {shape} and "
+                f"{self._types[name]}"
+            )
+        if name in self._words:
+            largest = float(_values(x).abs().max()) if _values(x).numel() else 0.0
+            if not largest <= 2.0 ** self._reach[name]:
+                raise EdgePruneError(
+                    f"accumulate: the update's {name!r} holds {largest:.4g}, beyond the reach of "
+                    f"{2.0 ** self._reach[name]:.4g}"
+                )
+        elif isinstance(x, PackedTensor) and x.mask is not None:
+            raise EdgePruneError(f"accumulate: the update's {name!r} holds integers under a mask; send them whole")
+
+    def _add(self, name: str, x: Entry, weight: int, index: Index | None) -> None:
+        # Exact: 24 bits of weight times 24 of value, then a power of two; only round() rounds.
+        scaled = _values(x).double().mul_(weight).mul_(2.0 ** self.shift(name)).round_().long()
+        scaled = scaled.bitwise_left_shift_(self._bits).add_(weight)
+        words = self._words[name]
+        if index is not None and any(i is not None for i in index):
+            if isinstance(x, PackedTensor) and x.mask is not None:
+                scattered = torch.zeros(x.numel, dtype=torch.int64)
+                scattered[ops.mask_to_indices(x.mask, x.numel)] = scaled
+                scaled = scattered
+            full = words.view(self._shapes[name])
+            mesh = _mesh(index, full)
+            full[mesh] += scaled.view(tuple(x.shape))
+        elif isinstance(x, PackedTensor) and x.mask is not None:
+            at = ops.mask_to_indices(x.mask, x.numel)
+            words[at] += scaled
+        else:
+            words += scaled
+
+    def _keep_largest(self, name: str, x: Entry, index: Index | None) -> None:
+        value = x.tensor() if isinstance(x, PackedTensor) else x
+        held = self._largest.get(name)
+        if held is None:
+            least = False if value.dtype == torch.bool else torch.iinfo(value.dtype).min
+            held = self._largest[name] = torch.full(self._shapes[name], least, dtype=value.dtype)
+        at = _mesh(index or [None] * value.dim(), held)
+        held[at] = held[at] | value if value.dtype == torch.bool else torch.maximum(held[at], value)
+
+
+_CHUNK = 1 << 20
+
+
+def _power(reach: float) -> int:
+    """The smallest e with 2^e >= reach."""
+    if not (reach > 0 and math.isfinite(reach)):
+        raise EdgePruneError(f"accumulate: a reach of {reach} is not a positive number")
+    return math.ceil(math.log2(reach))
+
+
+def _mesh(index: Index, full: Tensor) -> tuple[Tensor, ...]:
+    """Positions for advanced indexing: one index a dimension, broadcast against each other."""
+    mesh = []
+    for d, kept in enumerate(index):
+        kept = torch.arange(full.shape[d]) if kept is None else kept
+        mesh.append(kept.reshape([-1 if e == d else 1 for e in range(full.dim())]))
+    return tuple(mesh)
+
+
+def _values(x: Entry) -> Tensor:
+    """The held values, flat, in a floating type."""
+    if isinstance(x, Tensor):
+        return x.detach().reshape(-1)
+    whole = PackedTensor((x.kept,), x.dtype, x.coding, x.values, x.scales, None, x.kept)
+    return whole.tensor()

@@ -1,0 +1,133 @@
+"""One tensor as it travels: which elements, in which coding, as bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune import ops
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.wire import positions
+from edgeprune.wire.layout import CODING_BYTES, DTYPE_CODES, SCALE_BLOCK
+
+F16_MAX = 65504.0
+_ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "i8"}
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor of ``shape`` and ``dtype`` of which the elements in ``mask`` (None: all) are held, the others are zero.
+
+    ``values``: uint8, the kept elements in order, little-endian, in ``coding`` ("own": as ``dtype``; "f32", "bf16",
+    "f16", "i8"). ``scales``: float32, one for each 256 kept values of "i8". ``mask``: uint8 bitmap, lowest bit first.
+    ``known``: the receiver holds the mask, it does not travel.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    coding: str
+    values: Tensor
+    scales: Tensor | None
+    mask: Tensor | None
+    kept: int
+    known: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Elements of the dense tensor."""
+        return math.prod(self.shape)
+
+    def tensor(self) -> Tensor:
+        """The dense tensor, zero where nothing is held. Without mask and coding it shares the memory of ``values``."""
+        if self.coding == "own" and (self.mask is None or self.dtype != torch.float32):
+            return self._own().reshape(self.shape)
+        coding = "f32" if self.coding == "own" else self.coding
+        flat: Tensor = ops.unpack(self.values, self.scales, self.mask, self.numel, coding)
+        return flat.to(self.dtype).reshape(self.shape)
+
+    def _own(self) -> Tensor:
+        values = self.values.view(self.dtype) if self.values.numel() else torch.empty(0, dtype=self.dtype)
+        if self.mask is None:
+            return values
+        flat = torch.zeros(self.numel, dtype=self.dtype)
+        flat[ops.mask_to_indices(self.mask, self.numel)] = values
+        return flat
+
+
+def coding_of(dtype: torch.dtype, wanted: str | None) -> str:
+    """The coding of a tensor of ``dtype`` when ``wanted`` was asked for: never a wider one than its own."""
+    if wanted is None:
+        return "own"
+    name = _ALIASES.get(wanted, wanted)
+    if name not in CODING_BYTES:
+        raise EdgePruneError(f"pack: dtype {wanted!r} is unknown{nearest(wanted, [*_ALIASES, *CODING_BYTES])}")
+    if not dtype.is_floating_point or dtype.itemsize <= CODING_BYTES[name]:
+        return "own"
+    return name
+
+
+def pack_tensor(
+    x: Tensor,
+    mask: Tensor | None = None,
+    dtype: str | None = None,
+    *,
+    name: str = "tensor",
+    known: bool = False,
+    seed: int | None = None,
+) -> PackedTensor:
+    """``x`` (CPU) with the elements of the bitmap ``mask`` (None: all) in the coding ``dtype`` (None: its own).
+
+    Integers and types as narrow as ``dtype`` stay as they are. ``seed``: stochastic rounding of int8, else to nearest.
+    Raises EdgePruneError where a mask does not fit, a type cannot travel, or values do not fit float16 or int8.
+    """
+    if x.dtype not in DTYPE_CODES:
+        raise EdgePruneError(f"pack: {name!r} has type {x.dtype}, which cannot travel; convert it first")
+    coding = coding_of(x.dtype, dtype)
+    n = x.numel()
+    kept = n if mask is None else positions.check_bitmap(mask, n, name)
+    if kept == n and not known:
+        mask = None
+    flat = x.detach().cpu().contiguous().reshape(-1)
+    if coding in ("f16", "i8") and n:
+        _check_range(flat, coding, name)
+    values: Tensor
+    scales: Tensor | None = None
+    if coding == "own" and (mask is None or flat.dtype != torch.float32):
+        held = flat if mask is None else flat[ops.mask_to_indices(mask, n)]
+        values = held.view(torch.uint8) if held.numel() else torch.empty(0, dtype=torch.uint8)
+    else:
+        packed = ops.pack(flat.float(), mask, "f32" if coding == "own" else coding, seed)
+        values, scales = packed.values, packed.scales
+    return PackedTensor(tuple(x.shape), x.dtype, coding, values, scales, mask, kept, known)
+
+
+def _check_range(flat: Tensor, coding: str, name: str) -> None:
+    largest = float(flat.abs().max())
+    if coding == "f16" and largest > F16_MAX and not math.isinf(largest):
+        raise EdgePruneError(f"pack: {name!r} holds {largest:.4g}, beyond float16; use bf16 or fp32")
+    if coding == "i8" and not math.isfinite(largest):
+        raise EdgePruneError(f"pack: {name!r} holds a value that is not finite; int8 cannot hold it")
+
+
+def value_bytes(dtype: torch.dtype, coding: str, kept: int) -> tuple[int, int]:
+    """(bytes of the scales, bytes of the values) of ``kept`` elements."""
+    if coding == "own":
+        return 0, kept * dtype.itemsize
+    scales = 4 * -(-kept // SCALE_BLOCK) if coding == "i8" else 0
+    return scales, kept * CODING_BYTES[coding]
+
+
+def to_bytes(x: Tensor) -> bytes:
+    """The memory of a contiguous CPU tensor, little-endian."""
+    if not x.numel():
+        return b""
+    return x.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def from_bytes(data: memoryview) -> Tensor:
+    """A uint8 tensor in memory of its own."""
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy()) if len(data) else torch.empty(0, dtype=torch.uint8)
