@@ -8,6 +8,16 @@ def chosen_variant() -> str: ...
 def compiler() -> str: ...
 def cuda_built() -> bool: ...
 def cuda_text() -> str: ...
+def accumulate_exact(
+    words: object,
+    mask: object | None,
+    values: object,
+    factor: float,
+    weight: int,
+    bits: int,
+    threads: int,
+    variant: str = "",
+) -> None: ...
 def gather_many(
     xs: Sequence[object],
     indices: Sequence[Sequence[object]],

@@ -24,6 +24,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("compiler", &edgeprune::compiler_text);
     module.def("cuda_built", &edgeprune::cuda_built);
     module.def("cuda_text", &edgeprune::cuda_text, "CUDA architectures, or why there are no CUDA kernels.");
+    edgeprune::bind_accumulate_exact(module);
     edgeprune::bind_channels(module);
     edgeprune::bind_masked(module);
 }

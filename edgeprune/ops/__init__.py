@@ -17,6 +17,7 @@ from edgeprune.ops.channels import (
     scatter_accumulate_,
     scatter_accumulate_many_,
 )
+from edgeprune.ops.exact import accumulate_exact_
 from edgeprune.ops.packing import (
     Packed,
     accumulate_,
@@ -37,6 +38,7 @@ from edgeprune.ops.status import info, self_test
 __all__ = [
     "Packed",
     "accumulate_",
+    "accumulate_exact_",
     "channel_norms",
     "decode_gaps",
     "encode_gaps",

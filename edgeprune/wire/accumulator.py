@@ -4,10 +4,10 @@ Every element has one 64-bit word of two lanes, the weight of its holders below,
 
     word[i] += (round(weight * value * 2^s) << b) + weight          b = bits of the largest total weight
 
-Integer addition is exact, so any order gives the same words. weight * value is exact in double (24 + 24 bits), rounded
-once to a step of 2^-s; s is as large as the lane allows for values within a stated ``reach``, for which no sum can
-overflow: s = 62 - 2 b - log2(reach). An update beyond the reach is refused before anything of it is added. Memory is
-two models (8 bytes an element), whatever the number of updates.
+Integer addition is exact, so any order gives the same words. weight * value is exact in double (24 + 24 bits; of
+float64 values 53 stay), rounded once to a step of 2^-s; s is as large as the lane allows for values within a stated
+``reach``, for which no sum can overflow: s = 62 - 2 b - log2(reach). An update beyond the reach is refused before
+anything of it is added. Memory is two models (8 bytes an element), whatever the number of updates.
 """
 
 from __future__ import annotations
@@ -137,23 +137,29 @@ class Accumulator:
             raise EdgePruneError(f"accumulate: the update's {name!r} holds integers under a mask; send them whole")
 
     def _add(self, name: str, x: Entry, weight: int, index: Index | None) -> None:
-        # Exact: 24 bits of weight times 24 of value, then a power of two; only round() rounds.
-        scaled = _values(x).double().mul_(weight).mul_(2.0 ** self.shift(name)).round_().long()
-        scaled = scaled.bitwise_left_shift_(self._bits).add_(weight)
         words = self._words[name]
-        if index is not None and any(i is not None for i in index):
-            if isinstance(x, PackedTensor) and x.mask is not None:
-                scattered = torch.zeros(x.numel, dtype=torch.int64)
-                scattered[ops.mask_to_indices(x.mask, x.numel)] = scaled
-                scaled = scattered
-            full = words.view(self._shapes[name])
-            mesh = _mesh(index, full)
-            full[mesh] += scaled.view(tuple(x.shape))
-        elif isinstance(x, PackedTensor) and x.mask is not None:
-            at = ops.mask_to_indices(x.mask, x.numel)
-            words[at] += scaled
+        mask = x.mask if isinstance(x, PackedTensor) else None
+        if index is None or all(i is None for i in index):
+            self._sum(name, words, mask, _values(x), weight)
+            return
+        # A sub-model's slice: summed in words of its own, then put where the plan says.
+        part = torch.zeros(math.prod(x.shape), dtype=torch.int64)
+        self._sum(name, part, mask, _values(x), weight)
+        full = words.view(self._shapes[name])
+        full[_mesh(index, full)] += part.view(tuple(x.shape))
+
+    def _sum(self, name: str, words: Tensor, mask: Tensor | None, values: Tensor, weight: int) -> None:
+        if values.dtype != torch.float64:
+            ops.accumulate_exact_(
+                words, mask, values.float().contiguous(), weight * 2.0 ** self.shift(name), weight, self._bits
+            )
+            return
+        lanes = values.mul(weight).mul_(2.0 ** self.shift(name)).round_().long()
+        lanes = lanes.bitwise_left_shift_(self._bits).add_(weight)
+        if mask is None:
+            words += lanes
         else:
-            words += scaled
+            words[ops.mask_to_indices(mask, words.numel())] += lanes
 
     def _keep_largest(self, name: str, x: Entry, index: Index | None) -> None:
         value = x.tensor() if isinstance(x, PackedTensor) else x
