@@ -14,6 +14,8 @@ COMMANDS = {
     "run": "Train one model together on the devices of a fleet.",
     "export": "Write a trained model, or one device's part of it, as ONNX.",
     "report": "Draw one self-contained page about runs.",
+    "profile": "Measure what this device needs for a task.",
+    "bench": "Measure latency, throughput and energy on this device.",
     "doctor": "Say what this machine is and whether everything works.",
     "data": "List, fetch and verify data sets.",
 }

@@ -1,7 +1,7 @@
 """A Jetson's INA3221 power sensors straight from sysfs: no service, no root, no jtop.
 
-Each chip has three channels: ``inN_label`` names the rail, ``inN_input`` is its voltage in mV, ``currN_input`` its current
-in mA. A rail that feeds the module counts as its input; without one the sum of all rails is given, and named so.
+Each chip has three channels: ``inN_label`` names the rail, ``inN_input`` is its voltage in mV, ``currN_input`` its
+current in mA. A rail that feeds the module counts as its input; without one the sum of all is given, and named so.
 """
 
 from __future__ import annotations

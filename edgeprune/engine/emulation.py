@@ -14,7 +14,7 @@ from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, make_step
 from edgeprune.device.probe import beside_figures
 from edgeprune.errors import EdgePruneError
-from edgeprune.fleet import LatencyTable, Probe, measure, read_table
+from edgeprune.fleet import LatencyTable, Probe, Times, measure, read_times
 from edgeprune.pruning import ChannelGraph
 from edgeprune.pruning.cost import plan_macs
 from edgeprune.pruning.importance import scores
@@ -23,13 +23,13 @@ from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
 
 
-def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> LatencyTable:
-    """The table that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or a file's path.
+def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> Times:
+    """The times that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or the path of a table or a profile.
 
     A built-in table serves only the batch size it was measured with; for another, times are measured here.
     """
     if choice not in ("builtin", "measure"):
-        table = read_table(Path(choice))
+        table = read_times(Path(choice))
         if (table.task, table.batch_size) != (task.name, recipe.batch_size):
             raise EdgePruneError(
                 f"fleet.latency: {choice} holds times of {table.task!r} with batches of {table.batch_size}, the "

@@ -10,9 +10,8 @@ import torch
 from edgeprune import wire
 from edgeprune.engine.transport import Collected, Reply
 from edgeprune.engine.worker import Worker
-from edgeprune.fleet import Device, Fleet, LatencyTable, Work, charge
+from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
 from edgeprune.pruning import ChannelGraph
-from edgeprune.pruning.cost import plan_macs
 
 
 class LocalTransport:
@@ -23,7 +22,7 @@ class LocalTransport:
         fleet: Fleet,
         workers: Mapping[str, Worker],
         graph: ChannelGraph,
-        table: LatencyTable,
+        table: Times,
         seed: int,
     ) -> None:
         self._fleet = {device.name: device for device in fleet.devices}
@@ -61,8 +60,8 @@ class LocalTransport:
     def _answer(self, client: str) -> Reply:
         device, sent = self._fleet[client], self._sent.pop(client)
         answer = self._workers[client].handle(sent)
-        macs = plan_macs(self._graph, answer.plan)
-        work = Work(len(sent), len(answer.blob), answer.steps, macs, int(answer.rebuilt), answer.forwards)
+        size = size_of(self._graph, answer.plan.counts)
+        work = Work(len(sent), len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
         cost = charge(device, work, self._table, round_=self._round, seed=self._seed)
         parts = {
             "download": cost.download_s,

@@ -26,7 +26,7 @@ from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.rounds import Server
 from edgeprune.engine.worker import ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
-from edgeprune.fleet import Fleet, LatencyTable, build_fleet
+from edgeprune.fleet import Fleet, Times, build_fleet
 from edgeprune.pruning import ChannelGraph
 from edgeprune.tasks import Task, evaluate
 from edgeprune.tasks import get as get_task
@@ -46,7 +46,7 @@ class Prepared:
     setting: Setting
     local: Mapping[str, LocalData]
     data: datasets.DataSet
-    table: LatencyTable
+    table: Times
     model: torch.nn.Module
 
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeprune.device.profile import ModelSize
 from edgeprune.fleet.device import Device
-from edgeprune.fleet.latency import LatencyTable
+from edgeprune.fleet.times import Times
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a device was asked to do: bytes down and up, training ``steps`` and ``forwards`` of a model of ``macs``."""
+    """What a device was asked to do: bytes down and up, training ``steps`` and ``forwards`` of a model of ``macs``.
+
+    ``size`` is what a device profile's times are looked up by; a latency table needs the multiply-adds alone.
+    """
 
     download_bytes: int
     upload_bytes: int
@@ -21,6 +25,7 @@ class Work:
     macs: int
     rebuilds: int = 0
     forwards: int = 0
+    size: ModelSize | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Charge:
         return self.download_s + self.compute_s + self.rebuild_s + self.upload_s
 
 
-def charge(device: Device, work: Work, table: LatencyTable, *, round_: int, seed: int) -> Charge:
+def charge(device: Device, work: Work, table: Times, *, round_: int, seed: int) -> Charge:
     """What ``work`` costs on ``device`` in ``round_``.
 
     Noise multiplies the whole update time by one log-normal number of mean 1, drawn from (seed, device, round): the
@@ -47,12 +52,13 @@ def charge(device: Device, work: Work, table: LatencyTable, *, round_: int, seed
     # Events change the device as a whole, its link included; the link already carries the factor it started with.
     change = device.slowdown_at(round_) / device.slowdown
     factor = luck(device, round_, seed)
+    size = work.macs if work.size is None else work.size
     return Charge(
         download_s=factor * change * device.link.download_s(work.download_bytes),
         compute_s=factor
         * change
         * device.slowdown
-        * (work.steps * table.step_s(work.macs) + work.forwards * table.forward_s(work.macs)),
+        * (work.steps * table.step_s(size) + work.forwards * table.forward_s(size)),
         rebuild_s=factor * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
         upload_s=factor * change * device.link.upload_s(work.upload_bytes),
     )

@@ -43,7 +43,8 @@ class FleetConfig:
 
     ``heterogeneity`` is sigma: the slowest device's unpruned update time over the fastest's; compute and link are
     slowed alike, and the devices between are spaced evenly in time. ``latency`` is ``"builtin"`` (the table shipped
-    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file.
+    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file: a
+    table, or what ``edgeprune profile`` wrote.
     """
 
     devices: int = 10

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from edgeprune.device.profile import ModelSize
 from edgeprune.errors import EdgePruneError
 
 WIDTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
@@ -49,19 +50,20 @@ class LatencyTable:
         if not all(math.isfinite(t) and t > 0 for t in (*self.step_ms, *self.forward_ms, self.rebuild_ms)):
             raise EdgePruneError("latency table: every time must be a positive number of milliseconds")
 
-    def step_s(self, macs: int) -> float:
-        """Seconds of one training step of a model of ``macs``: linear between measured points.
+    def step_s(self, size: int | ModelSize) -> float:
+        """Seconds of one training step of a model of so many multiply-adds: linear between measured points.
 
         Below the smallest measured size the smallest measured time holds (never extrapolated to zero); above the
         largest, the last time grows in proportion.
         """
-        return self._look_up(macs, self.step_ms)
+        return self._look_up(size, self.step_ms)
 
-    def forward_s(self, macs: int) -> float:
+    def forward_s(self, size: int | ModelSize) -> float:
         """Seconds of one forward pass of a batch, looked up in the same way."""
-        return self._look_up(macs, self.forward_ms)
+        return self._look_up(size, self.forward_ms)
 
-    def _look_up(self, macs: int, times_ms: tuple[float, ...]) -> float:
+    def _look_up(self, size: int | ModelSize, times_ms: tuple[float, ...]) -> float:
+        macs = size.macs if isinstance(size, ModelSize) else size
         if macs <= self.macs[0]:
             return times_ms[0] * 1e-3
         if macs >= self.macs[-1]:

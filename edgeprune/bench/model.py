@@ -1,0 +1,85 @@
+"""Latency, throughput, memory and energy of a task's model in PyTorch: inference and training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from edgeprune.algorithms.protocol import Recipe
+from edgeprune.algorithms.training import make_step
+from edgeprune.bench.meter import Idle, Meter, Result, threads
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning import prune
+from edgeprune.tasks import Task
+
+
+def measure_model(
+    task: Task,
+    meter: Meter,
+    *,
+    width: float = 1.0,
+    seconds: float = 5.0,
+    repeats: int = 3,
+    thread_count: int = 1,
+    device: str = "cpu",
+    idle_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Result], Idle]:
+    """Single-stream inference (batch 1), offline inference and training steps (the task's batch), at ``width``.
+
+    Inputs are random: the time of dense layers does not depend on values.
+    """
+    place = _place(device)
+    model: nn.Module = task.make_model()
+    if width < 1:
+        model = prune(model, task.example_inputs(), keep=width, min_channels=2).model
+    model = model.to(place)
+    example = task.example_inputs()
+    if len(example) != 1 or not example[0].is_floating_point():
+        raise EdgePruneError(
+            f"bench model: the inputs of {task.name!r} cannot be made up; export it and bench the file"
+        )
+    batch = task.batch_size
+    x = torch.randn(batch, *example[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(place)
+    with torch.no_grad():
+        classes = model.eval()(x).shape[-1]
+    y = (torch.arange(batch) % classes).to(place)
+    step = make_step(model, task.loss, Recipe(1, batch, task.lr, task.momentum, task.weight_decay))
+
+    def wait() -> None:
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+
+    @torch.inference_mode()
+    def infer(rows: int) -> None:
+        model(x[:rows])
+        wait()
+
+    def train() -> None:
+        step(x, y)
+        wait()
+
+    results = []
+    with threads(thread_count):
+        say("idle")
+        before = meter.idle(idle_s)
+        model.eval()
+        for name, rows in (("single-stream", 1), ("offline", batch)):
+            say(name)
+            results.append(meter.measure(name, partial(infer, rows), batch=rows, seconds=seconds, repeats=repeats))
+        say("training step")
+        model.train()
+        results.append(meter.measure("training step", train, batch=batch, seconds=seconds, repeats=repeats))
+        after = meter.idle(idle_s)
+    return results, Idle(before, after)
+
+
+def _place(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EdgePruneError("bench model: torch sees no GPU; 'edgeprune doctor' says why, or use --device cpu")
+    return torch.device(device)

@@ -1,0 +1,88 @@
+"""Latency, throughput and energy of an ONNX file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.bench.meter import Idle, Meter, Result
+from edgeprune.errors import EdgePruneError
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+def measure_onnx(
+    path: Path,
+    meter: Meter,
+    *,
+    batches: Sequence[int] = (1, 32),
+    seconds: float = 5.0,
+    repeats: int = 3,
+    thread_count: int = 1,
+    provider: str = "CPU",
+    idle_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Result], Idle, dict[str, Any]]:
+    """(a result for every batch size, idle power, facts about the file). Batch 1 is MLPerf's single-stream."""
+    session, facts = _open(path, thread_count, provider)
+    say("idle")
+    before = meter.idle(idle_s)
+    results = []
+    for batch in batches:
+        name = "single-stream" if batch == 1 else "offline"
+        say(f"{name}, batch {batch}")
+        feed = {entry.name: _made_up(entry, batch, path) for entry in session.get_inputs()}
+        try:
+            session.run(None, feed)
+        except Exception as error:  # the runtime has its own exception types
+            raise EdgePruneError(
+                f"{path}: batch {batch} does not run ({str(error).splitlines()[0]}); try another --batch"
+            ) from None
+        results.append(
+            meter.measure(name, partial(session.run, None, feed), batch=batch, seconds=seconds, repeats=repeats)
+        )
+    return results, Idle(before, meter.idle(idle_s)), facts
+
+
+def _open(path: Path, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EdgePruneError("bench onnx needs ONNX Runtime; pip install 'edgeprune[onnx]'") from None
+    if not path.is_file():
+        raise EdgePruneError(f"{path}: there is no such file; 'edgeprune export' writes one")
+    present = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+    if provider.lower() not in present:
+        raise EdgePruneError(
+            f"bench onnx: this ONNX Runtime has no provider {provider!r}; it has {', '.join(sorted(present))}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[present[provider.lower()]])
+    except Exception as error:
+        raise EdgePruneError(f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0]})") from None
+    facts = {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "onnxruntime": onnxruntime.__version__,
+        "provider": session.get_providers()[0],
+        "metadata": dict(session.get_modelmeta().custom_metadata_map),
+    }
+    return session, facts
+
+
+def _made_up(entry: Any, batch: int, path: Path) -> np.ndarray:
+    """Random values in the shape that the file asks for; free dimensions after the first become 1."""
+    kind = _TYPES.get(entry.type)
+    if kind is None:
+        raise EdgePruneError(f"{path}: input {entry.name!r} is {entry.type}, which cannot be made up")
+    shape = [size if isinstance(size, int) else (batch if i == 0 else 1) for i, size in enumerate(entry.shape)]
+    random = np.random.default_rng(0)
+    return random.integers(0, 2, shape).astype(kind) if kind is np.int64 else random.standard_normal(shape).astype(kind)

@@ -1,0 +1,138 @@
+"""Profiles: really smaller models are measured, errors are of sizes that were not fitted, files are checked."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune.bench import shapes
+from edgeprune.bench.profile import Effort, model_error, profile_task
+from edgeprune.device.profile import DeviceProfile, Fingerprint, from_json, read_profile, write_profile
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import ProfileTimes, read_times, size_of
+from edgeprune.pruning import ChannelGraph, SubmodelPlan, choose, scores
+from edgeprune.pruning.cost import macs
+from edgeprune.tasks import Task
+
+
+@pytest.fixture(scope="module")
+def profile() -> DeviceProfile:
+    from conftest import no_data, small_net
+
+    task = Task("small", no_data, small_net, lambda: (torch.zeros(2, 3, 8, 8),), batch_size=8, lr=0.1)
+    return profile_task(task, effort=Effort(seconds=0.006, passes=2), widths=(0.25, 0.5, 0.75, 1.0), checks=(0.6,))
+
+
+def test_a_profile_has_widths_depths_and_says_what_it_lacks(profile: DeviceProfile):
+    kinds = {point.shape for point in profile.points}
+    assert {"layer", "global", "depth"} <= kinds
+    assert profile.source == "measured" and profile.fingerprint.threads == 1
+    assert profile.error["checked"] == 2, "one left-out width, by layer and by ranking"
+    assert "reason" in profile.power and "not asked for" in profile.power["reason"]
+    assert all(point.step_j is None and point.inference_j is None for point in profile.points)
+    if "density" not in kinds:
+        assert any(note.startswith("densities: not measured") for note in profile.notes)
+
+
+def test_a_file_survives_and_a_broken_one_is_refused(profile: DeviceProfile, tmp_path: Path):
+    path = tmp_path / "p.json"
+    write_profile(profile, path)
+    again = read_profile(path)
+    assert again == from_json(json.loads(json.dumps(profile.to_json())))
+    assert [p.size for p in again.points] == [p.size for p in profile.points]
+    assert isinstance(read_times(path), ProfileTimes)
+    for broken in (
+        {},
+        [],
+        None,
+        {**profile.to_json(), "format": "edgeprune.profile/9"},
+        {**profile.to_json(), "points": []},
+        {**profile.to_json(), "points": [{}]},
+        {**profile.to_json(), "expires": "tomorrow"},
+        {**profile.to_json(), "source": "guessed"},
+        {**profile.to_json(), "rebuild_ms": float("nan")},
+    ):
+        with pytest.raises(EdgePruneError, match="profile"):
+            from_json(broken)
+    path.write_text("{")
+    with pytest.raises(EdgePruneError, match="not JSON"):
+        read_profile(path)
+    with pytest.raises(EdgePruneError, match="cannot be read"):
+        read_profile(tmp_path / "none.json")
+
+
+def test_nothing_that_names_a_person_or_place(profile: DeviceProfile):
+    import getpass
+    import socket
+
+    shown = json.dumps(profile.to_json())
+    assert socket.gethostname() not in shown and str(Path.cwd()) not in shown
+    user = getpass.getuser()
+    assert f'"{user}"' not in shown and f"/{user}/" not in shown
+
+
+def test_expiry_and_fingerprint(profile: DeviceProfile):
+    now = datetime.datetime.fromisoformat(profile.created)
+    assert profile.stale(profile.fingerprint, now) == []
+    assert "expired" in profile.stale(None, now + datetime.timedelta(days=31))[0]
+    other = replace(profile.fingerprint, mode="15W", torch="9.9")
+    assert profile.stale(other, now) == [
+        f"the device changed (mode: {profile.fingerprint.mode} -> 15W)",
+        f"the device changed (torch: {profile.fingerprint.torch} -> 9.9)",
+    ]
+    assert other.id != profile.fingerprint.id
+
+
+def test_equal_fingerprints_have_equal_ids():
+    made = [Fingerprint("b", "a", 6, "36.4", "25W", {"GPU clock": 1}, "2.5", 1) for _ in range(2)]
+    assert made[0].id == made[1].id and len(made[0].id) == 12
+
+
+def test_sizes_by_hand():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 20, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(20, 9, 1))
+    graph = ChannelGraph.trace(net, torch.zeros(2, 3, 4, 4))
+    size = size_of(graph, SubmodelPlan.full(graph).counts)
+    assert size.macs == macs(net, torch.zeros(2, 3, 4, 4)) == 16 * (20 * 3 * 9 + 9 * 20)
+    assert size.macs_8 == 16 * (24 * 3 * 9 + 16 * 24)  # three input channels are not padded
+    assert size.macs_16 == 16 * (32 * 3 * 9 + 16 * 32)
+    assert (size.elements, size.elements_8, size.elements_16) == (16 * 29, 16 * 40, 16 * 48)
+    assert size.parameters == 20 * 27 + 20 + 9 * 20 + 9
+    small = size_of(graph, choose(graph, scores(net, graph), 0.5).counts)
+    assert small.widths == (0.5,) and small.macs == 16 * (10 * 27 + 9 * 10)
+
+
+def test_blocks_are_left_out_and_the_model_stays(task: Task):
+    net = task.make_model()
+    before = copy.deepcopy(net.state_dict())
+    inputs = task.example_inputs()
+    assert shapes.droppable_blocks(net, inputs) == ["3", "5"], "the one that halves the image must stay"
+    assert net.training and all(torch.equal(a, before[n]) for n, a in net.state_dict().items())
+    net.eval()
+    small = shapes.without_blocks(net, ["5"])
+    assert macs(small, inputs) < macs(net, inputs) and small(inputs[0]).shape == net(inputs[0]).shape
+    found = shapes.depths_of(net, inputs, (0.5, 0.0))
+    assert [shape.depth for shape in found] == [0.5, 0.0] and found[0].size.macs > found[1].size.macs
+    assert all(torch.equal(a, before[n]) for n, a in net.state_dict().items())
+
+
+def test_densities_are_measured_once_there_is_sparsify(task: Task, monkeypatch: pytest.MonkeyPatch):
+    net = task.make_model()
+    graph = ChannelGraph.trace(net, task.example_inputs())
+    monkeypatch.setattr(shapes, "sparsifier", lambda: None)
+    assert shapes.densities_of(net, graph) == ([], "densities: not measured, this version has no edgeprune.sparsify")
+    monkeypatch.setattr(shapes, "sparsifier", lambda: lambda model, density: model)
+    found, why = shapes.densities_of(net, graph, (0.5, 0.1))
+    assert [shape.density for shape in found] == [0.5, 0.1] and why is None
+
+
+def test_the_error_is_of_points_that_were_not_fitted(profile: DeviceProfile):
+    points = [point for point in profile.points if point.density == 1.0]
+    wrong = replace(points[-1], step_ms=points[-1].step_ms * 2)
+    assert model_error(points, [wrong])["largest"] > 0.2
+    assert model_error(points[:2], []) == {}
