@@ -25,7 +25,7 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor
 
 from edgeprune.algorithms import rate_learner
-from edgeprune.algorithms.averaging import average
+from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
 from edgeprune.algorithms.fedavg import assign_plans, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point
@@ -52,9 +52,9 @@ class AdaptCL:
 
     ``gamma_min`` is the accuracy/time knob; ``interval`` is PI; ``band`` the share within which a time counts as
     equal; ``change`` the ratio between two means of one worker's time that counts as a change of its capability.
-    ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``importance`` ranks channels:
-    ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of batch-norm calibration before the model is used. A recipe
-    field of 0 keeps the task's own value.
+    ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``merge_rule``, ``trim`` and
+    ``clip_norm``: averaging.py. ``importance`` ranks channels: ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of
+    batch-norm calibration before the model is used. A recipe field of 0 keeps the task's own value.
     """
 
     interval: int = 10
@@ -68,6 +68,9 @@ class AdaptCL:
     importance: str = "bn"
     min_channels: int = 2
     merge_by: MergeMode = "unit"
+    merge_rule: MergeRule = "mean"
+    trim: float = 0.1
+    clip_norm: float = 0.0
     epochs: int = 1
     batch_size: int = 0
     lr: float = 0.0
@@ -88,6 +91,7 @@ class AdaptCL:
         if self.merge_by not in get_args(MergeMode):
             hint = nearest(self.merge_by, get_args(MergeMode))
             raise EdgePruneError(f"algorithm.merge_by is {self.merge_by!r}{hint}")
+        check_averaging(self.merge_rule, self.trim, self.clip_norm)
         if not self.change > 1:
             raise EdgePruneError(f"algorithm.change is {self.change}; it is a ratio greater than 1")
 
@@ -113,7 +117,7 @@ class AdaptCL:
         for update in updates:
             worker = workers[update.client]
             workers[update.client] = replace(worker, times=(*worker.times, update.update_time_s))
-        state = replace(state, round=state.round + 1, model=average(state.model, updates, self.merge_by))
+        state = replace(state, round=state.round + 1, model=self._average(state.model, updates))
         if state.round % self.interval:
             return replace(state, memory=_to_memory(workers, target, order))
         workers, target = self.learn(workers, target)
@@ -124,6 +128,9 @@ class AdaptCL:
             order = ranking(setting.graph, scores, self.min_channels, normalise=not raw).to_json()
         plans = self._plans(setting, state.plans, workers, order)
         return replace(state, plans=plans, memory=_to_memory(workers, target, order))
+
+    def _average(self, model: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
+        return average(model, updates, self.merge_by, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)
 
     # --- pruned-rate learning -----------------------------------------------------------------------------------
 

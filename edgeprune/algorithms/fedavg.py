@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edgeprune.algorithms.averaging import average
+from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.surgery import extract_state
@@ -18,16 +18,22 @@ from edgeprune.pruning.surgery import extract_state
 class FedAvg:
     """Every client trains the whole model; the server takes the mean weighted by samples.
 
-    A recipe field of 0 keeps the task's own value.
+    A recipe field of 0 keeps the task's own value. ``merge_rule``, ``trim`` and ``clip_norm``: averaging.py.
     """
 
     epochs: int = 1
     batch_size: int = 0
     lr: float = 0.0
     calibrate: int = 0
+    merge_rule: MergeRule = "mean"
+    trim: float = 0.1
+    clip_norm: float = 0.0
 
     name: ClassVar[str] = "fedavg"
     barrier: ClassVar[str] = "all"
+
+    def __post_init__(self) -> None:
+        check_averaging(self.merge_rule, self.trim, self.clip_norm)
 
     def recipe(self, task_recipe: Recipe) -> Recipe:
         """The task's recipe with this algorithm's own values."""
@@ -44,7 +50,8 @@ class FedAvg:
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """w = sum_c n_c w_c / sum_c n_c."""
-        return replace(state, round=state.round + 1, model=average(state.model, updates))
+        model = average(state.model, updates, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)
+        return replace(state, round=state.round + 1, model=model)
 
 
 def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:
