@@ -48,3 +48,53 @@ def merge_finish_many(
     variant: str = "",
     stream: int | None = None,
 ) -> None: ...
+def pattern_kept(mask: object, filter: Sequence[int]) -> int: ...
+def pattern_sizes(filter: Sequence[int]) -> list[int]: ...
+def pattern_compile(
+    filter: Sequence[int],
+    mask: object,
+    columns: object,
+    starts: object,
+    t_columns: object,
+    t_order: object,
+    t_starts: object,
+) -> None: ...
+def masked_forward(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    columns: object,
+    starts: object,
+    order: None,
+    x: object,
+    weights: object,
+    bias: object,
+    y: object,
+    threads: int = 1,
+    variant: str = "",
+) -> None: ...
+def masked_input_gradient(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    columns: object,
+    starts: object,
+    order: object,
+    x: object,
+    weights: object,
+    bias: None,
+    y: object,
+    threads: int = 1,
+    variant: str = "",
+) -> None: ...
+def masked_weight_gradient(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    columns: object,
+    starts: object,
+    order: None,
+    x: object,
+    weights: object,
+    bias: None,
+    y: object,
+    threads: int = 1,
+    variant: str = "",
+) -> None: ...

@@ -6,7 +6,7 @@ computes the right thing on this machine.
 
 from __future__ import annotations
 
-from edgeprune.ops import reference
+from edgeprune.ops import crossover, reference
 from edgeprune.ops.channels import (
     channel_norms,
     gather,
@@ -18,6 +18,7 @@ from edgeprune.ops.channels import (
     scatter_accumulate_many_,
 )
 from edgeprune.ops.exact import accumulate_exact_
+from edgeprune.ops.masked import masked_conv2d, masked_linear
 from edgeprune.ops.packing import (
     Packed,
     accumulate_,
@@ -33,13 +34,16 @@ from edgeprune.ops.packing import (
     select_largest,
     unpack,
 )
+from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.ops.status import info, self_test
 
 __all__ = [
     "Packed",
+    "SparsityPattern",
     "accumulate_",
     "accumulate_exact_",
     "channel_norms",
+    "crossover",
     "decode_gaps",
     "encode_gaps",
     "gather",
@@ -48,6 +52,8 @@ __all__ = [
     "mask_count",
     "mask_from_indices",
     "mask_to_indices",
+    "masked_conv2d",
+    "masked_linear",
     "merge_finish",
     "merge_finish_many",
     "merge_finish_many_",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Index = Sequence[Tensor | None]
 
@@ -55,3 +56,25 @@ def merge_finish(base: Tensor, total: Tensor, count: Tensor) -> Tensor:
     held = count > 0
     mean = total.double() / torch.where(held, count.double(), 1.0)
     return torch.where(held, mean.to(base.dtype), base)
+
+
+def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``weight`` is dense here; differentiable, in double throughout."""
+    kept = torch.where(mask, weight.double(), 0.0)
+    return functional.linear(x.double(), kept, None if bias is None else bias.double()).to(x.dtype)
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``weight`` is dense here; differentiable, in double throughout."""
+    kept = torch.where(mask, weight.double(), 0.0)
+    wide = None if bias is None else bias.double()
+    return functional.conv2d(x.double(), kept, wide, stride, padding, dilation, groups).to(x.dtype)

@@ -1,8 +1,7 @@
-"""The compiled form of a mask: ``SparsityPattern``, made in one pass, reused by forward and both gradients."""
+"""Masks of linear and 2-d convolution weights: ``SparsityPattern``, and the compiled form that the kernels walk."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,84 +15,125 @@ from edgeprune.ops._core import core
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False)
-class SparsityPattern:
-    """Which weights of a linear layer or a 2-d convolution are kept.
+class CompiledPattern:
+    """A pattern compiled for one geometry. Made by :meth:`SparsityPattern.compiled`; never changed.
 
-    Compact weights are the kept ones in the order of the dense tensor, row by row. ``filter`` is (outputs, inputs,
-    groups, taps_h, taps_w, stride_h, stride_w, dilation_h, dilation_w); the int32 tensors are described in
-    csrc/ops/sparsity_pattern.h. Make one with :func:`pattern_from_mask` or :func:`pattern_from_bits`.
+    ``filter`` is (outputs, inputs, groups, taps_h, taps_w, stride_h, stride_w, dilation_h, dilation_w). ``tensors``
+    are the int32 tensors columns, starts, t_columns, t_order, t_starts that csrc/ops/sparsity_pattern.h describes.
     """
 
-    filter: tuple[int, ...]
-    columns: Tensor
-    starts: Tensor
-    t_columns: Tensor
-    t_order: Tensor
-    t_starts: Tensor
-    kept_index: Tensor
-    """int64 ``[kept]``: position of each compact weight in the flattened dense tensor."""
+    def __init__(self, filter: tuple[int, ...], bits: Tensor, kept: int) -> None:
+        self.filter = filter
+        self.kept = kept
+        self.outputs, self.inputs = filter[:2]
+        groups, taps = filter[2], filter[3] * filter[4]
+        self.kind = "grouped" if groups > 1 else "conv" if taps > 1 else "conv1x1"
+        """What the choice between sparse and dense goes by; see crossover.py."""
+        rows, row, t_rows, t_row = core.pattern_sizes(filter)
+        columns, t_columns, t_order = (torch.empty(kept, dtype=torch.int32) for _ in range(3))
+        starts = torch.empty(rows, row, dtype=torch.int32)
+        t_starts = torch.empty(t_rows, t_row, dtype=torch.int32)
+        self.tensors = [columns, starts, t_columns, t_order, t_starts]
+        # The core borrows capsules and leaves them whole, so one capsule serves every call.
+        self.capsules = tuple(to_dlpack(part) for part in self.tensors)
+        core.pattern_compile(filter, to_dlpack(bits), *self.capsules)
 
-    @property
-    def kept(self) -> int:
+
+class SparsityPattern:
+    """Which weights of a linear layer (outputs, inputs) or a 2-d convolution (outputs, inputs / groups, h, w) are kept.
+
+    Compact weights are the kept ones in the order of the dense tensor, row by row: a tensor ``[kept]``. A pattern does
+    not change; copies of it are itself. It holds one bit a weight, and 12 bytes a kept weight for each geometry
+    (groups, stride, dilation) it was used with.
+
+    Make one with :meth:`from_mask` or :meth:`from_bits`.
+    """
+
+    def __init__(self, bits: Tensor, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        """Shape of the dense weight."""
+        self.bits = bits
+        """The mask, uint8, bit i of byte i // 8 is weight i (least significant bit first)."""
+        self.kept: int = core.pattern_kept(to_dlpack(bits), self._filter(1, (1, 1), (1, 1)))
         """Number of kept weights."""
-        return self.columns.numel()
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the dense weight: (outputs, inputs / groups, taps_h, taps_w)."""
-        outputs, inputs, groups, taps_h, taps_w = self.filter[:5]
-        return outputs, inputs // groups, taps_h, taps_w
-
-    @property
-    def density(self) -> float:
+        self.density = self.kept / self.numel()
         """Kept over all weights."""
-        outputs, per_group, taps_h, taps_w = self.weight_shape
-        return self.kept / (outputs * per_group * taps_h * taps_w)
+        self._compiled: dict[tuple[int, Pair, Pair], CompiledPattern] = {}
+        self._indices: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def from_bits(cls, bits: Tensor, shape: tuple[int, ...]) -> SparsityPattern:
+        """From a bit-packed mask: uint8 ``[ceil(weights / 8)]``, least significant bit first, spare bits zero.
+
+        Raises EdgePruneError when the bits do not fit the shape, or the shape is not one of a weight.
+        """
+        shape = tuple(int(size) for size in shape)
+        if len(shape) not in (2, 4):
+            raise EdgePruneError(
+                f"sparsity_pattern: shape {shape} is neither (outputs, inputs) nor (outputs, inputs / groups, h, w)"
+            )
+        if bits.dtype is not torch.uint8 or bits.ndim != 1:
+            raise EdgePruneError("sparsity_pattern: bits must be a one-dimensional uint8 tensor")
+        return cls(bits.detach().to("cpu", copy=True).contiguous(), shape)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> SparsityPattern:
+        """From a mask of the weight's shape, of any type: kept where it is not zero. Errors as :meth:`from_bits`."""
+        kept = (mask.detach() != 0).cpu().numpy()
+        return cls.from_bits(torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little")), tuple(mask.shape))
+
+    def numel(self) -> int:
+        """Number of weights of the dense tensor."""
+        return int(np.prod(self.shape))
+
+    def mask(self) -> Tensor:
+        """The mask: bool, of ``shape``, on the CPU."""
+        every = np.unpackbits(self.bits.numpy(), count=self.numel(), bitorder="little")
+        return torch.from_numpy(every.view(np.bool_)).view(self.shape)
+
+    def index(self, device: torch.device | str = "cpu") -> Tensor:
+        """int64 ``[kept]``: positions of the compact weights in the flattened dense tensor; kept for later calls."""
+        device = torch.device(device)
+        if device not in self._indices:
+            self._indices[device] = self.mask().view(-1).nonzero().view(-1).to(device)
+        return self._indices[device]
 
     def compact(self, dense: Tensor) -> Tensor:
-        """The kept weights of a dense tensor: ``[kept]``. Dropped ones are not read into it."""
-        return dense.reshape(-1)[self.kept_index]
+        """The kept weights of a tensor of ``shape``: ``[kept]``, differentiable. Dropped ones are not read into it."""
+        if tuple(dense.shape) != self.shape:
+            raise EdgePruneError(f"sparsity_pattern: a tensor of shape {tuple(dense.shape)} for a mask of {self.shape}")
+        return dense.reshape(-1).index_select(0, self.index(dense.device))
 
     def dense(self, compact: Tensor) -> Tensor:
-        """The dense tensor, of ``weight_shape``, with zeros where weights are dropped."""
-        flat = compact.new_zeros(int(np.prod(self.weight_shape)))
-        flat[self.kept_index] = compact
-        return flat.view(self.weight_shape)
+        """The tensor of ``shape`` with zeros where weights are dropped, differentiable."""
+        if tuple(compact.shape) != (self.kept,):
+            raise EdgePruneError(
+                f"sparsity_pattern: compact weights of shape {tuple(compact.shape)} for a mask that keeps {self.kept}"
+            )
+        flat = compact.new_zeros(self.numel())
+        return flat.index_copy(0, self.index(compact.device), compact).view(self.shape)
 
+    def compiled(self, groups: int = 1, stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> CompiledPattern:
+        """The form that the kernels walk; compiled on first use. Raises EdgePruneError for an impossible geometry."""
+        key = (groups, stride, dilation)
+        found = self._compiled.get(key)
+        if found is None:
+            found = CompiledPattern(self._filter(*key), self.bits, self.kept)
+            self._compiled[key] = found
+        return found
 
-def pattern_from_bits(
-    bits: Tensor,
-    shape: tuple[int, ...],
-    *,
-    groups: int = 1,
-    stride: Pair = (1, 1),
-    dilation: Pair = (1, 1),
-) -> SparsityPattern:
-    """Compile a bit-packed mask (uint8, least significant bit first) of a weight of ``shape``.
+    def _filter(self, groups: int, stride: Pair, dilation: Pair) -> tuple[int, ...]:
+        outputs, per_group, taps_h, taps_w = (*self.shape, 1, 1)[:4]
+        return (outputs, per_group * groups, groups, taps_h, taps_w, *stride, *dilation)
 
-    ``shape`` is (outputs, inputs) or (outputs, inputs / groups, taps_h, taps_w). Raises EdgePruneError when the bits do
-    not fit the shape, or spare bits are set.
-    """
-    if len(shape) not in (2, 4):
-        raise EdgePruneError(f"a sparsity pattern is of a linear or 2-d convolution weight, not of shape {shape}")
-    outputs, per_group, taps_h, taps_w = (*shape, 1, 1)[:4]
-    filter_ = (outputs, per_group * groups, groups, taps_h, taps_w, *stride, *dilation)
-    bits = bits.contiguous()
-    kept = core.pattern_kept(to_dlpack(bits), filter_)
-    rows, row, t_rows, t_row = core.pattern_sizes(filter_)
-    columns, t_columns, t_order = (torch.empty(kept, dtype=torch.int32) for _ in range(3))
-    starts = torch.empty(rows, row, dtype=torch.int32)
-    t_starts = torch.empty(t_rows, t_row, dtype=torch.int32)
-    parts = (columns, starts, t_columns, t_order, t_starts)
-    core.pattern_compile(filter_, to_dlpack(bits), *(to_dlpack(part) for part in parts))
-    every = np.unpackbits(bits.numpy(), bitorder="little")
-    kept_index = torch.from_numpy(np.flatnonzero(every))
-    return SparsityPattern(filter_, *parts, kept_index)
+    def __repr__(self) -> str:
+        return f"SparsityPattern(shape={self.shape}, kept={self.kept}, density={self.density:.4g})"
 
+    def __copy__(self) -> SparsityPattern:
+        return self
 
-def pattern_from_mask(mask: Tensor, **geometry: Any) -> SparsityPattern:
-    """Compile a dense mask (bool, or nonzero where kept) of the weight's shape; see :func:`pattern_from_bits`."""
-    kept = mask.detach().cpu().numpy() != 0
-    bits = torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))
-    return pattern_from_bits(bits, tuple(mask.shape), **geometry)
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparsityPattern:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SparsityPattern.from_bits, (self.bits, self.shape)

@@ -1,0 +1,112 @@
+"""The three masked products, straight into the core: plain contiguous float32 tensors on the CPU, no gradient.
+
+``padding`` is (rows, columns) for a convolution, or None for a linear layer, whose x and y have any leading shape.
+The three are one bilinear map and its transposes, so each one's gradients are the other two (masked_autograd.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops._core import core
+from edgeprune.ops.sparsity import CompiledPattern
+
+Padding = Sequence[int] | None
+
+_NONE = (0, 0)
+
+
+def output_size(filter: Sequence[int], padding: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the result of a convolution over pictures of ``size`` (height, width)."""
+    _, _, _, taps_h, taps_w, stride_h, stride_w, dilation_h, dilation_w = filter
+    return (
+        (size[0] + 2 * padding[0] - dilation_h * (taps_h - 1) - 1) // stride_h + 1,
+        (size[1] + 2 * padding[1] - dilation_w * (taps_w - 1) - 1) // stride_w + 1,
+    )
+
+
+def output_shape(filter: Sequence[int], padding: Padding, x: Tensor) -> tuple[int, ...]:
+    """Shape of y; raises EdgePruneError where x is smaller than the filter."""
+    if padding is None:
+        return (*x.shape[:-1], filter[0])
+    height, width = output_size(filter, padding, x.shape[2:])
+    if height < 1 or width < 1:
+        raise EdgePruneError(
+            f"masked_conv2d: x of shape {tuple(x.shape)} with padding {tuple(padding)} is smaller than the filter of "
+            f"{filter[3]} x {filter[4]} taps and dilation {tuple(filter[7:])}"
+        )
+    return (x.shape[0], filter[0], height, width)
+
+
+def _lent(x: Tensor, padding: Padding) -> object:
+    """x for the core, which sees a linear layer as a convolution over one pixel."""
+    if padding is None:
+        features = x.shape[-1]
+        x = x.view(x.numel() // features, features, 1, 1)
+    return to_dlpack(x)
+
+
+def forward(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y = x * W + bias: ``[..., outputs]``, or (N, outputs, height, width)."""
+    y = torch.empty(output_shape(compiled.filter, padding, x))
+    columns, starts, *_ = compiled.capsules
+    core.masked_forward(
+        compiled.filter,
+        padding or _NONE,
+        columns,
+        starts,
+        None,
+        _lent(x.contiguous(), padding),
+        to_dlpack(weight.contiguous()),
+        None if bias is None else to_dlpack(bias.contiguous()),
+        _lent(y, padding),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def input_gradient(
+    compiled: CompiledPattern, padding: Padding, dy: Tensor, weight: Tensor, shape: Sequence[int]
+) -> Tensor:
+    """dx, of ``shape``."""
+    dx = torch.empty(shape)
+    _, _, t_columns, t_order, t_starts = compiled.capsules
+    core.masked_input_gradient(
+        compiled.filter,
+        padding or _NONE,
+        t_columns,
+        t_starts,
+        t_order,
+        _lent(dx, padding),
+        to_dlpack(weight.contiguous()),
+        None,
+        _lent(dy.contiguous(), padding),
+        torch.get_num_threads(),
+    )
+    return dx
+
+
+def weight_gradient(compiled: CompiledPattern, padding: Padding, x: Tensor, dy: Tensor) -> Tensor:
+    """dw at kept weights: ``[kept]``."""
+    if not x.numel():
+        return torch.zeros(compiled.kept)
+    dw = torch.empty(compiled.kept)
+    columns, starts, *_ = compiled.capsules
+    core.masked_weight_gradient(
+        compiled.filter,
+        padding or _NONE,
+        columns,
+        starts,
+        None,
+        _lent(x.contiguous(), padding),
+        to_dlpack(dw),
+        None,
+        _lent(dy.contiguous(), padding),
+        torch.get_num_threads(),
+    )
+    return dw

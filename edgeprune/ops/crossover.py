@@ -1,0 +1,163 @@
+"""Where walking kept weights beats the dense product, so that the dense one runs where it does not.
+
+The rule is a table: kind of layer, with or without gradients, threads -> highest density at which the sparse kernels
+win, by the number of positions of a call (samples of a linear layer, output pixels of a batch of a convolution). The
+package carries one (crossover.json); ``edgeprune bench kernels`` measures this machine's and writes it to
+``$XDG_CACHE_HOME/edgeprune/crossover.json`` (else ``~/.cache``). It is read once, on import, and is used when it was
+measured with these kernels and this torch on this kind of processor: nothing is ever measured during a call, and the
+choice is the same for the same file.
+
+Forced for the whole process with EDGEPRUNE_MASKED=sparse|dense|auto or :func:`force`, for one call or layer with its
+``path`` argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops._core import core
+
+KINDS = ("linear", "conv1x1", "conv", "grouped")
+PATHS = ("auto", "sparse", "dense")
+_WORK = ("forward", "step")
+
+Curve = tuple[tuple[float, float], ...]
+"""(positions, highest density at which sparse wins) with positions increasing; the last entry not above applies."""
+
+Tables = dict[int, dict[str, dict[str, Curve]]]
+"""threads -> "forward" or "step" (with gradients) -> kind of layer -> curve."""
+
+
+def sparse_wins(kind: str, positions: int, density: float, training: bool, path: str = "auto") -> bool:
+    """Whether a call should walk kept weights. ``path`` other than "auto" decides; then the forced choice; then the
+    table."""
+    if path == "auto":
+        path = _state["path"]
+    if path != "auto":
+        return path == "sparse"
+    tables = _state["tables"]
+    threads = torch.get_num_threads()
+    table = tables[threads] if threads in tables else tables[min(tables, key=lambda n: abs(n - threads))]
+    limit = 0.0
+    for at_least, highest in table["step" if training else "forward"][kind]:
+        if positions < at_least:
+            break
+        limit = highest
+    return density <= limit
+
+
+def force(path: str) -> None:
+    """Makes every call of this process with ``path="auto"`` go one way; "auto" ends it. What was compiled stays."""
+    check_path("force", path)
+    _state["path"] = path
+
+
+def check_path(op: str, path: str) -> None:
+    """Raises EdgePruneError unless ``path`` is "auto", "sparse" or "dense"."""
+    if path not in PATHS:
+        raise EdgePruneError(f"{op}: path is {path!r}; give one of {', '.join(PATHS)}")
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def cache_file() -> Path:
+    """Where this user's measured table lies, whether or not it exists."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "edgeprune" / "crossover.json"
+
+
+def fingerprint() -> dict[str, Any]:
+    """What a measured table depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "CPU part", "cpu family", "model")
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in wanted:
+            found.setdefault(key.strip(), value.strip())
+    return {
+        "processor": " ".join(found.values()) or platform.machine(),
+        "cores": os.cpu_count(),
+        "kernels": core.chosen_variant(),
+        "torch": torch.__version__,
+    }
+
+
+def to_json(tables: Tables, machine: Mapping[str, Any] | None = None) -> str:
+    """The table as the file holds it, with the machine it was measured on."""
+    body = {
+        "format": 1,
+        "machine": dict(fingerprint() if machine is None else machine),
+        "threads": {str(threads): table for threads, table in sorted(tables.items())},
+    }
+    return json.dumps(body, indent=1, sort_keys=True) + "\n"
+
+
+def save(tables: Tables) -> Path:
+    """Writes this machine's table (written, then renamed) and uses it from now on."""
+    text = to_json(tables)
+    _state.update(tables=from_json(text)[0], source="measured on this machine")
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def from_json(text: str) -> tuple[Tables, dict[str, Any]]:
+    """(tables, machine) of a file's text. Raises EdgePruneError for anything that :func:`to_json` does not write."""
+    try:
+        body = json.loads(text)
+        if body["format"] != 1:
+            raise ValueError(f"format {body['format']}")
+        tables: Tables = {
+            int(threads): {
+                work: {kind: tuple((float(at), float(limit)) for at, limit in table[work][kind]) for kind in KINDS}
+                for work in _WORK
+            }
+            for threads, table in body["threads"].items()
+        }
+        if not tables:
+            raise ValueError("no threads")
+        return tables, dict(body["machine"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EdgePruneError(f"crossover: not a table of densities ({error!r}); measure it again") from error
+
+
+def source() -> str:
+    """Where the table in use comes from, in words."""
+    return str(_state["source"])
+
+
+def load() -> None:
+    """Reads the user's table if it is one of this machine, else the package's; done once on import."""
+    try:
+        tables, machine = from_json(cache_file().read_text(encoding="utf-8"))
+        if machine == fingerprint():
+            _state.update(tables=tables, source="measured on this machine")
+            return
+        reason = "the package's, since the measured one is of another machine or version"
+    except OSError:
+        reason = "the package's; 'edgeprune bench kernels' measures this machine's"
+    except EdgePruneError:
+        reason = "the package's, since the file in the cache directory is damaged"
+    tables, _ = from_json(Path(__file__).with_name("crossover.json").read_text(encoding="utf-8"))
+    _state.update(tables=tables, source=reason)
+
+
+_state: dict[str, Any] = {"path": os.environ.get("EDGEPRUNE_MASKED", "auto")}
+check_path("EDGEPRUNE_MASKED", _state["path"])
+load()

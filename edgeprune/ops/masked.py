@@ -1,0 +1,220 @@
+"""Linear layers and 2-d convolutions that compute with kept weights only: forward and both gradients.
+
+float32 on the CPU goes to the compiled core, which touches kept weights alone, or, where that is faster
+(edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
+are computed in float32 and rounded once. Other types and devices go through plain torch. Dropped weights are never
+read, so a NaN among them does not show, and their gradient is exactly zero.
+
+At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops import _masked_core, crossover, masked_autograd, masked_library
+from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern
+
+Pair = tuple[int, int]
+
+_op = masked_library.forward_op
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, pattern: SparsityPattern, bias: Tensor | None = None, *, path: str = "auto"
+) -> Tensor:
+    """``x @ (weight * mask).T + bias``: ``[..., inputs]`` to ``[..., outputs]``, differentiable in x, weight and bias.
+
+    ``weight`` is dense, (outputs, inputs), and then its gradient is dense with zeros at dropped weights; or compact,
+    ``[pattern.kept]`` in the order of the dense tensor, and then so is its gradient. ``path`` "sparse" or "dense"
+    overrides the automatic choice. Raises EdgePruneError for shapes, types or devices that do not go together.
+    """
+    op = "masked_linear"
+    weight = _compact(op, weight, pattern, 2)
+    if not x.ndim or x.shape[-1] != pattern.shape[1]:
+        raise EdgePruneError(f"{op}: x has shape {tuple(x.shape)}; the mask takes (..., {pattern.shape[1]})")
+    return linear(op, x, weight, pattern, pattern.compiled(), bias, path)
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    *,
+    path: str = "auto",
+) -> Tensor:
+    """``conv2d(x, weight * mask, bias, ...)`` for x (N, inputs, H, W) or (inputs, H, W); arguments as torch's.
+
+    ``weight`` is dense, (outputs, inputs / groups, h, w), or compact; see :func:`masked_linear`. ``padding`` may be
+    "valid" or "same" (which asks for stride 1). Raises EdgePruneError for shapes, types or devices that do not go
+    together.
+    """
+    op = "masked_conv2d"
+    weight = _compact(op, weight, pattern, 4)
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    compiled = pattern.compiled(groups, stride, dilation)
+    pads, extra = pads_of(op, padding, compiled.filter)
+    return conv2d(op, x, weight, pattern, compiled, bias, pads, extra, path)
+
+
+# ---- shared with edgeprune.nn, which has prepared the pattern and the padding ---------------------------------------
+
+
+def linear(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    compiled: CompiledPattern,
+    bias: Tensor | None,
+    path: str,
+) -> Tensor:
+    """``masked_linear`` of compact weights."""
+    if bias is not None and bias.shape != (compiled.outputs,):
+        raise EdgePruneError(f"{op}: bias has shape {tuple(bias.shape)}; the mask has {compiled.outputs} outputs")
+    quick = _quick(x, weight, bias)
+    if not quick:
+        out_type, x, weight, bias = _one_type(op, x, weight, bias)
+    rows = x.numel() // compiled.inputs
+    if _sparse("linear", rows, pattern, path, quick, x, weight):
+        if quick:
+            return masked_autograd.masked(compiled, None, x, weight, bias)
+        rows_of_x = x.reshape(-1, compiled.inputs, 1, 1) if rows else x.reshape(0, compiled.inputs, 1, 1)
+        y = _op(rows_of_x, weight, bias, compiled.tensors, compiled.filter, (0, 0))
+        y = y.view(*x.shape[:-1], compiled.outputs)
+    else:
+        y = functional.linear(x, pattern.dense(weight), bias)
+    return y if quick else y.to(out_type)
+
+
+def conv2d(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    pattern: SparsityPattern,
+    compiled: CompiledPattern,
+    bias: Tensor | None,
+    pads: Pair,
+    extra: Pair,
+    path: str,
+) -> Tensor:
+    """``masked_conv2d`` of compact weights; ``pads`` on all sides and ``extra`` rows and columns behind the last."""
+    filter = compiled.filter
+    if bias is not None and bias.shape != (compiled.outputs,):
+        raise EdgePruneError(f"{op}: bias has shape {tuple(bias.shape)}; the mask has {compiled.outputs} outputs")
+    if x.ndim not in (3, 4) or x.shape[-3] != compiled.inputs:
+        raise EdgePruneError(f"{op}: x has shape {tuple(x.shape)}; the mask takes (N, {compiled.inputs}, H, W)")
+    if x.ndim == 3:
+        return conv2d(op, x.unsqueeze(0), weight, pattern, compiled, bias, pads, extra, path).squeeze(0)
+    quick = _quick(x, weight, bias)
+    if not quick:
+        out_type, x, weight, bias = _one_type(op, x, weight, bias)
+    if extra != (0, 0):
+        x = functional.pad(x, (0, extra[1], 0, extra[0]))
+    shape = _masked_core.output_shape(filter, pads, x)
+    if _sparse(compiled.kind, shape[0] * shape[2] * shape[3], pattern, path, quick, x, weight):
+        if quick:
+            return masked_autograd.masked(compiled, pads, x, weight, bias)
+        y = _op(x, weight, bias, compiled.tensors, filter, pads)
+    else:
+        y = functional.conv2d(x, pattern.dense(weight), bias, filter[5:7], pads, filter[7:9], filter[2])
+    return y if quick else y.to(out_type)
+
+
+def pair(op: str, name: str, value: int | Pair) -> Pair:
+    """(rows, columns) of a stride, dilation or padding."""
+    if isinstance(value, int):
+        return value, value
+    if len(value) == 1:
+        return int(value[0]), int(value[0])
+    if len(value) != 2:
+        raise EdgePruneError(f"{op}: {name} is {value}; give one number, or one for rows and one for columns")
+    return int(value[0]), int(value[1])
+
+
+def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tuple[Pair, Pair]:
+    """(rows and columns added on all sides, those added once more behind the last)."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0), (0, 0)
+        if padding != "same":
+            raise EdgePruneError(f"{op}: padding is {padding!r}; give numbers, 'same' or 'valid'")
+        if tuple(filter[5:7]) != (1, 1):
+            raise EdgePruneError(f"{op}: padding 'same' asks for stride 1, not {tuple(filter[5:7])}")
+        total = [dilation * (taps - 1) for taps, dilation in zip(filter[3:5], filter[7:9], strict=True)]
+        return (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
+    pads = pair(op, "padding", padding)
+    if min(pads) < 0:
+        raise EdgePruneError(f"{op}: padding is {padding}; it must not be negative")
+    return pads, (0, 0)
+
+
+# ---- which way a call goes ------------------------------------------------------------------------------------------
+
+
+def _quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Plain float32 tensors on the CPU, and nobody but autograd has to hear of the call."""
+    if torch.compiler.is_compiling():
+        return False
+    for t in (x, weight) if bias is None else (x, weight, bias):
+        if type(t) is not Tensor and type(t) is not Parameter:
+            return False  # fake tensors and other subclasses
+        if t.dtype is not torch.float32 or not t.is_cpu or t.is_neg() or t.layout is not torch.strided:
+            return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+
+
+def _sparse(
+    kind: str, positions: int, pattern: SparsityPattern, path: str, quick: bool, x: Tensor, weight: Tensor
+) -> bool:
+    if not quick and (x.dtype is not torch.float32 or x.device.type != "cpu"):
+        return False  # the core has no kernel for it
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return crossover.sparse_wins(kind, positions, pattern.density, training, path)
+
+
+def _compact(op: str, weight: Tensor, pattern: SparsityPattern, dims: int) -> Tensor:
+    if not isinstance(pattern, SparsityPattern):
+        raise EdgePruneError(
+            f"{op}: pattern is a {type(pattern).__name__}; make one with edgeprune.SparsityPattern.from_mask(mask)"
+        )
+    if len(pattern.shape) != dims:
+        raise EdgePruneError(f"{op}: the mask has shape {pattern.shape}; it must have {dims} dimensions")
+    if weight.ndim == 1 and weight.shape[0] == pattern.kept:
+        return weight
+    if tuple(weight.shape) != pattern.shape:
+        raise EdgePruneError(
+            f"{op}: weight has shape {tuple(weight.shape)}; the mask has shape {pattern.shape} and keeps "
+            f"{pattern.kept}, so give one of shape {pattern.shape} or ({pattern.kept},)"
+        )
+    return pattern.compact(weight)
+
+
+def _one_type(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[torch.dtype, Tensor, Tensor, Tensor | None]:
+    """(type of the result, and x, weight, bias in the type to compute in)."""
+    tensors = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, t in tensors.items():
+        if t.device != x.device:
+            raise EdgePruneError(f"{op}: x is on {x.device} and {name} on {t.device}; they must be on one device")
+        if not (t.is_floating_point() or t.is_complex()) or t.layout is not torch.strided:
+            raise EdgePruneError(f"{op}: {name} is {t.dtype}, {t.layout}; give a dense floating-point tensor")
+    types = {t.dtype for t in tensors.values()}
+    if len(types) > 1 and not torch.is_autocast_enabled(x.device.type):
+        said = ", ".join(f"{name} {t.dtype}" for name, t in tensors.items())
+        raise EdgePruneError(f"{op}: {said}; they must have one type")
+    out = x.dtype
+    if x.device.type == "cpu" and (len(types) > 1 or out in (torch.bfloat16, torch.float16)):
+        return out, x.float(), weight.float(), None if bias is None else bias.float()
+    if len(types) > 1:
+        return out, x, weight.to(out), None if bias is None else bias.to(out)
+    return out, x, weight, bias
