@@ -103,7 +103,7 @@ void masked_forward(const MaskedCall& call, const MaskedOptions& options) {
         return gather_rows(kernels, pattern.columns, pattern.starts, f.outputs, blocks, w,
                            static_cast<const float*>(call.x.data), bias, y, pattern.kept, options.threads);
     const int64_t* const out = call.y.shape + 2;
-    const int64_t width = packed_width(call.x.shape[0], call.x.shape + 2, out);
+    const int64_t width = packed_width(call.x.shape[0], call.x.shape + 2, out, kTileChunks);
     Sweep sweep{};
     sweep.kernels = &kernels;
     sweep.filter = f;
@@ -142,8 +142,8 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
     sweep.kernels = &kernels;
     sweep.filter = f;
     sweep.in = images_of(call.y);
-    sweep.planes = backward_planes(f, call.padding, packed_width(call.x.shape[0], size, call.y.shape + 2), size,
-                                   sweep.grid, sweep.first);
+    sweep.planes = backward_planes(f, call.padding, packed_width(call.x.shape[0], size, call.y.shape + 2, kTileChunks),
+                                   size, sweep.grid, sweep.first);
     sweep.columns = pattern.t_columns;
     sweep.starts = pattern.t_starts;
     sweep.rows = transposed_rows(f);
@@ -166,12 +166,17 @@ void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options
     const SparsityPattern& pattern = call.pattern;
     const FilterShape& f = pattern.filter;
     const int64_t* const out = call.y.shape + 2;
+    if (one_sample(call))
+        return kernels.outer_rows({pattern.columns, pattern.starts, pattern.starts + blocks_of(f.inputs, f) * f.outputs,
+                                   f.outputs, static_cast<const float*>(call.y.data),
+                                   static_cast<const float*>(call.x.data), static_cast<float*>(call.weights.data)});
     Dots dots{};
     dots.kernels = &kernels;
     dots.filter = f;
     dots.x = images_of(call.x);
     dots.dy = images_of(call.y);
-    dots.planes = forward_planes(f, call.padding, packed_width(call.x.shape[0], call.x.shape + 2, out), out);
+    dots.planes =
+        forward_planes(f, call.padding, packed_width(call.x.shape[0], call.x.shape + 2, out, kernels.dots_chunks), out);
     dots.grid = make_grid(out, dots.planes);
     dots.columns = pattern.columns;
     dots.starts = pattern.starts;

@@ -51,12 +51,14 @@ void run_dots(const Dots& d, int threads) {
     const int64_t row_stride = spread(row_floats, d.kernels->dots_chunks * kChunk);
     std::vector<int32_t> shifts;
     if (d.filter.all_taps() > 1) shifts = column_shifts(d.filter, d.planes);
-    const int64_t step = cached_channels(d.filter, d.grid, d.planes, d.kernels->dots_chunks) / block_channels(d.filter);
-    const std::vector<BlockRows> blocks = make_blocks(d.starts, rows, d.blocks, step);
+    const int64_t groups = (d.x.count + d.planes.width - 1) / d.planes.width;
     const std::vector<Tile> tiles = make_tiles(d.grid, d.planes, 0, d.grid.size[0], d.kernels->dots_chunks);
+    const int64_t step = cached_channels(d.filter, d.grid, d.planes, d.kernels->dots_chunks,
+                                         groups * static_cast<int64_t>(tiles.size())) /
+                         block_channels(d.filter);
+    const std::vector<BlockRows> blocks = make_blocks(d.starts, rows, d.blocks, step);
     const std::vector<int64_t> cuts = even_ranges(d.starts, rows, d.blocks, range_count(d.kept, 0, threads));
 
-    const int64_t groups = (d.x.count + d.planes.width - 1) / d.planes.width;
     const int64_t group_floats = d.planes.floats() + rows * row_stride;
     const int64_t at_once = std::clamp(kPackedFloats / group_floats, int64_t{1}, groups);
     float* const packed = scratch(Slot::packed, at_once * d.planes.floats());

@@ -6,20 +6,24 @@
 namespace edgeprune {
 namespace {
 
-constexpr int64_t kPage = 1024;             // floats in 4 KB: addresses this far apart share a line of the cache
-constexpr int64_t kCacheFloats = 8 * 1024;  // 32 KB, the smallest first-level cache there is (Zen 4; Orin has 64)
-constexpr int64_t kLinearWidth = 64;        // samples of a linear layer side by side: one tile
-constexpr int64_t kImageWidth = 8;          // a shift by one pixel keeps loads on half lines
-constexpr int64_t kFewImages = 5;           // up to here images are taken one by one
+constexpr int64_t kPage = 1024;                    // floats in 4 KB: addresses this far apart share a line of the cache
+constexpr int64_t kFirstCacheFloats = 8 * 1024;    // 32 KB, the smallest there is (Zen 4; Orin has 64)
+constexpr int64_t kSecondCacheFloats = 32 * 1024;  // half of Orin's 256 KB
+constexpr int64_t kFewTiles = 2;
+constexpr int64_t kImageWidth = 8;  // a shift by one pixel keeps loads on half lines
+constexpr int64_t kFewImages = 5;   // up to here images are taken one by one
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+void zero(float* at, int64_t floats) { std::memset(at, 0, static_cast<size_t>(floats) * sizeof(float)); }
 
 void set_strides(Planes& p) {
     // A tile reads up to reach rows further, and its last chunk may hang over the end of its row.
     p.slack = p.reach[0] * p.row + p.reach[1] * p.width + kMaxTileChunks * kChunk;
     p.plane = p.height * p.row;
     const bool single = p.phases[0] * p.phases[1] == 1;
-    p.channel = single ? spread(p.plane, p.plane <= kLinearWidth ? p.plane : 64) : p.plane * p.phases[0] * p.phases[1];
+    p.channel = single ? spread(p.plane, p.plane <= kMaxTileChunks * kChunk ? p.plane : 64)
+                       : p.plane * p.phases[0] * p.phases[1];
     if (!single) p.channel = spread(p.channel, 64);
 }
 
@@ -31,9 +35,9 @@ int64_t spread(int64_t floats, int64_t run) {
     return whole >= floats ? whole : whole + kPage;
 }
 
-int64_t packed_width(int64_t images, const int64_t* in_size, const int64_t* out_size) {
+int64_t packed_width(int64_t images, const int64_t* in_size, const int64_t* out_size, int chunks) {
     if (in_size[0] * in_size[1] == 1 && out_size[0] * out_size[1] == 1)
-        return std::min(kLinearWidth, up(images, kChunk));
+        return std::min<int64_t>(chunks * kChunk, up(images, kChunk));
     if (images <= kFewImages) return 1;
     return out_size[1] == 1 && images > kImageWidth ? kChunk : kImageWidth;
 }
@@ -115,8 +119,7 @@ void pack_images(const Images& images, int64_t group, const Planes& p, int64_t f
                  const MaskedKernels& kernels, float* packed) {
     const int64_t image = group * p.width, count = std::min(p.width, images.count - image);
     const float* const source = images.data + image * images.image();
-    if (last == p.channels)
-        std::memset(packed + p.channels * p.channel, 0, static_cast<size_t>(p.slack) * sizeof(float));
+    if (last == p.channels) zero(packed + p.channels * p.channel, p.slack);
     InterleaveTask task{};
     task.plain_image = images.image();
     task.images = count;
@@ -131,27 +134,37 @@ void pack_images(const Images& images, int64_t group, const Planes& p, int64_t f
     }
     task.plain_step = p.stride[1];
     task.packed_step = p.width;
+    const int64_t columns = p.row / p.width;
     for (int64_t c = first; c < last; ++c) {
         float* const channel = packed + c * p.channel;
-        std::memset(channel, 0, static_cast<size_t>(p.channel) * sizeof(float));
         for (int64_t a = 0; a < p.phases[0]; ++a) {
             for (int64_t b = 0; b < p.phases[1]; ++b) {
                 // Row r of the plane is row r * stride + phase - lead of the image; columns likewise.
+                float* const plane = channel + (a * p.phases[1] + b) * p.plane;
                 const int64_t left = p.used_phase[1][b] - p.lead[1];
-                int64_t from = left >= 0 ? 0 : (-left + p.stride[1] - 1) / p.stride[1];
-                const int64_t upto = std::min(p.row / p.width, (images.size[1] - 1 - left) / p.stride[1] + 1);
-                if (images.size[1] - 1 - left < 0 || upto <= from) continue;
+                const int64_t from = left >= 0 ? 0 : std::min(columns, (-left + p.stride[1] - 1) / p.stride[1]);
+                const int64_t inside = images.size[1] - 1 - left;
+                const int64_t upto = inside < 0 ? from : std::clamp(inside / p.stride[1] + 1, from, columns);
                 task.count = upto - from;
                 for (int64_t r = 0; r < p.height; ++r) {
+                    float* const row = plane + r * p.row;
                     const int64_t i = r * p.stride[0] + p.used_phase[0][a] - p.lead[0];
-                    if (i < 0 || i >= images.size[0]) continue;
+                    if (i < 0 || i >= images.size[0] || upto == from) {
+                        zero(row, p.row);
+                        continue;
+                    }
+                    zero(row, from * p.width);
+                    zero(row + upto * p.width, p.row - upto * p.width);
                     task.plain = const_cast<float*>(source) + (c * images.size[0] + i) * images.size[1] +
                                  from * p.stride[1] + left;
-                    task.packed = channel + (a * p.phases[1] + b) * p.plane + r * p.row + from * p.width;
+                    task.packed = row + from * p.width;
                     kernels.interleave(task);
                 }
             }
         }
+        // Tiles that hang over the end of a plane read what is between channels.
+        const int64_t planes = p.phases[0] * p.phases[1] * p.plane;
+        zero(channel + planes, p.channel - planes);
     }
 }
 
@@ -169,13 +182,14 @@ std::vector<Tile> make_tiles(const Grid& grid, const Planes& planes, int64_t row
     return tiles;
 }
 
-int64_t cached_channels(const FilterShape& filter, const Grid& grid, const Planes& p, int tile_chunks) {
+int64_t cached_channels(const FilterShape& filter, const Grid& grid, const Planes& p, int tile_chunks, int64_t tiles) {
     const int64_t tile = tile_chunks * kChunk, row = grid.size[1] * p.width;
     const int64_t rows = (tile + row - 1) / row + p.reach[0];
     const int64_t run = up(std::min(tile, row) + p.reach[1] * p.width, kChunk);
     const int64_t floats = std::max(rows * run, tile) * p.phases[0] * p.phases[1];
     const int64_t block = block_channels(filter);
-    return std::max(kCacheFloats / floats / block, int64_t{1}) * block;
+    const int64_t cache = tiles <= kFewTiles ? kSecondCacheFloats : kFirstCacheFloats;
+    return std::max(cache / floats / block, int64_t{1}) * block;
 }
 
 }  // namespace edgeprune

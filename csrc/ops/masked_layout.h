@@ -48,8 +48,8 @@ struct Planes {
     int64_t floats() const { return channels * channel + slack; }
 };
 
-// Images side by side: 1, or as many as fill vectors.
-int64_t packed_width(int64_t images, const int64_t* in_size, const int64_t* out_size);
+// Images side by side: 1, or as many as fill vectors; samples of a linear layer: up to one tile of `chunks`.
+int64_t packed_width(int64_t images, const int64_t* in_size, const int64_t* out_size, int chunks);
 
 // For a forward pass (and the weight gradient): planes of x, grid of y.
 Planes forward_planes(const FilterShape& filter, const int64_t* padding, int64_t width, const int64_t* out_size);
@@ -73,8 +73,10 @@ struct Tile {
 };
 std::vector<Tile> make_tiles(const Grid& grid, const Planes& planes, int64_t row, int64_t rows, int most);
 
-// Channels whose part of one tile fits the first-level cache, in whole blocks of the pattern.
-int64_t cached_channels(const FilterShape& filter, const Grid& grid, const Planes& planes, int tile_chunks);
+// Channels whose part of one tile fits the first-level cache, in whole blocks of the pattern. With so few `tiles` in
+// all that kept weights are read only once or twice, longer rows are better than a first-level cache that is kept.
+int64_t cached_channels(const FilterShape& filter, const Grid& grid, const Planes& planes, int tile_chunks,
+                        int64_t tiles);
 
 // At least `floats`, such that runs at this distance fall on different lines of a cache whose ways are 4 KB.
 int64_t spread(int64_t floats, int64_t run);

@@ -69,7 +69,6 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
                int64_t r0, int64_t r1) {
     const int64_t floats = s.grid.floats(rows, s.planes.width), sums_row = spread(floats, kTileChunks * kChunk);
     float* const sums = scratch(Slot::outputs, (r1 - r0) * sums_row);
-    for (int64_t r = r0; r < r1; ++r) std::fill_n(sums + (r - r0) * sums_row, floats, s.bias ? s.bias[r] : 0.0f);
     AccumulateTask task{};
     task.w = s.w;
     task.y_stride = sums_row;
@@ -81,8 +80,10 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
         std::copy_n(tile.chunk, tile.chunks, task.kept.chunk);
         task.kept.chunks = tile.chunks;
         for (const BlockRows& block : ready.blocks) {
+            task.first = &block == ready.blocks.data();
             const int64_t first = std::max(r0, block.first), last = std::min(r1, block.last);
             if (first >= last) continue;
+            task.bias = s.bias ? s.bias + first : nullptr;
             task.kept.begin = s.starts + block.block * s.rows + first;
             task.kept.end = s.starts + block.next * s.rows + first;
             task.kept.rows = last - first;
@@ -113,6 +114,7 @@ std::vector<BlockRows> make_blocks(const int32_t* starts, int64_t rows, int64_t 
         while (last > first && !any(last - 1)) --last;
         if (first < last) all.push_back({first, last, block, next});
     }
+    if (all.empty()) all.push_back({0, 0, 0, blocks});
     return all;
 }
 
@@ -163,8 +165,10 @@ void run_sweep(const Sweep& s, int threads) {
             ready.column_stride = 1;
         }
     }
-    const int64_t step = cached_channels(s.filter, s.grid, s.planes, kTileChunks) / block_channels(s.filter);
+    const int64_t step = cached_channels(s.filter, s.grid, s.planes, kTileChunks, tiles) / block_channels(s.filter);
     ready.blocks = make_blocks(s.starts, s.rows, s.blocks, step);
+    ready.blocks.front().first = 0;  // where every row's sums begin
+    ready.blocks.front().last = s.rows;
     const int64_t at_once = std::clamp(kPackedFloats / s.planes.floats(), int64_t{1}, groups);
     const auto strip_of = [&](int64_t rows) {
         return std::min(s.grid.size[0], std::max(int64_t{1}, kSumsFloats / (rows * s.grid.row)));

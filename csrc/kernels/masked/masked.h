@@ -37,12 +37,14 @@ struct KeptRows {
 };
 
 // accumulate: y[r * y_stride + 16 c + l] += sum_k w[k] * x[shift(k) + chunk[c] + l];  1 <= chunks <= kTileChunks.
-//   y does not overlap x or w. Rows without a kept weight are not touched.
+//   y does not overlap x or w. With `first`, y is not read: sums start at bias[r], or at 0 when bias is null.
 struct AccumulateTask {
     KeptRows kept;
     const float* w;
     float* y;
     int64_t y_stride;
+    bool first;
+    const float* bias;
 };
 
 // dots: dw[k] += sum over c, l of dy[r * dy_stride + 16 c + l] * x[shift(k) + chunk[c] + l];
@@ -66,6 +68,17 @@ struct GatherRowsTask {
     float* y;
 };
 
+// outer_rows: dw[k] = dy[r] * x[columns[k]]: its weight gradient.
+struct OuterRowsTask {
+    const int32_t* columns;
+    const int32_t* begin;
+    const int32_t* end;
+    int64_t rows;
+    const float* dy;
+    const float* x;
+    float* dw;
+};
+
 // interleave: packed[q * packed_step + n] = plain[n * plain_image + q * plain_step] for n < images, 0 for
 //   images <= n < width; q < count. deinterleave goes the other way (lanes from `images` on are not read).
 struct InterleaveTask {
@@ -82,6 +95,7 @@ struct MaskedKernels {
     void (*accumulate)(const AccumulateTask&);
     void (*dots)(const DotsTask&);
     void (*gather_rows)(const GatherRowsTask&);
+    void (*outer_rows)(const OuterRowsTask&);
     void (*interleave)(const InterleaveTask&);
     void (*deinterleave)(const InterleaveTask&);
 };

@@ -27,23 +27,25 @@ inline void add_tile(F32* sums, const float* const* x, int64_t shift, F32 w) {
             sums[c * kVectors + v] = F32::fma(F32::load(x[c] + shift + v * F32::lanes), w, sums[c * kVectors + v]);
 }
 
-// A multiply-add takes about four cycles and one or two start in each, so eight sums must be under way: where the tile
-// is narrower, kept weights take turns with several sets of sums.
-template <int Chunks, bool Table>
+// A multiply-add takes about four cycles and one or two start in each, so some eight sums must be under way: where the
+// tile is narrower, kept weights take turns with several sets of sums. More than four cost more at the end of each row
+// than they win.
+template <int Chunks, bool Table, bool First>
 void accumulate_rows(const AccumulateTask& task) {
     constexpr int vectors = Chunks * kVectors;
-    constexpr int sets = vectors >= 8 ? 1 : 8 / vectors;
+    constexpr int sets = vectors >= 8 ? 1 : vectors >= 3 ? 2 : 4;
     const KeptRows& kept = task.kept;
     const float* x[Chunks];
     for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
     for (int64_t r = 0; r < kept.rows; ++r) {
         int64_t k = kept.begin[r];
         const int64_t end = kept.end[r];
-        if (k == end) continue;
+        if (k == end && !First) continue;
         float* const y = task.y + r * task.y_stride;
         F32 sums[sets][vectors];
+        const F32 start = F32::splat(First && task.bias ? task.bias[r] : 0.0f);
         for (int v = 0; v < vectors; ++v) {
-            sums[0][v] = F32::load(y + v * F32::lanes);
+            sums[0][v] = First ? start : F32::load(y + v * F32::lanes);
             for (int s = 1; s < sets; ++s) sums[s][v] = F32::splat(0.0f);
         }
         for (; k + sets <= end; k += sets)
@@ -58,22 +60,24 @@ void accumulate_rows(const AccumulateTask& task) {
     }
 }
 
-template <bool Table>
+template <bool Table, bool First>
 inline void accumulate_by_chunks(const AccumulateTask& task) {
     switch (task.kept.chunks) {
         case 1:
-            return accumulate_rows<1, Table>(task);
+            return accumulate_rows<1, Table, First>(task);
         case 2:
-            return accumulate_rows<2, Table>(task);
+            return accumulate_rows<2, Table, First>(task);
         case 3:
-            return accumulate_rows<3, Table>(task);
+            return accumulate_rows<3, Table, First>(task);
         default:
-            return accumulate_rows<4, Table>(task);
+            return accumulate_rows<4, Table, First>(task);
     }
 }
 
 void accumulate(const AccumulateTask& task) {
-    return task.kept.shift_of ? accumulate_by_chunks<true>(task) : accumulate_by_chunks<false>(task);
+    if (task.kept.shift_of)
+        return task.first ? accumulate_by_chunks<true, true>(task) : accumulate_by_chunks<true, false>(task);
+    return task.first ? accumulate_by_chunks<false, true>(task) : accumulate_by_chunks<false, false>(task);
 }
 
 // ---- dots ---------------------------------------------------------------------------------------------------------
@@ -143,6 +147,10 @@ void dots(const DotsTask& task) {
 
 // ---- one sample ---------------------------------------------------------------------------------------------------
 
+// Left scalar: the compiler's gathers are slower than loads one by one.
+#if defined(__GNUC__) && !defined(__clang__)
+__attribute__((optimize("no-tree-vectorize", "no-tree-slp-vectorize")))
+#endif
 void gather_rows(const GatherRowsTask& task) {
     for (int64_t r = 0; r < task.rows; ++r) {
         int64_t k = task.begin[r];
@@ -159,6 +167,11 @@ void gather_rows(const GatherRowsTask& task) {
         for (; k < end; ++k) s0 += w[k] * x[at[k]];
         task.y[r] = (s0 + s1) + (s2 + s3) + (task.bias ? task.bias[r] : 0.0f);
     }
+}
+
+void outer_rows(const OuterRowsTask& task) {
+    for (int64_t r = 0; r < task.rows; ++r)
+        for (int64_t k = task.begin[r]; k < task.end[r]; ++k) task.dw[k] = task.dy[r] * task.x[task.columns[k]];
 }
 
 // ---- interleaving -------------------------------------------------------------------------------------------------
@@ -234,12 +247,12 @@ void interleave(const InterleaveTask& t) {
         transpose_square(t.plain + n * t.plain_image + q, t.plain_image, t.packed + q * t.packed_step + n,
                          t.packed_step);
     });
-    for (int64_t q = 0; q < t.count; ++q) {
-        float* const to = t.packed + q * t.packed_step;
+    for (int64_t q = t.images > images ? 0 : positions; q < t.count; ++q)
         for (int64_t n = q < positions ? images : 0; n < t.images; ++n)
-            to[n] = t.plain[n * t.plain_image + q * t.plain_step];
-        for (int64_t n = t.images; n < t.width; ++n) to[n] = 0.0f;
-    }
+            t.packed[q * t.packed_step + n] = t.plain[n * t.plain_image + q * t.plain_step];
+    if (t.images < t.width)
+        for (int64_t q = 0; q < t.count; ++q)
+            for (int64_t n = t.images; n < t.width; ++n) t.packed[q * t.packed_step + n] = 0.0f;
 }
 
 void deinterleave(const InterleaveTask& t) {

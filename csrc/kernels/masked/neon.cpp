@@ -3,6 +3,7 @@
 
 namespace edgeprune {
 
-const MaskedKernels masked_neon = {Isa::neon, kDotsChunks, accumulate, dots, gather_rows, interleave, deinterleave};
+const MaskedKernels masked_neon = {Isa::neon,   kDotsChunks, accumulate, dots,
+                                   gather_rows, outer_rows,  interleave, deinterleave};
 
 }  // namespace edgeprune

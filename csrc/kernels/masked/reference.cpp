@@ -19,7 +19,8 @@ void for_each_kept(const Rows& kept, Visit visit) {
 void masked_accumulate_reference(const AccumulateTask& task, double* y) {
     const int64_t width = kChunk * task.kept.chunks;
     for (int64_t r = 0; r < task.kept.rows; ++r)
-        for (int64_t i = 0; i < width; ++i) y[r * width + i] = task.y[r * task.y_stride + i];
+        for (int64_t i = 0; i < width; ++i)
+            y[r * width + i] = !task.first ? task.y[r * task.y_stride + i] : task.bias ? task.bias[r] : 0.0;
     for_each_kept(task.kept, [&](int64_t r, int64_t k) {
         for (int64_t i = 0; i < width; ++i)
             y[r * width + i] += static_cast<double>(task.w[k]) *
