@@ -13,33 +13,43 @@ from edgeprune._version import __version__
 from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
-    from edgeprune import ops, pruning
+    from edgeprune import nn, ops, pruning
     from edgeprune.export import export_onnx
+    from edgeprune.nn import densify, sparsify
+    from edgeprune.ops import SparsityPattern
     from edgeprune.pruning import Submodel, merge, prune
     from edgeprune.wire import pack, unpack
 
 # The public face: name -> module that defines it (None: the name is itself a module of this package).
 _LAZY: dict[str, str | None] = {
+    "SparsityPattern": "edgeprune.ops",
     "Submodel": "edgeprune.pruning",
+    "densify": "edgeprune.nn",
     "export_onnx": "edgeprune.export",
     "merge": "edgeprune.pruning",
+    "nn": None,
     "ops": None,
     "pack": "edgeprune.wire",
     "prune": "edgeprune.pruning",
     "pruning": None,
+    "sparsify": "edgeprune.nn",
     "unpack": "edgeprune.wire",
 }
 
 __all__ = [
     "EdgePruneError",
+    "SparsityPattern",
     "Submodel",
     "__version__",
+    "densify",
     "export_onnx",
     "merge",
+    "nn",
     "ops",
     "pack",
     "prune",
     "pruning",
+    "sparsify",
     "unpack",
 ]
 

@@ -1,0 +1,19 @@
+"""Layers that compute with kept weights only, and the way there and back for a whole model."""
+
+from __future__ import annotations
+
+from edgeprune.nn.convert import densify, densities, masks, set_masks, sparsify
+from edgeprune.nn.densities import erdos_renyi_kernel, uniform
+from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
+
+__all__ = [
+    "MaskedConv2d",
+    "MaskedLinear",
+    "densify",
+    "densities",
+    "erdos_renyi_kernel",
+    "masks",
+    "set_masks",
+    "sparsify",
+    "uniform",
+]
