@@ -83,24 +83,47 @@ class Cell:
 
 
 def cells(tasks: list[str]) -> Iterator[Cell]:
-    """Every cell, one seed after the other, the most telling first."""
+    """Every cell, the most telling first, and one seed after the other: a grid that stops half-way says something."""
+    first, *others = tasks
+    yield from itertools.chain.from_iterable((*plain(first, seed), *changes(first, seed)) for seed in SEEDS)
+    yield from itertools.chain.from_iterable(plain(task, SEEDS[0]) for task in others)
+    yield from itertools.chain.from_iterable(knob_cells(first, seed) for seed in SEEDS)
+    yield from itertools.chain.from_iterable(plain(task, seed) for seed in SEEDS[1:] for task in others)
+    yield from itertools.chain.from_iterable(ablations(first, seed) for seed in SEEDS)
+
+
+def plain(task: str, seed: int) -> Iterator[Cell]:
+    """FedAvg, and AdaptCL at every sigma."""
+    for split in SPLITS:
+        yield Cell(task, split, 1.0, seed, "fedavg")
+        for sigma in (2.0, 10.0, 20.0, 1.7, 3.0):
+            yield Cell(task, split, sigma, seed, "adaptcl", "", MERGE[split])
+
+
+def changes(task: str, seed: int) -> Iterator[Cell]:
+    """A device that slows down in the middle of the run (A2), and twice the timing noise (A7)."""
     slow = 'fleet.event=[{device="device-4", round=76, slowdown=2.0}]'
-    for task, seed in itertools.product(tasks, SEEDS):
-        for split in SPLITS:
-            yield Cell(task, split, 1.0, seed, "fedavg")
-            for sigma in (2.0, 10.0, 20.0, 1.7, 3.0):
-                yield Cell(task, split, sigma, seed, "adaptcl", "", MERGE[split])
-    for task, seed in itertools.product(tasks[:1], SEEDS):
-        yield Cell(task, "iid", 5.0, seed, "adaptcl", "slowdown", (slow,))  # A2
-        yield Cell(task, "iid", 3.0, seed, "adaptcl", "", noise=0.1)  # A7
-        yield Cell(task, "iid", 10.0, seed, "adaptcl", "", noise=0.1)
-        for floor in (0.35, 0.5, 0.65, 0.8):  # A12: the knob
-            extra = (*MERGE["sorted80"], f"algorithm.gamma_min={floor}")
-            yield Cell(task, "sorted80", 20.0, seed, "adaptcl", f"floor{floor:g}", extra)
-        for sigma in (2.0, 20.0):  # the other merges on sorted data, and the other one on mixed data
-            yield Cell(task, "sorted80", sigma, seed, "adaptcl", "unit", ("algorithm.merge_by=unit",))
-            yield Cell(task, "sorted80", sigma, seed, "adaptcl", "delta", ("algorithm.merge_by=delta",))
-            yield Cell(task, "iid", sigma, seed, "adaptcl", "worker", ("algorithm.merge_by=worker",))
+    yield Cell(task, "iid", 5.0, seed, "adaptcl", "slowdown", (slow,))
+    yield Cell(task, "iid", 3.0, seed, "adaptcl", "", noise=0.1)
+    yield Cell(task, "iid", 10.0, seed, "adaptcl", "", noise=0.1)
+
+
+def knob_cells(task: str, seed: int) -> Iterator[Cell]:
+    """Floors of retention (A12)."""
+    for floor in (0.35, 0.5, 0.65, 0.8):
+        extra = (*MERGE["sorted80"], f"algorithm.gamma_min={floor}")
+        yield Cell(task, "sorted80", 20.0, seed, "adaptcl", f"floor{floor:g}", extra)
+
+
+def ablations(task: str, seed: int) -> Iterator[Cell]:
+    """The rate learner over channels, as the paper has it; the other merges on sorted data, the other one on mixed."""
+    for sigma in (3.0, 10.0):
+        extra = ("algorithm.size_by=channels", "algorithm.alpha=0.5")
+        yield Cell(task, "iid", sigma, seed, "adaptcl", "channels", extra)
+    for sigma in (2.0, 20.0):
+        yield Cell(task, "sorted80", sigma, seed, "adaptcl", "unit", ("algorithm.merge_by=unit",))
+        yield Cell(task, "sorted80", sigma, seed, "adaptcl", "delta", ("algorithm.merge_by=delta",))
+        yield Cell(task, "iid", sigma, seed, "adaptcl", "worker", ("algorithm.merge_by=worker",))
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -144,7 +167,6 @@ def time_of_a_stage(prepared: Any, folder: Path) -> float:
     """Seconds that the server spends on one stage of pruned-rate learning: times, ranking and everybody's plan."""
     from edgeprune.algorithms import adaptcl
     from edgeprune.engine import checkpoint as checkpoints
-    from edgeprune.pruning import ranking, scores
 
     algorithm, graph = prepared.experiment.algorithm, prepared.graph
     state = checkpoints.load(folder / checkpoints.FILE, graph).state
@@ -152,9 +174,9 @@ def time_of_a_stage(prepared: Any, folder: Path) -> float:
     times = []
     for _ in range(5):
         began = perf_counter()
-        learnt, _ = algorithm.learn(workers, target)
-        order = ranking(graph, scores(state.model, graph, algorithm.importance), algorithm.min_channels).to_json()
-        algorithm._plans(prepared.setting, state.plans, learnt, order)
+        frozen = algorithm.rank(graph, state.model)
+        learnt, _ = algorithm.learn(workers, target, adaptcl.scale(graph, frozen, algorithm.size_by))
+        algorithm._plans(prepared.setting, state.plans, learnt, frozen)
         times.append(perf_counter() - began)
     return statistics.median(times)
 

@@ -4,9 +4,11 @@
     gamma_w    its retention: the share of channels it keeps, 1 at the start
     phi*       the fastest worker's *unpruned* update time
 
+    size_w     its multiply-adds (or, as in the paper, its channels) as a share of the whole model's
+
     every PI rounds, for each worker:   gamma_w <- next_retention(points of w, phi*)
-    first stage                         gamma - alpha (phi_w - phi*) / phi_w
-    later stages                        Newton's interpolation of gamma over phi, at phi*
+    first stage                         size (1 - alpha (phi_w - phi*) / phi_w)
+    later stages                        Newton's interpolation of size over phi, at phi*
     kept channels                       the first gamma_w share of one ranking that is constant (frozen at the first
                                         pruning), identical for all workers and global over layers: by the magnitude
                                         of the batch-norm scale, trained with an L1 penalty. Sub-models are nested.
@@ -20,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -28,12 +30,14 @@ from edgeprune.algorithms import rate_learner
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
 from edgeprune.algorithms.fedavg import assign_plans, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
-from edgeprune.algorithms.rate_learner import Limits, Point
+from edgeprune.algorithms.rate_learner import Limits, Point, Scale
 from edgeprune.errors import EdgePruneError, nearest
-from edgeprune.pruning import SubmodelPlan
+from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning import importance as channel_importance
 from edgeprune.pruning.merging import MergeMode
 from edgeprune.pruning.plan import Ranking, ranking
+
+SizeBy = Literal["work", "channels"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,14 @@ class AdaptCL:
 
     ``gamma_min`` is the accuracy/time knob; ``interval`` is PI; ``band`` the share within which a time counts as
     equal; ``change`` the ratio between two means of one worker's time that counts as a change of its capability.
+    ``size_by`` is what the rate learner takes a model's size to be: ``"work"`` (multiply-adds) or ``"channels"``.
     ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``merge_rule``, ``trim`` and
     ``clip_norm``: averaging.py. ``importance`` ranks channels: ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of
     batch-norm calibration before the model is used. A recipe field of 0 keeps the task's own value.
     """
 
     interval: int = 10
-    alpha: float = 0.5
+    alpha: float = 1.0
     rho_max: float = 0.5
     rho_min: float = 0.005
     gamma_min: float = 0.05
@@ -67,6 +72,7 @@ class AdaptCL:
     bn_l1: float = 1e-4
     importance: str = "bn"
     min_channels: int = 2
+    size_by: SizeBy = "work"
     merge_by: MergeMode = "unit"
     merge_rule: MergeRule = "mean"
     trim: float = 0.1
@@ -92,6 +98,8 @@ class AdaptCL:
             hint = nearest(self.merge_by, get_args(MergeMode))
             raise EdgePruneError(f"algorithm.merge_by is {self.merge_by!r}{hint}")
         check_averaging(self.merge_rule, self.trim, self.clip_norm)
+        if self.size_by not in get_args(SizeBy):
+            raise EdgePruneError(f"algorithm.size_by is {self.size_by!r}{nearest(self.size_by, get_args(SizeBy))}")
         if not self.change > 1:
             raise EdgePruneError(f"algorithm.change is {self.change}; it is a ratio greater than 1")
 
@@ -120,22 +128,24 @@ class AdaptCL:
         state = replace(state, round=state.round + 1, model=self._average(state.model, updates))
         if state.round % self.interval:
             return replace(state, memory=_to_memory(workers, target, order))
-        workers, target = self.learn(workers, target)
-        if order is None:
-            scores = channel_importance.scores(state.model, setting.graph, how=self.importance)
-            # Batch-norm scales compare across layers as they are; norms only relative to their layer's mean.
-            raw = self.importance == "bn"
-            order = ranking(setting.graph, scores, self.min_channels, normalise=not raw).to_json()
-        plans = self._plans(setting, state.plans, workers, order)
-        return replace(state, plans=plans, memory=_to_memory(workers, target, order))
+        frozen = self.rank(setting.graph, state.model) if order is None else Ranking.from_json(order, setting.graph)
+        workers, target = self.learn(workers, target, scale(setting.graph, frozen, self.size_by))
+        plans = self._plans(setting, state.plans, workers, frozen)
+        return replace(state, plans=plans, memory=_to_memory(workers, target, frozen.to_json()))
+
+    def rank(self, graph: ChannelGraph, model: Mapping[str, Tensor]) -> Ranking:
+        """The one ranking of the run, from the model at the first stage."""
+        scores = channel_importance.scores(model, graph, how=self.importance)
+        # Batch-norm scales compare across layers as they are; norms only relative to their layer's mean.
+        return ranking(graph, scores, self.min_channels, normalise=self.importance != "bn")
 
     def _average(self, model: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
         return average(model, updates, self.merge_by, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)
 
     # --- pruned-rate learning -----------------------------------------------------------------------------------
 
-    def learn(self, workers: Mapping[str, Worker], target: float) -> tuple[dict[str, Worker], float]:
-        """New retentions from the times of one interval: (workers, phi*).
+    def learn(self, workers: Mapping[str, Worker], target: float, sizes: Scale) -> tuple[dict[str, Worker], float]:
+        """New retentions from the times of one interval: (workers, phi*). ``sizes``: what a retention amounts to.
 
         phi* is set once, from the fastest worker's unpruned time over the first interval, and set anew only when a
         change of somebody's capability was detected. A current minimum in its place would ratchet everybody down.
@@ -152,7 +162,7 @@ class AdaptCL:
         for name, worker in learnt.items():
             here = next((point for point in worker.points if point.gamma == worker.gamma), None)
             if here is not None:
-                gamma = rate_learner.next_retention(worker.points, here, target, limits)
+                gamma = rate_learner.next_retention(worker.points, here, target, limits, sizes)
                 learnt[name] = replace(worker, gamma=gamma)
         return learnt, target
 
@@ -174,15 +184,31 @@ class AdaptCL:
         return replace(worker, points=points, unpruned=unpruned, times=()), factor != 1.0
 
     def _plans(
-        self, setting: Setting, plans: Mapping[str, SubmodelPlan], workers: Mapping[str, Worker], order: Any
+        self, setting: Setting, plans: Mapping[str, SubmodelPlan], workers: Mapping[str, Worker], frozen: Ranking
     ) -> dict[str, SubmodelPlan]:
         """Each worker's plan: the first gamma share of the frozen ranking; the whole model at gamma = 1."""
-        frozen = Ranking.from_json(order, setting.graph)
         made: dict[float, SubmodelPlan] = {1.0: SubmodelPlan.full(setting.graph)}
         for worker in workers.values():
             if worker.gamma not in made:
                 made[worker.gamma] = frozen.plan(worker.gamma)
         return {client: made[workers[client].gamma] for client in plans}
+
+
+def scale(graph: ChannelGraph, frozen: Ranking, by: SizeBy) -> Scale:
+    """What a retention of ``frozen`` amounts to: multiply-adds follow the time of a step, channels do not (two of a
+    hundred channels may be half of the work)."""
+    total = frozen.map.total
+    whole = graph.macs(frozen.counts(total))
+    if by == "channels" or not whole:
+        return rate_learner.by_channels(total, frozen.floor)
+    known: dict[int, float] = {}
+
+    def work(count: int) -> float:
+        if count not in known:
+            known[count] = graph.macs(frozen.counts(count)) / whole
+        return known[count]
+
+    return Scale(total, frozen.floor, work)
 
 
 def _to_memory(workers: Mapping[str, Worker], target: float, order: Any) -> dict[str, Any]:

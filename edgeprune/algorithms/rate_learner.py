@@ -1,14 +1,19 @@
 """Pruned-rate learning: from a worker's (retention, update time) points to the retention that meets a target time.
 
 Source: AdaptCL (arXiv 2106.14126), reconstructed; docs/algorithms/adaptcl.md says where this differs. The functions
-know nothing of devices: the time alone encodes capability.
+know nothing of devices: the time alone encodes capability. They know the model: what a retention amounts to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from edgeprune.algorithms import root_finding
+from edgeprune.algorithms.root_finding import Sample
+
+CERTAIN = 6.0  # standard errors between two means that are no luck
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Point:
 @dataclass(frozen=True)
 class Limits:
     """``alpha``: gain of the first, proportional stage. ``rho_max``: largest change of retention in one stage;
-    ``rho_min``: changes below this share of the present retention are skipped. ``gamma_min``: floor.
-    ``band``: a time within this share of the target counts as met."""
+    ``rho_min``: changes below this share of the present retention are skipped while the target is not bracketed.
+    ``gamma_min``: floor. ``band``: a time within this share of the target counts as met."""
 
     alpha: float
     rho_max: float
@@ -33,25 +38,75 @@ class Limits:
     band: float
 
 
-def next_retention(points: Sequence[Point], current: Point, target: float, limits: Limits) -> float:
-    """The retention to try next.
+@dataclass(frozen=True)
+class Scale:
+    """What a retention amounts to: ``size(count)`` is the share of the whole model that its first ``count`` channels
+    make, rising, 1 at ``channels``; at least ``least`` channels are always kept."""
 
-    One point: proportional, gamma - alpha (phi - phi*) / phi. More: Newton's interpolation of gamma over phi through at
-    most three points, evaluated at ``target``. Nothing changes while the time is within ``band`` of the target, so that
-    noise does not walk a worker down.
+    channels: int
+    least: int
+    size: Callable[[int], float]
+
+    def of(self, gamma: float) -> float:
+        """The size at retention ``gamma``."""
+        return self.size(self.count(gamma))
+
+    def count(self, gamma: float) -> int:
+        """Channels kept at ``gamma``."""
+        return max(self.least, min(self.channels, math.floor(gamma * self.channels + 0.5)))
+
+    def gamma(self, count: int) -> float:
+        """The retention of ``count`` channels."""
+        return count / self.channels
+
+    def nearest(self, size: float) -> int:
+        """The count whose size is nearest to ``size``."""
+        low, high = self.least, self.channels
+        while low < high:  # the first count that is not smaller
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.size(middle) < size else (low, middle)
+        smaller = max(self.least, low - 1)
+        return smaller if size - self.size(smaller) < self.size(low) - size else low
+
+
+def by_channels(channels: int, least: int = 1) -> Scale:
+    """The paper's scale: a model's size is its share of channels."""
+    return Scale(channels, least, lambda count: count / channels)
+
+
+def next_retention(points: Sequence[Point], current: Point, target: float, limits: Limits, scale: Scale) -> float:
+    """The retention to try next, a whole number of channels.
+
+    One point: in proportion, size (1 - alpha (phi - phi*) / phi). More: the secant of size over phi, or Newton's
+    divided differences through three points, evaluated at ``target``. Nothing changes while the time is within ``band``
+    of the target, so that noise does not walk a worker down. Once the target lies between two points, every stage
+    narrows them by a channel at least; between neighbours the nearer one in time is taken.
     """
     if abs(current.phi / target - 1.0) <= limits.band:
         return current.gamma
     if current.phi < target and current.gamma >= 1.0:
         return 1.0
-    chosen = _nearest_points(points, current, target)
-    if len(chosen) == 1:
-        wish = current.gamma - limits.alpha * (current.phi - target) / current.phi
+    samples = [Sample(scale.of(point.gamma), point.phi) for point in points]
+    here = Sample(scale.of(current.gamma), current.phi)
+    around = root_finding.bracket(samples, here, target)
+    if around is None:
+        count = scale.nearest(root_finding.outside(samples, here, target, limits.alpha))
+        wish = _limited(scale.gamma(count), current.gamma, limits, scale)
+        return current.gamma if abs(wish - current.gamma) < limits.rho_min * current.gamma else wish
+    low, high = (scale.nearest(sample.size) for sample in around)
+    if high - low <= 1:
+        count = scale.nearest(min(around, key=lambda sample: abs(math.log(sample.time / target))).size)
     else:
-        wish = _interpolate(chosen, target)
-    change = max(-limits.rho_max, min(limits.rho_max, wish - current.gamma))
-    wish = max(limits.gamma_min, min(1.0, current.gamma + change))
-    return current.gamma if abs(wish - current.gamma) < limits.rho_min * current.gamma else wish
+        count = scale.nearest(root_finding.inside(root_finding.consistent(samples, here), *around, target))
+        count = min(max(count, low + 1), high - 1)
+    return _limited(scale.gamma(count), current.gamma, limits, scale)
+
+
+def _limited(wish: float, gamma: float, limits: Limits, scale: Scale) -> float:
+    """``wish`` within ``rho_max`` of ``gamma`` and above the floor, in whole channels."""
+    wish = max(gamma - limits.rho_max, min(gamma + limits.rho_max, wish))
+    count = scale.count(max(limits.gamma_min, min(1.0, wish)))
+    return scale.gamma(max(count, math.ceil(limits.gamma_min * scale.channels - 1e-9)))
 
 
 def pooled(points: Sequence[Point], new: Point) -> tuple[Point, ...]:
@@ -76,65 +131,29 @@ def split_at_change(times: Sequence[float], ratio: float) -> tuple[float, Sequen
     """A change of speed inside one interval: (factor, the times after it), or (1.0, all times).
 
     The split with the largest ratio of means counts if each side has two rounds, the ratio exceeds ``ratio`` either
-    way, and no time of one side reaches into the other: one slow round is luck, not a change.
+    way, no time of one side reaches into the other, and the means of the logarithms lie ``CERTAIN`` standard errors
+    apart: of a hundred noisy intervals one or two have their two slowest rounds at one end, and that is luck.
     """
     best = (1.0, times)
     for i in range(2, len(times) - 1):
         before, after = times[:i], times[i:]
         factor = mean(after) / mean(before)
         apart = min(after) > max(before) or max(after) < min(before)
-        if apart and abs(math.log(factor)) > max(math.log(ratio), abs(math.log(best[0]))):
+        bar = max(math.log(ratio), abs(math.log(best[0])), CERTAIN * _standard_error(before, after))
+        if apart and abs(math.log(factor)) > bar:
             best = (factor, after)
     return best
+
+
+def _standard_error(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the difference between the mean logarithms of two groups with one variance (two times each at least)."""
+    squares = 0.0
+    for group in (a, b):
+        logs = [math.log(time) for time in group]
+        squares += math.fsum((value - mean(logs)) ** 2 for value in logs)
+    return math.sqrt(squares / (len(a) + len(b) - 2) * (1 / len(a) + 1 / len(b)))
 
 
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of a non-empty sequence."""
     return math.fsum(values) / len(values)
-
-
-def _nearest_points(points: Sequence[Point], current: Point, target: float) -> list[Point]:
-    """At most three points, nearest the target in time (by ratio), the present one always among them."""
-    others = sorted(
-        (p for p in points if p.gamma != current.gamma and _apart(p, current)),
-        key=lambda p: abs(math.log(p.phi / target)),
-    )
-    chosen = [current]
-    for point in others:
-        if len(chosen) < 3 and all(_apart(point, other) for other in chosen):
-            chosen.append(point)
-    return chosen
-
-
-def _apart(a: Point, b: Point) -> bool:
-    """Whether two points differ enough in time for a slope, and in the right direction (wider is slower)."""
-    return abs(a.phi / b.phi - 1.0) > 0.03 and (a.phi > b.phi) == (a.gamma > b.gamma)
-
-
-def _interpolate(points: Sequence[Point], target: float) -> float:
-    """Newton's divided differences of gamma over phi at ``target``; the secant where three points mislead."""
-    by_distance = sorted(points, key=lambda p: abs(p.phi - target))
-    a, b = _bracket(points, target) or (by_distance[0], by_distance[1])
-    slope = (b.gamma - a.gamma) / (b.phi - a.phi)
-    secant = a.gamma + slope * (target - a.phi)
-    if len(points) < 3:
-        return secant
-    c = next(p for p in points if p not in (a, b))
-    second = ((c.gamma - b.gamma) / (c.phi - b.phi) - slope) / (c.phi - a.phi)
-    newton = secant + second * (target - a.phi) * (target - b.phi)
-    low, high = sorted((a.gamma, b.gamma))
-    if _bracket(points, target):
-        return newton if low <= newton <= high else secant
-    # Outside all points: a parabola that turns round would ask a slow worker for more. Its direction must be right,
-    # and it may not go further than twice the secant's step.
-    nearest = by_distance[0]
-    step, trusted = newton - nearest.gamma, secant - nearest.gamma
-    return newton if step * trusted > 0 and abs(step) <= 2 * abs(trusted) else secant
-
-
-def _bracket(points: Sequence[Point], target: float) -> tuple[Point, Point] | None:
-    below = [p for p in points if p.phi <= target]
-    above = [p for p in points if p.phi > target]
-    if not below or not above:
-        return None
-    return max(below, key=lambda p: p.phi), min(above, key=lambda p: p.phi)

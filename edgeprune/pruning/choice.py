@@ -98,6 +98,11 @@ class Ranking:
             start += size
         return SubmodelPlan(self.map, kept)
 
+    def counts(self, count: int) -> dict[str, int]:
+        """Channels per group among the first ``count`` of the order: those of ``plan(count / total)``, only cheaper."""
+        groups = np.searchsorted(_starts(self.map), self.order[: max(self.floor, count)], side="right") - 1
+        return dict(zip(self.map.groups, np.bincount(groups, minlength=len(self.map.groups)).tolist(), strict=True))
+
     def to_json(self) -> str:
         """The order as text, without the map (4 bytes a channel)."""
         order = base64.b64encode(self.order.astype("<u4").tobytes()).decode()
