@@ -6,7 +6,7 @@
 namespace edgeprune {
 
 // What a thread's scratch may hold at once; a slot lives until the same thread asks for it again.
-enum class Slot { packed, outputs, gradients, weights, shifts, count };
+enum class Slot { packed, outputs, gradients, weights, shifts, maybe, keys, count };
 
 // At least `count` floats, 64-byte aligned, contents unspecified. Throws std::bad_alloc.
 float* scratch(Slot slot, int64_t count);

@@ -1,11 +1,12 @@
-// What simd.h lacks for kernels that work on the bits of floats: 32-bit integers, comparisons as bits, and conversion to
-// narrower types. Include it after simd.h, in kernel files only.
+// What simd.h lacks for kernels that work on the bits of floats: 32-bit integers, comparisons as bits, and conversion
+// to narrower types. Include it after simd.h, in kernel files only.
 //
 //   I32   as many 32-bit lanes as F32: splat, & | ^ + - *, shl<n>, shr<n> (logical), max (signed), load, store
 //   bits_of, float_of         reinterpret;  to_float, to_int: convert (to_int: only values that are whole)
 //   above(a, b)               a bit for each lane: a > b; integers signed, floats false on NaN
 //   sub, smaller, larger, round_down   of F32; smaller(NaN, b) is unspecified
-//   store_16, store_8         the low 16 (8) bits of each lane; for store_16 the high ones are 0, for store_8 the lane is
+//   store_16, store_8         the low 16 (8) bits of each lane; for store_16 the high ones are 0, for store_8 the lane
+//   is
 //                             in -128..127
 //   load_16, load_8           zero-extended, sign-extended
 //   store_half, load_half     IEEE float16, to nearest, ties to even; NaN keeps sign and top payload, and turns quiet
@@ -53,9 +54,7 @@ inline F32 round_down(F32 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_N
 inline void store_16(I32 x, uint8_t* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x.v));
 }
-inline void store_8(I32 x, uint8_t* p) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
-}
+inline void store_8(I32 x, uint8_t* p) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
 inline I32 load_16(const uint8_t* p) {
     return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

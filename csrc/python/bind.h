@@ -8,5 +8,6 @@ namespace edgeprune {
 void bind_accumulate_exact(pybind11::module_& module);
 void bind_channels(pybind11::module_& module);
 void bind_masked(pybind11::module_& module);
+void bind_packing(pybind11::module_& module);
 
 }  // namespace edgeprune

@@ -27,4 +27,5 @@ PYBIND11_MODULE(_core, module) {
     edgeprune::bind_accumulate_exact(module);
     edgeprune::bind_channels(module);
     edgeprune::bind_masked(module);
+    edgeprune::bind_packing(module);
 }

@@ -1,22 +1,36 @@
-"""Selection, bit-packed masks, packed values and gap codes: in numpy until the core takes over behind these names."""
+"""Selection by magnitude, bit-packed masks, packed values, weighted accumulation from them, and gap codes.
+
+Tensors are float32 on the CPU and taken flat; those written to must be contiguous. Everything goes through the compiled
+core; the same bits come from every instruction set and number of threads, and from ``packing_reference`` in numpy.
+
+A *mask* is a uint8 tensor of ceil(n / 8) bytes: bit i % 8 of byte i // 8 is element i, spare bits zero. None keeps all.
+Kept values travel little-endian in one of these codings ("dtype"):
+
+    f32    as they are                      bf16, f16   rounded to nearest, ties to even
+    i8     v / scale as int8, one float32 scale = max|v| / 127 for each 256 kept values; to nearest, ties to even, or,
+           with a seed, up or down at random so that the mean is right (a function of seed and position among the kept)
+
+Raises EdgePruneError for tensors of another type or place, masks of another length or with spare bits set, values or
+scales that are not as many as the mask keeps, unknown codings, and what the functions name. The ``torch.library``
+operators are ``torch.ops.edgeprune.{select_largest, select_above, unpack, accumulate_}``; the others return tensors
+whose size depends on the data.
+"""
 
 from __future__ import annotations
 
-from edgeprune.ops.packing_reference import (
-    accumulate_,
-    decode_gaps,
-    encode_gaps,
-    mask_count,
-    mask_from_indices,
-    mask_to_indices,
-    pack,
-    pack_with_feedback_,
-    pack_with_feedback_many_,
-    select_above,
-    select_largest,
-    unpack,
-)
-from edgeprune.ops.packing_types import Packed
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops._core import core
+from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, check_dtype, mask_bytes
 
 __all__ = [
     "Packed",
@@ -33,3 +47,310 @@ __all__ = [
     "select_largest",
     "unpack",
 ]
+
+# ---- how tensors reach the core -------------------------------------------------------------------------------------
+
+
+def _plain(*xs: Tensor | None) -> bool:
+    """Nothing here needs the dispatcher: no compiler at work, no fake tensors or other subclasses."""
+    return not torch.compiler.is_compiling() and all(x is None or type(x) in (Tensor, Parameter) for x in xs)
+
+
+def _lend(x: Tensor | None) -> object:
+    return None if x is None else to_dlpack(x.detach().contiguous())
+
+
+def _lend_written(op: str, name: str, x: Tensor) -> object:
+    if not x.is_contiguous():
+        raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
+    return to_dlpack(x.detach())
+
+
+def _empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty(mask_bytes(x.numel()), dtype=torch.uint8) for x in xs]
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def mask_count(mask: Tensor) -> int:
+    """The number of set bits."""
+    return int(core.mask_count(_lend(mask), torch.get_num_threads()))
+
+
+def mask_to_indices(mask: Tensor, n: int) -> Tensor:
+    """Positions of the kept of ``n`` elements: int64, increasing."""
+    out = torch.empty(core.mask_kept("mask_to_indices", _lend(mask), n), dtype=torch.int64)
+    core.mask_to_indices(_lend(mask), n, to_dlpack(out), torch.get_num_threads())
+    return out
+
+
+def mask_from_indices(indices: Tensor, n: int) -> Tensor:
+    """The mask that keeps ``indices`` (int64, one-dimensional, in any order; repeated ones count once).
+
+    Raises EdgePruneError for an index outside 0 .. n - 1.
+    """
+    if n < 0:
+        raise EdgePruneError(f"mask_from_indices: a tensor of {n} elements; give the number of its elements")
+    out = torch.empty(mask_bytes(n), dtype=torch.uint8)
+    core.mask_from_indices(_lend(indices), n, to_dlpack(out))
+    return out
+
+
+# ---- selection ------------------------------------------------------------------------------------------------------
+
+
+def select_largest(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Masks of ``xs`` that keep exactly ``k`` elements over all of them: larger magnitude first, ties to the lower
+    (tensor, index). Raises EdgePruneError for ``k`` outside 0 .. all, and for NaN."""
+    if _plain(*xs):
+        return _select_largest(xs, k)
+    return torch.ops.edgeprune.select_largest(list(xs), k)
+
+
+def _select_largest(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+    masks = _empty_masks(xs)
+    core.select_largest([_lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    return masks
+
+
+def select_above(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    """Masks of ``xs`` that keep the elements with magnitude >= ``threshold``. Raises EdgePruneError for NaN."""
+    if _plain(*xs):
+        return _select_above(xs, threshold)
+    return torch.ops.edgeprune.select_above(list(xs), threshold)
+
+
+def _select_above(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    if math.isnan(threshold):
+        raise EdgePruneError("select_above: the threshold is NaN; give a number")
+    with np.errstate(over="ignore"):
+        least = np.float32(max(threshold, 0.0))
+    if float(least) < threshold:  # the comparison is exact: the next float32 up
+        least = np.nextafter(least, np.float32(math.inf))
+    masks = _empty_masks(xs)
+    bits = int(least.view(np.uint32)) & 0x7FFFFFFF
+    core.select_above([_lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    return masks
+
+
+# ---- pack -----------------------------------------------------------------------------------------------------------
+
+
+def _room(op: str, mask: Tensor | None, n: int, dtype: str) -> Packed:
+    kept = core.mask_kept(op, _lend(mask), n)
+    values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8)
+    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32) if dtype == "i8" else None)
+
+
+def _seed(seed: int | None) -> tuple[bool, int]:
+    return seed is not None, 0 if seed is None else seed % (1 << 64)
+
+
+def pack(x: Tensor, mask: Tensor | None, dtype: str = "f32", seed: int | None = None) -> Packed:
+    """The kept values of ``x`` in order. ``seed``: stochastic rounding of "i8".
+
+    Raises EdgePruneError when "i8" meets a kept value that is not finite. Beyond float16's range "f16" gives infinity.
+    """
+    check_dtype("pack", dtype)
+    packed = _room("pack", mask, x.numel(), dtype)
+    call = (_lend(x), None, _lend(mask), *(_lend(part) for part in packed))
+    core.pack_many([call], dtype, *_seed(seed), torch.get_num_threads())
+    return packed
+
+
+def pack_with_feedback_(
+    x: Tensor, residual: Tensor, mask_or_k: Tensor | int | None, dtype: str = "f32", seed: int | None = None
+) -> tuple[Tensor | None, Packed]:
+    """Error feedback: packs v = x + residual and leaves in ``residual`` what the receiver lacks: v - what it reads.
+
+    ``mask_or_k``: a mask (None: all kept), or how many of the largest |v| to keep. Returns (mask, packed). F. Seide et
+    al., 1-Bit Stochastic Gradient Descent, Interspeech 2014; S. Stich et al., Sparsified SGD with Memory, 2018.
+    Raises EdgePruneError when a kept value is not finite as the receiver reads it; ``residual`` is then unspecified.
+    """
+    which = mask_or_k if isinstance(mask_or_k, int) else [mask_or_k]
+    masks, packed = pack_with_feedback_many_([x], [residual], which, dtype, seed)
+    return masks[0], packed[0]
+
+
+def pack_with_feedback_many_(
+    xs: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    masks_or_k: Sequence[Tensor | None] | int,
+    dtype: str = "f32",
+    seed: int | None = None,
+) -> tuple[list[Tensor | None], list[Packed]]:
+    """``pack_with_feedback_`` of many tensors; k counts over all of them, tensor i rounds with ``seed`` + i."""
+    op = "pack_with_feedback_"
+    check_dtype(op, dtype)
+    if len(xs) != len(residuals) or not isinstance(masks_or_k, int) and len(masks_or_k) != len(xs):
+        raise EdgePruneError(f"{op}: tensors, residuals and masks of unequal number; give one of each")
+    owed = [_lend_written(op, "residual", residual) for residual in residuals]
+    lent: list[Any] = [_lend(x) for x in xs]
+    masks: list[Tensor | None]
+    if isinstance(masks_or_k, int):
+        core.add_many(lent, owed, torch.get_num_threads())
+        lent = [None] * len(lent)
+        masks = list(_select_largest(residuals, masks_or_k))
+    else:
+        masks = list(masks_or_k)
+    packed = [_room(op, mask, x.numel(), dtype) for mask, x in zip(masks, xs, strict=True)]
+    calls = [
+        (x, residual, _lend(mask), _lend(room.values), _lend(room.scales))
+        for x, residual, mask, room in zip(lent, owed, masks, packed, strict=True)
+    ]
+    core.pack_many(calls, dtype, *_seed(seed), torch.get_num_threads())
+    return masks, packed
+
+
+# ---- unpack and accumulate ------------------------------------------------------------------------------------------
+
+
+def unpack(
+    values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str, *, out: Tensor | None = None
+) -> Tensor:
+    """float32 ``[n]``: packed values where the mask keeps, zero elsewhere. ``out``: written instead of new memory."""
+    if out is None and not _plain(values, scales, mask):
+        return torch.ops.edgeprune.unpack(values, scales, mask, n, dtype)
+    check_dtype("unpack", dtype)
+    if n < 0 or out is not None and out.numel() != n:
+        raise EdgePruneError(f"unpack: n is {n}; it must be the number of elements of the tensor, and of out")
+    if out is None:
+        core.mask_kept("unpack", _lend(mask), n)  # before memory is taken for an n that nothing backs
+        out = torch.empty(n, dtype=torch.float32)
+    to = _lend_written("unpack", "out", out)
+    core.unpack(_lend(values), _lend(scales), _lend(mask), dtype, to, torch.get_num_threads())
+    return out
+
+
+def accumulate_(
+    total: Tensor,
+    weight_sum: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    mask: Tensor | None,
+    dtype: str,
+    weight: float,
+) -> None:
+    """``total[i] += weight * value`` and ``weight_sum[i] += weight`` where the mask keeps, straight from packed bytes.
+
+    ``total``, ``weight_sum``: float32 of one size, written. The product is rounded to float32 before it is added.
+    """
+    if _plain(total, weight_sum, values, scales, mask):
+        return _accumulate(total, weight_sum, values, scales, mask, dtype, weight)
+    torch.ops.edgeprune.accumulate_(total, weight_sum, values, scales, mask, dtype, weight)
+    return None
+
+
+def _accumulate(
+    total: Tensor,
+    weight_sum: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    mask: Tensor | None,
+    dtype: str,
+    weight: float,
+) -> None:
+    op = "accumulate_"
+    check_dtype(op, dtype)
+    sums, weights = _lend_written(op, "total", total), _lend_written(op, "weight_sum", weight_sum)
+    core.accumulate(sums, weights, _lend(values), _lend(scales), _lend(mask), dtype, weight, torch.get_num_threads())
+
+
+# ---- gaps -----------------------------------------------------------------------------------------------------------
+
+
+def encode_gaps(mask: Tensor, n: int) -> tuple[Tensor, int]:
+    """A mask as a Golomb-Rice code of its gaps: (uint8 bytes, parameter), the shortest of all parameters.
+
+    Parameter 32 is a prefix code over the mask's bytes, shorter near density 0.38 (csrc/kernels/gaps/gaps.h states the
+    format). Random masks take at most 3 % more than their entropy at densities from .001 to .5.
+    """
+    lent = _lend(mask)
+    plan = core.plan_gaps(lent, n)
+    data = torch.empty(plan[2], dtype=torch.uint8)
+    core.encode_gaps(_lend(mask), n, plan, to_dlpack(data))
+    return data, plan[1]
+
+
+def decode_gaps(data: Tensor, count: int, n: int, parameter: int) -> Tensor:
+    """The mask of ``n`` elements, ``count`` of them kept, that ``encode_gaps`` turned into ``data``.
+
+    Raises EdgePruneError for an unknown parameter, data that end early or late, an element beyond ``n``, or another
+    count. Allocates the mask and no more; a reader of untrusted bytes bounds ``n`` before.
+    """
+    if not 0 <= count <= n:
+        raise EdgePruneError(f"decode_gaps: {count} kept elements among {n} cannot be; the message is damaged")
+    mask = torch.zeros(mask_bytes(n), dtype=torch.uint8)
+    core.decode_gaps(_lend(data), count, n, parameter, to_dlpack(mask))
+    return mask
+
+
+# ---- torch.library --------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("edgeprune::select_largest", mutates_args=(), schema="(Tensor[] xs, int k) -> Tensor[]")
+def _select_largest_op(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+    return _select_largest(xs, k)
+
+
+@_select_largest_op.register_fake
+def _select_largest_fake(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+    return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
+
+
+@torch.library.custom_op(
+    "edgeprune::select_above", mutates_args=(), schema="(Tensor[] xs, float threshold) -> Tensor[]"
+)
+def _select_above_op(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    return _select_above(xs, threshold)
+
+
+@_select_above_op.register_fake
+def _select_above_fake(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
+
+
+@torch.library.custom_op(
+    "edgeprune::unpack",
+    mutates_args=(),
+    schema="(Tensor values, Tensor? scales, Tensor? mask, SymInt n, str dtype) -> Tensor",
+)
+def _unpack_op(values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str) -> Tensor:
+    return unpack(values, scales, mask, n, dtype)
+
+
+@_unpack_op.register_fake
+def _unpack_fake(values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str) -> Tensor:
+    return values.new_empty([n], dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "edgeprune::accumulate_",
+    mutates_args=("total", "weight_sum"),
+    schema="(Tensor(a!) total, Tensor(b!) weight_sum, Tensor values, Tensor? scales, Tensor? mask, str dtype, "
+    "float weight) -> ()",
+)
+def _accumulate_op(
+    total: Tensor,
+    weight_sum: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    mask: Tensor | None,
+    dtype: str,
+    weight: float,
+) -> None:
+    _accumulate(total, weight_sum, values, scales, mask, dtype, weight)
+
+
+@_accumulate_op.register_fake
+def _accumulate_fake(
+    total: Tensor,
+    weight_sum: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    mask: Tensor | None,
+    dtype: str,
+    weight: float,
+) -> None:
+    return None

@@ -159,7 +159,8 @@ def decode_values(raw: NDArray[Any], scales: NDArray[np.float32], dtype: str) ->
         nan = (raw & 0x7FFF) > 0x7C00
         payload = ((raw.astype(np.uint32) & 0x8000) << 16) | 0x7FC00000 | ((raw.astype(np.uint32) & 0x3FF) << 13)
         return np.where(nan, payload.astype(np.uint32), wide).view(np.float32)
-    return raw.astype(np.float32) * np.repeat(scales, SCALE_BLOCK)[: raw.size]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return raw.astype(np.float32) * np.repeat(scales, SCALE_BLOCK)[: raw.size]
 
 
 _RAW = {"f32": np.float32, "bf16": np.uint16, "f16": np.uint16, "i8": np.int8}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune._version import __version__
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import channels, reference
+from edgeprune.ops import channels, packing_self_test, reference
 from edgeprune.ops._core import core
 
 
@@ -70,13 +70,13 @@ def self_test() -> dict[str, str]:
 
     Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
     """
-    cases = dict(_cases(torch.device("cpu")))
+    cases = _cases(torch.device("cpu")) | packing_self_test.cases()
     if core.cuda_built() and torch.cuda.is_available():
         cases |= {f"{name} (cuda)": case for name, case in _cases(torch.device("cuda")).items()}
     results = {}
     for name, case in cases.items():
         try:
-            results[name] = "ok" if case() else "differs from the reference in plain PyTorch: rebuild on this machine"
+            results[name] = "ok" if case() else "differs from the plain reference: rebuild on this machine"
         except (EdgePruneError, RuntimeError) as error:
             results[name] = str(error).splitlines()[0]
     return results

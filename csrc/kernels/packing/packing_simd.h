@@ -1,0 +1,159 @@
+// The kernels, once for all instruction sets.
+#pragma once
+
+#include "kernels/packing/coding_simd.h"
+#include "kernels/packing/select_simd.h"
+
+namespace edgeprune {
+namespace {
+
+// ---- pack -----------------------------------------------------------------------------------------------------------
+
+// What was just sent is taken off the residual, value by value; false when a receiver would read infinity or NaN.
+inline bool take_off(const PackTask& task, const float* v, int64_t count, int64_t rank, const uint32_t* where,
+                     float* residual) {
+    alignas(64) float sent[kScaleBlock + kChunk + kSlack];
+    decode({task.values, task.scales, nullptr, task.n, task.kept, task.coding}, rank, count, sent);
+    bool finite = true;
+    for (int64_t i = 0; i < count; ++i) {
+        finite = finite && sent[i] - sent[i] == 0.0f;
+        residual[where[i]] = v[i] - sent[i];
+    }
+    return finite;
+}
+
+inline void list_kept(const Words& words, int64_t first, uint32_t* where) {
+    for (int64_t i = 0; i < words.count; ++i)
+        for (uint64_t word = words.word[i]; word; word &= word - 1)
+            *where++ = static_cast<uint32_t>(words.element(i) + lowest(word) - first);
+}
+
+// Values gather in `held` until they fill blocks of int8; other codings leave with each chunk.
+inline bool pack(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
+    alignas(64) float held[kScaleBlock + kChunk + kSlack];
+    uint32_t where[kScaleBlock + kChunk];  // of the values held, counted from `first`
+    const float* const x = task.residual ? task.residual : task.x;
+    const bool straight =
+        task.coding == Coding::f32 && !task.residual && reinterpret_cast<uintptr_t>(task.values) % alignof(float) == 0;
+    int64_t count = 0;
+    Words words[2];
+    words[0].read(task.mask, task.n, first, last);
+    for (int turn = 0; words[turn].first < last; turn ^= 1) {
+        Words& now = words[turn];
+        Words& next = words[turn ^ 1];
+        next.first = last;
+        if (now.last < last) {
+            next.read(task.mask, task.n, now.last, last);
+            if (next.sparse() && !task.residual) prefetch_kept<false>(next, task.x);
+        }
+        if (task.residual && task.x) add(task.x + now.first, task.residual + now.first, now.last - now.first);
+        if (straight && rank + now.kept + kSlack <= last_rank) {
+            rank += compress_words(now, x, reinterpret_cast<float*>(task.values) + rank);
+            continue;
+        }
+        if (!task.mask && !task.residual) {
+            if (!encode(task, x + now.first, now.kept, rank)) return false;
+            rank += now.kept;
+            continue;
+        }
+        if (task.residual) list_kept(now, first, where + count);
+        count += compress_words(now, x, held + count);
+        const int64_t ready = task.coding == Coding::i8 && now.last < last ? count / kScaleBlock * kScaleBlock : count;
+        if (!encode(task, held, ready, rank)) return false;
+        if (task.residual && !take_off(task, held, ready, rank, where, task.residual + first)) return false;
+        rank += ready;
+        count -= ready;
+        std::memmove(held, held + ready, static_cast<size_t>(count) * sizeof held[0]);
+        std::memmove(where, where + ready, task.residual ? static_cast<size_t>(count) * sizeof where[0] : 0);
+    }
+    return true;
+}
+
+// ---- unpack and accumulate ------------------------------------------------------------------------------------------
+
+// The values of a chunk's kept elements, readable kSlack floats beyond the last one.
+inline const float* values_of(const PackedValues& packed, int64_t rank, int64_t count, float* buffer) {
+    if (packed.coding == Coding::f32 && rank + count + kSlack <= packed.kept &&
+        reinterpret_cast<uintptr_t>(packed.values) % alignof(float) == 0)
+        return reinterpret_cast<const float*>(packed.values) + rank;
+    decode(packed, rank, count, buffer);
+    return buffer;
+}
+
+inline void unpack(const UnpackTask& task, int64_t first, int64_t last, int64_t rank) {
+    alignas(64) float buffer[kChunk + kSlack];
+    const F32 zero = F32::splat(0.0f);
+    Words words;
+    for (int64_t at = first; at < last; at = words.last) {
+        words.read(task.packed.mask, task.packed.n, at, last);
+        const float* from = values_of(task.packed, rank, words.kept, buffer);
+        rank += words.kept;
+        for (int64_t i = 0; i < words.count; ++i) {
+            uint64_t word = words.word[i];
+            float* const to = task.out + words.element(i);
+            if (!words.whole(i) || F32::lanes == 1) {
+                for (int64_t j = words.element(i); j < words.last && j < words.element(i) + kWord; ++j, word >>= 1)
+                    task.out[j] = word & 1 ? *from++ : 0.0f;
+                continue;
+            }
+            for (int v = 0; v < kWord / F32::lanes; ++v) {
+                const unsigned bits = static_cast<unsigned>(word >> (v * F32::lanes)) & ((1u << F32::lanes) - 1);
+                const F32 value = F32::select(bits, F32::expand(F32::load(from), bits), zero);
+                if (task.around_caches) {
+                    simd::stream(value, to + v * F32::lanes);
+                } else {
+                    value.store(to + v * F32::lanes);
+                }
+                from += __builtin_popcount(bits);
+            }
+        }
+    }
+    if (task.around_caches) simd::fence();
+}
+
+inline void accumulate(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank) {
+    alignas(64) float buffer[kChunk + kSlack];
+    const F32 weight = F32::splat(task.weight);
+    Words words[2];
+    words[0].read(task.packed.mask, task.packed.n, first, last);
+    for (int turn = 0; words[turn].first < last; turn ^= 1) {
+        const Words& now = words[turn];
+        Words& next = words[turn ^ 1];
+        next.first = last;
+        if (now.last < last) {
+            next.read(task.packed.mask, task.packed.n, now.last, last);
+            if (next.sparse()) {
+                prefetch_kept<true>(next, task.total);
+                prefetch_kept<true>(next, task.weight_sum);
+            }
+        }
+        const float* from = values_of(task.packed, rank, now.kept, buffer);
+        rank += now.kept;
+        const bool sparse = now.sparse();
+        for (int64_t i = 0; i < now.count; ++i) {
+            uint64_t word = now.word[i];
+            float* const total = task.total + now.element(i);
+            float* const weight_sum = task.weight_sum + now.element(i);
+            if (sparse || F32::lanes == 1 || !now.whole(i)) {
+                for (; word; word &= word - 1) {
+                    const int at = lowest(word);
+                    const float product = task.weight * *from++;
+                    total[at] += product;
+                    weight_sum[at] += task.weight;
+                }
+                continue;
+            }
+            for (int v = 0; v < kWord / F32::lanes; ++v) {
+                const unsigned bits = static_cast<unsigned>(word >> (v * F32::lanes)) & ((1u << F32::lanes) - 1);
+                const F32 value = F32::expand(F32::load(from), bits);
+                const F32 sum = F32::load(total + v * F32::lanes), held = F32::load(weight_sum + v * F32::lanes);
+                F32::select(bits, sum + weight * value, sum).store(total + v * F32::lanes);
+                F32::select(bits, held + weight, held).store(weight_sum + v * F32::lanes);
+                from += __builtin_popcount(bits);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace edgeprune

@@ -1,0 +1,336 @@
+"""The packing operators as users call them, bit for bit against the reference in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from packing_cases import DTYPES, mask_of, random_mask, raw, values
+from torch import Tensor
+
+from edgeprune import EdgePruneError, ops
+from edgeprune.ops import packing_reference as reference
+
+floats = st.floats(width=32, allow_nan=False)
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+sizes = st.integers(0, 300)
+
+
+def tensors(elements: st.SearchStrategy[float] = floats, most: int = 300) -> st.SearchStrategy[Tensor]:
+    return hnp.arrays(np.float32, st.integers(0, most), elements=elements).map(torch.from_numpy)
+
+
+def masks(n: int) -> st.SearchStrategy[Tensor]:
+    return hnp.arrays(np.bool_, n).map(mask_of)
+
+
+# ---- selection ------------------------------------------------------------------------------------------------------
+
+
+def test_select_largest_by_hand() -> None:
+    xs = [torch.tensor([1.0, -3.0, 2.0, 3.0]), torch.tensor([3.0, 0.0])]
+    assert [mask.tolist() for mask in ops.select_largest(xs, 2)] == [[0b1010], [0]]  # the first two of three 3s
+    assert [mask.tolist() for mask in ops.select_largest(xs, 3)] == [[0b1010], [1]]
+    assert [mask.tolist() for mask in ops.select_largest(xs, 0)] == [[0], [0]]
+    assert [mask.tolist() for mask in ops.select_largest(xs, 6)] == [[0b1111], [0b11]]
+    assert ops.select_largest([], 0) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    xs=st.lists(tensors(st.one_of(floats, st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, 1e-45]))), max_size=4),
+    share=st.floats(0, 1),
+)
+def test_select_largest(xs: list[Tensor], share: float) -> None:
+    k = round(share * sum(x.numel() for x in xs))
+    expected = reference.select_largest(xs, k)
+    assert [raw(mask) for mask in ops.select_largest(xs, k)] == [raw(mask) for mask in expected]
+
+
+@settings(max_examples=60, deadline=None)
+@given(xs=st.lists(tensors(), max_size=3), threshold=st.floats(allow_nan=False))
+def test_select_above(xs: list[Tensor], threshold: float) -> None:
+    expected = reference.select_above(xs, threshold)
+    assert [raw(mask) for mask in ops.select_above(xs, threshold)] == [raw(mask) for mask in expected]
+
+
+def test_select_refuses_nan() -> None:
+    for n, at in ((1, 0), (65, 64), (300_000, 299_999)):
+        x = torch.ones(n)
+        x[at] = math.nan
+        for call in (lambda x=x: ops.select_largest([torch.ones(9), x], 1), lambda x=x: ops.select_above([x], 0.5)):
+            with pytest.raises(EdgePruneError, match="tensor [01] holds NaN"):
+                call()
+    with pytest.raises(EdgePruneError, match="threshold is NaN"):
+        ops.select_above([torch.ones(3)], math.nan)
+
+
+@pytest.mark.parametrize("k", [-1, 4])
+def test_select_refuses_k_outside(k: int) -> None:
+    with pytest.raises(EdgePruneError, match=r"outside 0\.\.3"):
+        ops.select_largest([torch.ones(3)], k)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), n=sizes)
+def test_masks_and_indices(data: st.DataObject, n: int) -> None:
+    kept = data.draw(hnp.arrays(np.bool_, n))
+    mask = mask_of(kept)
+    indices = ops.mask_to_indices(mask, n)
+    assert indices.dtype is torch.int64
+    assert indices.tolist() == np.flatnonzero(kept).tolist()
+    assert ops.mask_count(mask) == kept.sum()
+    shuffled = indices[torch.randperm(indices.numel(), generator=torch.Generator().manual_seed(n))]
+    assert torch.equal(ops.mask_from_indices(torch.cat([shuffled, indices[:1]]), n), mask)
+
+
+@pytest.mark.parametrize("index", [-1, 9, 2**62])
+def test_mask_from_indices_refuses_positions_outside(index: int) -> None:
+    with pytest.raises(EdgePruneError, match=r"lies outside 0\.\.8"):
+        ops.mask_from_indices(torch.tensor([0, index]), 9)
+
+
+# ---- pack, unpack, accumulate ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_pack_and_unpack(dtype: str, data: st.DataObject) -> None:
+    x = data.draw(tensors(finite if dtype == "i8" else st.floats(width=32), 600))
+    mask = data.draw(st.none() | masks(x.numel()))
+    seed = data.draw(st.none() | st.integers(-(2**70), 2**70))
+    packed, expected = ops.pack(x, mask, dtype, seed), reference.pack(x, mask, dtype, seed)
+    assert (raw(packed.values), raw(packed.scales)) == (raw(expected.values), raw(expected.scales))
+    got = ops.unpack(*packed, mask, x.numel(), dtype)
+    assert raw(got) == raw(reference.unpack(*packed, mask, x.numel(), dtype))
+
+
+def test_f32_travels_unchanged_and_dropped_elements_are_zero() -> None:
+    x = torch.tensor([1.5, math.nan, -0.0, math.inf, 7.0])
+    mask = torch.tensor([0b01101], dtype=torch.uint8)
+    assert ops.unpack(*ops.pack(x, mask), mask, 5, "f32").tolist() == [1.5, 0.0, -0.0, math.inf, 0.0]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_halves_are_what_torch_makes_of_them(dtype: str) -> None:
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float16
+    x = values(70_000, 1, odd=True)
+    assert raw(ops.pack(x, None, dtype).values) == raw(x.to(kind).view(torch.int16))
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)
+    every = every[~every.view(kind).isnan()]
+    got = ops.unpack(every.view(torch.uint8), None, None, every.numel(), dtype)
+    assert raw(got) == raw(every.view(kind).float())
+
+
+def test_int8_by_hand() -> None:
+    x = torch.tensor([127.0, 0.5, 1.5, -126.6, -0.4])
+    values, scales = ops.pack(x, None, "i8")
+    assert scales.tolist() == [1.0]
+    assert values.view(torch.int8).tolist() == [127, 0, 2, -127, 0]
+    assert ops.pack(torch.zeros(3), None, "i8").scales.tolist() == [0.0]
+
+
+def test_stochastic_rounding_has_the_right_mean() -> None:
+    x = torch.full((256 * 400,), 0.3)
+    x[::256] = 127.0  # so that every scale is 1
+    total = torch.zeros(x.numel())
+    for seed in range(4):
+        values, scales = ops.pack(x, None, "i8", seed)
+        assert set(values.view(torch.int8).tolist()) == {0, 1, 127}
+        total += ops.unpack(values, scales, None, x.numel(), "i8")
+    ups = total[total < 127] / 4
+    n = 4 * ups.numel()
+    assert abs(float(ups.double().mean()) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / n)
+    assert raw(ops.pack(x, None, "i8", 1).values) != raw(ops.pack(x, None, "i8", 2).values)
+    # neighbours are not alike: of four draws with the same share, all agree as often as chance says
+    four = ops.pack(x, None, "i8", 9).values.view(torch.int8).reshape(-1, 256)[:, 1:253].reshape(-1, 4)
+    same = (four == four[:, :1]).all(1).double().mean()
+    expected = 0.3**4 + 0.7**4
+    assert abs(float(same) - expected) < 5 * math.sqrt(expected / four.shape[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_int8_refuses_what_is_not_finite(bad: float) -> None:
+    x = torch.ones(1000)
+    x[700] = bad
+    with pytest.raises(EdgePruneError, match="not finite in i8"):
+        ops.pack(x, None, "i8")
+    mask = random_mask(1000, 0.0, 0)
+    assert ops.pack(x, mask, "i8").values.numel() == 0  # dropped, so it does not matter
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_accumulate(dtype: str, data: st.DataObject) -> None:
+    x = data.draw(tensors(st.floats(-1000, 1000, width=32), 600))
+    n = x.numel()
+    mask = data.draw(st.none() | masks(n))
+    weight = data.draw(st.floats(0, 100))
+    packed = reference.pack(x, mask, dtype)
+    total, weight_sum = values(n, 1), torch.rand(n)
+    expected, expected_sum = total.clone(), weight_sum.clone()
+    ops.accumulate_(total, weight_sum, *packed, mask, dtype, weight)
+    reference.accumulate_(expected, expected_sum, *packed, mask, dtype, weight)
+    assert (raw(total), raw(weight_sum)) == (raw(expected), raw(expected_sum))
+
+
+# ---- error feedback -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_feedback(dtype: str, data: st.DataObject) -> None:
+    some = st.floats(-1000, 1000, width=32)
+    xs = data.draw(st.lists(tensors(some, 700), min_size=1, max_size=3))
+    residuals = [values(x.numel(), i) for i, x in enumerate(xs)]
+    total = sum(x.numel() for x in xs)
+    which = data.draw(st.integers(0, total) | st.tuples(*(st.none() | masks(x.numel()) for x in xs)).map(list))
+    seed = data.draw(st.none() | st.integers(0, 2**64 - 1))
+    expected_residuals = [residual.clone() for residual in residuals]
+    got = ops.pack_with_feedback_many_(xs, residuals, which, dtype, seed)
+    expected = reference.pack_with_feedback_many_(xs, expected_residuals, which, dtype, seed)
+    assert [raw(mask) for mask in got[0]] == [raw(mask) for mask in expected[0]]
+    assert [[raw(part) for part in one] for one in got[1]] == [[raw(part) for part in one] for one in expected[1]]
+    assert [raw(residual) for residual in residuals] == [raw(residual) for residual in expected_residuals]
+
+
+def test_feedback_loses_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    residual, sent, wanted = torch.zeros(5000), torch.zeros(5000, dtype=torch.float64), torch.zeros(5000).double()
+    for step in range(30):
+        x = torch.randn(5000, generator=generator)
+        mask, packed = ops.pack_with_feedback_(x, residual, 50, "i8", step)
+        wanted += x.double()
+        sent += ops.unpack(*packed, mask, 5000, "i8").double()
+    # each step rounds a few sums to float32, of magnitudes below 64
+    assert torch.allclose(sent + residual.double(), wanted, rtol=0, atol=30 * 4 * 64 * 2.0**-24)
+
+
+def test_feedback_refuses_what_cannot_be_read() -> None:
+    for dtype, value in (("i8", math.inf), ("f16", 70_000.0), ("f32", math.inf), ("bf16", math.nan)):
+        with pytest.raises(EdgePruneError, match=f"not finite in {dtype}"):
+            ops.pack_with_feedback_(torch.tensor([1.0, value]), torch.zeros(2), None, dtype)
+    with pytest.raises(EdgePruneError, match="holds NaN"):
+        ops.pack_with_feedback_(torch.tensor([math.nan]), torch.zeros(1), 1)
+    with pytest.raises(EdgePruneError, match="belong to one tensor"):
+        ops.pack_with_feedback_(torch.ones(3), torch.zeros(2), None)
+    with pytest.raises(EdgePruneError, match="contiguous"):
+        ops.pack_with_feedback_(torch.ones(3), torch.zeros(6)[::2], None)
+
+
+# ---- hostile and wrong ----------------------------------------------------------------------------------------------
+
+NINE = torch.tensor([0b1, 0b1], dtype=torch.uint8)  # two of nine kept
+BYTES = torch.zeros(8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (torch.zeros(1, dtype=torch.uint8), "9 elements is 2 bytes, not 1"),
+        (torch.zeros(3, dtype=torch.uint8), "9 elements is 2 bytes, not 3"),
+        (torch.tensor([0, 2], dtype=torch.uint8), "bits set beyond its 9"),
+        (torch.tensor([0, 128], dtype=torch.uint8), "bits set beyond its 9"),
+        (torch.zeros(2, dtype=torch.bool), "must be contiguous uint8"),
+    ],
+    ids=["short", "long", "spare bit", "last spare bit", "bool"],
+)
+def test_masks_that_do_not_fit(mask: Tensor, said: str) -> None:
+    x, total = torch.ones(9), torch.zeros(9)
+    for call in (
+        lambda: ops.pack(x, mask),
+        lambda: ops.unpack(BYTES, None, mask, 9, "f32"),
+        lambda: ops.accumulate_(total, total.clone(), BYTES, None, mask, "f32", 1.0),
+        lambda: ops.pack_with_feedback_(x, torch.zeros(9), mask),
+        lambda: ops.mask_to_indices(mask, 9),
+        lambda: ops.encode_gaps(mask, 9),
+    ):
+        with pytest.raises(EdgePruneError, match=said):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("values", "scales", "dtype", "said"),
+    [
+        (BYTES[:7], None, "f32", "7 bytes of values, but 2 kept elements in f32 are 8"),
+        (torch.zeros(12, dtype=torch.uint8), None, "f32", "12 bytes of values"),
+        (BYTES[:0], None, "bf16", "0 bytes of values, but 2 kept elements in bf16 are 4"),
+        (BYTES, torch.ones(1), "f32", "1 scales, but 2 kept elements in f32 need 0"),
+        (BYTES[:2], None, "i8", "0 scales, but 2 kept elements in i8 need 1"),
+        (BYTES[:2], torch.ones(2), "i8", "2 scales, but 2 kept elements in i8 need 1"),
+        (BYTES[:2], torch.ones(1).double(), "i8", "scales must be contiguous float32"),
+        (torch.zeros(2), None, "f32", "values must be contiguous uint8"),
+        (BYTES, None, "f31", "dtype 'f31' is unknown"),
+    ],
+    ids=["short", "long", "none", "needless", "missing", "many", "double", "floats", "unknown"],
+)
+def test_values_that_do_not_fit(values: Tensor, scales: Tensor | None, dtype: str, said: str) -> None:
+    total = torch.zeros(9)
+    with pytest.raises(EdgePruneError, match=said):
+        ops.unpack(values, scales, NINE, 9, dtype)
+    with pytest.raises(EdgePruneError, match=said):
+        ops.accumulate_(total, torch.zeros(9), values, scales, NINE, dtype, 1.0)
+    assert not total.any()
+
+
+def test_unpack_of_an_absurd_length_takes_no_memory() -> None:
+    with pytest.raises(EdgePruneError, match="a mask of 4611686018427387904 elements"):
+        ops.unpack(BYTES, None, NINE, 2**62, "f32")
+    with pytest.raises(EdgePruneError, match="n is -1"):
+        ops.unpack(BYTES, None, None, -1, "f32")
+
+
+def test_other_types_and_shapes_are_refused() -> None:
+    with pytest.raises(EdgePruneError, match="contiguous float32 on the CPU"):
+        ops.pack(torch.ones(3, dtype=torch.float64), None)
+    with pytest.raises(EdgePruneError, match="contiguous float32 on the CPU"):
+        ops.select_largest([torch.ones(3, dtype=torch.int64)], 1)
+    with pytest.raises(EdgePruneError, match="9 elements and weight_sum 8"):
+        ops.accumulate_(torch.zeros(9), torch.zeros(8), BYTES, None, NINE, "f32", 1.0)
+    with pytest.raises(EdgePruneError, match="total must be contiguous"):
+        ops.accumulate_(torch.zeros(18)[::2], torch.zeros(9), BYTES, None, NINE, "f32", 1.0)
+
+
+def test_parameters_and_transposed_tensors_are_read() -> None:
+    x = torch.nn.Parameter(torch.randn(6, 5))
+    assert raw(ops.pack(x.T, None).values) == raw(x.detach().T.contiguous())
+    assert ops.mask_count(ops.select_largest([x], 7)[0]) == 7
+
+
+# ---- torch.library --------------------------------------------------------------------------------------------------
+
+
+def test_operators_pass_opcheck() -> None:
+    x = torch.randn(100)
+    mask = ops.select_largest([x], 30)[0]
+    packed = ops.pack(x, mask, "i8")
+    quick = ("test_schema", "test_faketensor")  # the others compile, which takes 15 seconds
+
+    def check(op: torch._ops.OpOverloadPacket, arguments: tuple[object, ...]) -> None:
+        torch.library.opcheck(op.default, arguments, test_utils=quick)
+
+    check(torch.ops.edgeprune.select_largest, ([x, x[:50]], 30))
+    check(torch.ops.edgeprune.select_above, ([x], 0.5))
+    check(torch.ops.edgeprune.unpack, (*packed, mask, 100, "i8"))
+    check(torch.ops.edgeprune.accumulate_, (torch.zeros(100), torch.zeros(100), *packed, mask, "i8", 2.0))
+
+
+def test_under_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.randn(101)
+        (mask,) = ops.select_largest([x], 30)
+        assert mask.shape == (13,) and mask.dtype is torch.uint8
+        assert ops.unpack(mask, None, mask, 101, "i8").shape == (101,)
