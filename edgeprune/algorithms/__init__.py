@@ -5,9 +5,10 @@ from __future__ import annotations
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.algorithms.protocol import Algorithm, Assignment, Recipe, Setting, State, Update
+from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.errors import EdgePruneError, nearest
 
-ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg)}
+ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg, Scheduled)}
 
 
 def algorithm_class(name: str) -> type:

@@ -8,12 +8,15 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from edgeprune.fleet.reports import Report
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a device trains: plain SGD, fresh every round. ``bn_l1`` is the L1 penalty on batch-norm scales."""
+    """How a device trains: plain SGD, fresh every round. ``bn_l1`` is the L1 penalty on batch-norm scales; ``steps``:
+    at most so many optimiser steps a round, 0 for all of the epochs'.
+    """
 
     epochs: int
     batch_size: int
@@ -21,17 +24,22 @@ class Recipe:
     momentum: float
     weight_decay: float
     bn_l1: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same during a run: who takes part, with how many samples, and the model's channel graph."""
+    """What stays the same during a run: who takes part, with how many samples, and the model's channel graph.
+
+    ``reports``: what the scheduler knows of every client from its profile, for the algorithms that ask for it.
+    """
 
     graph: ChannelGraph
     clients: tuple[str, ...]
     samples: Mapping[str, int]
     recipe: Recipe
     rounds: int
+    reports: tuple[Report, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def train_local(
     recipe: Recipe,
     seed: int,
 ) -> Trained:
-    """Train ``model`` in place for ``recipe.epochs``; batches are drawn by a generator of ``seed`` alone.
+    """Train ``model`` in place for ``recipe.epochs``, or ``recipe.steps`` if that is less.
+
+    Batches are drawn by a generator of ``seed`` alone.
 
     A last batch of a single sample is dropped (batch-norm has no variance there), unless it is all there is.
     """
@@ -60,10 +62,14 @@ def _train(
     model.train()
     steps, total, seen = 0, 0.0, 0
     for _ in range(recipe.epochs):
+        if recipe.steps and steps >= recipe.steps:
+            break
         total, seen = 0.0, 0
         for batch in torch.randperm(len(data), generator=order).split(recipe.batch_size):
             if len(batch) == 1 and len(data) > 1:
                 continue
+            if recipe.steps and steps >= recipe.steps:
+                break
             loss = step(data.normalise(data.x[batch]), data.y[batch])
             total, seen, steps = total + float(loss) * len(batch), seen + len(batch), steps + 1
     return Trained(total / max(seen, 1), steps)

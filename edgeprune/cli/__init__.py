@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "Write a trained model, or one device's part of it, as ONNX.",
     "report": "Draw one self-contained page about runs.",
     "profile": "Measure what this device needs for a task.",
+    "plan": "Say what every device of a fleet would get, and why.",
     "bench": "Measure latency, throughput and energy on this device.",
     "doctor": "Say what this machine is and whether everything works.",
     "data": "List, fetch and verify data sets.",

@@ -103,10 +103,15 @@ def load_experiment(path: Path | None, sets: Sequence[str] = ()) -> Experiment:
 
     Values of ``sets`` are TOML; a bare word counts as a string. Unknown keys are refused with the nearest known one.
     """
+    return experiment_from(load_raw(path, sets), path.parent if path else Path())
+
+
+def load_raw(path: Path | None, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The parsed document itself, overrides put over it, nothing checked yet."""
     raw = _read_toml(path) if path else {}
     for item in sets:
         _put(raw, item)
-    return experiment_from(raw, path.parent if path else Path())
+    return raw
 
 
 def experiment_from(raw: Mapping[str, Any], folder: Path) -> Experiment:
@@ -142,7 +147,16 @@ def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
         config = replace(_fill(FleetConfig, f"{config.file}: fleet", inside), file="")
     if config.latency not in ("builtin", "measure"):
         config = replace(config, latency=str((folder / config.latency).resolve()))
+    if any(isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in config.device):
+        config = replace(config, device=tuple(_with_profile(entry, folder) for entry in config.device))
     return config
+
+
+def _with_profile(entry: Any, folder: Path) -> Any:
+    """A ``[[fleet.device]]`` with its profile's path made absolute."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("profile"), str) or not entry["profile"]:
+        return entry
+    return {**entry, "profile": str((folder / entry["profile"]).resolve())}
 
 
 def _fill(cls: type[T], where: str, section: Mapping[str, Any]) -> T:

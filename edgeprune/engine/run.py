@@ -23,6 +23,7 @@ from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.config import DataConfig, Experiment, load_experiment
 from edgeprune.engine.emulation import latency_table
 from edgeprune.engine.local import LocalTransport
+from edgeprune.engine.reporting import fleet_reports
 from edgeprune.engine.rounds import Server
 from edgeprune.engine.worker import ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
@@ -70,6 +71,9 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     samples = {client: len(part) for client, part in local.items()}
     setting = Setting(graph, fleet.names, samples, recipe, experiment.run.rounds)
     table = latency_table(experiment.fleet.latency, task, graph, local[fleet.names[0]], recipe)
+    if getattr(experiment.algorithm, "needs_reports", False):
+        noise, seed = experiment.fleet.profile_noise, experiment.run.seed
+        setting = replace(setting, reports=fleet_reports(fleet, table, samples, recipe, noise, seed))
     return Prepared(experiment, task, fleet, graph, setting, local, data, table, model)
 
 

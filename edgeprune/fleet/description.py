@@ -8,6 +8,8 @@ noise = 0.05
 [[fleet.device]]        # or each by name; what is absent keeps the fleet's value
 name = "orin-nano-2"
 slowdown = 3.0
+memory_mib = 900        # limits that the scheduler keeps; energy_j for a round's joules
+profile = "nano.json"   # what "edgeprune profile" wrote there, in place of slowdown times this machine's
 
 [[fleet.event]]         # in the middle of the run
 device = "device-3"
@@ -33,7 +35,7 @@ from edgeprune.fleet.device import Device, Fault, Slowdown
 from edgeprune.fleet.link import Link
 
 _POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
-_AT_LEAST_ZERO = ("latency_ms", "noise")
+_AT_LEAST_ZERO = ("latency_ms", "noise", "memory_mib", "energy_j")
 MAX_DEVICES = 100_000
 
 
@@ -43,12 +45,14 @@ class FleetConfig:
 
     ``heterogeneity`` is sigma: the slowest device's unpruned update time over the fastest's; compute and link are
     slowed alike, and the devices between are spaced evenly in time. ``latency`` is ``"builtin"`` (the table shipped
-    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file: a
-    table, or what ``edgeprune profile`` wrote.
+    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file:
+    a table, or what ``edgeprune profile`` wrote. ``profile_noise``: how far a virtual device's profile is off, as the
+    standard deviation of its logarithm.
     """
 
     devices: int = 10
     heterogeneity: float = 5.0
+    profile_noise: float = 0.03
     noise: float = 0.05
     download_mbps: float = 100.0
     upload_mbps: float = 100.0
@@ -98,6 +102,8 @@ def build_fleet(config: FleetConfig) -> Fleet:
         raise EdgePruneError(
             f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1"
         )
+    if not (math.isfinite(config.profile_noise) and config.profile_noise >= 0):
+        raise EdgePruneError(f"fleet.profile_noise is {config.profile_noise}; give 0 or more")
     if config.device:
         devices = [_device(entry, defaults) for entry in config.device]
     else:
@@ -119,13 +125,17 @@ def _spread(count: int, sigma: float) -> list[float]:
 
 
 def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
-    known = {"name", "slowdown", "share", *defaults}
+    known = {"name", "slowdown", "share", "memory_mib", "energy_j", "profile", *defaults}
     _refuse_unknown("fleet.device", entry, known)
     name = entry.get("name")
     if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable() or "/" in name:
         raise EdgePruneError(f"fleet.device: name {name!r} must be 1 to 64 printable characters without '/'")
-    values = {key: _number(f"fleet.device {name!r}: {key}", value) for key, value in entry.items() if key != "name"}
-    values = {**defaults, "slowdown": 1.0, "share": 1.0, **values}
+    profile = entry.get("profile", "")
+    if not isinstance(profile, str):
+        raise EdgePruneError(f"fleet.device {name!r}: profile must be a file's name, got {profile!r}")
+    numbers = {key: value for key, value in entry.items() if key not in ("name", "profile")}
+    values = {key: _number(f"fleet.device {name!r}: {key}", value) for key, value in numbers.items()}
+    values = {**defaults, "slowdown": 1.0, "share": 1.0, "memory_mib": 0.0, "energy_j": 0.0, **values}
     for key in _POSITIVE:
         if not values[key] > 0:
             raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be greater than 0")
@@ -136,7 +146,16 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
     # ratio of unpruned update times is the ratio of the factors.
     slow = values["slowdown"]
     link = Link(values["download_mbps"] / slow, values["upload_mbps"] / slow, values["latency_ms"] * slow)
-    return Device(name, slow, link, values["share"], values["noise"])
+    return Device(
+        name,
+        slow,
+        link,
+        values["share"],
+        values["noise"],
+        memory_mib=values["memory_mib"],
+        energy_j=values["energy_j"],
+        profile=profile,
+    )
 
 
 def _with_events(fleet: Fleet, events: Iterable[Mapping[str, Any]], faults: Iterable[Mapping[str, Any]]) -> Fleet:

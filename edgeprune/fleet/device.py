@@ -53,7 +53,8 @@ class Device:
     """A virtual device: ``slowdown`` times slower than the machine on which the latency table was measured.
 
     ``share`` is its part of the data relative to the others; ``noise`` the standard deviation of the logarithm of its
-    update times (0.1: about 10 %).
+    update times (0.1: about 10 %). ``memory_mib`` and ``energy_j`` (a round's) are limits that the scheduler keeps, 0
+    for none; ``profile`` is the file that ``edgeprune profile`` wrote on the device itself.
     """
 
     name: str
@@ -62,6 +63,9 @@ class Device:
     share: float = 1.0
     noise: float = 0.0
     slowdowns: tuple[Slowdown, ...] = ()
+    memory_mib: float = 0.0
+    energy_j: float = 0.0
+    profile: str = ""
     faults: tuple[Fault, ...] = ()
 
     def slowdown_at(self, round_: int) -> float:

@@ -1,0 +1,185 @@
+"""AdaptCL whose first assignment comes from measured profiles instead of ten unpruned rounds.
+
+    round 1      fleet.scheduler: the largest nested sub-model of each client that meets the goal by its own profile
+    each round   scale_w <- scale_w (phi_w / expected_w)^(1/n): the profile's promise, corrected by what was observed
+    a change     two rounds in a row off by more than ``change``: believed at once, everybody is scheduled anew
+    every PI     scheduled anew with the corrected times; at the first such stage channels are ranked by what was learnt
+
+``correct = "learner"`` leaves all that follows the first assignment to AdaptCL's rate learner.
+The merge, the ranking and the recipe are AdaptCL's (adaptcl.py). Ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from edgeprune.algorithms import adaptcl
+from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.fedavg import assign_plans
+from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet.correction import Belief, updated
+from edgeprune.fleet.reports import Report, Rung, ladder
+from edgeprune.fleet.scheduler import Decision, Goal, Objective, schedule, target_s
+from edgeprune.pruning import Ranking, SubmodelPlan, ranking
+from edgeprune.pruning import importance as channel_importance
+
+
+@dataclass(frozen=True)
+class Scheduled(AdaptCL):
+    """AdaptCL's fields, and the goal's (fleet/scheduler.py). ``rerank``: rank channels anew at the first stage, by the
+    trained scales; before it they are ranked by their initial weights.
+    """
+
+    objective: Objective = "equal"
+    deadline_s: float = 0.0
+    least_work: float = 0.25
+    margin: float = 1.0
+    correct: Literal["profile", "learner"] = "profile"
+    rerank: bool = True
+
+    name: ClassVar[str] = "scheduled"
+    needs_reports: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.correct not in ("profile", "learner"):
+            raise EdgePruneError(f"algorithm.correct is {self.correct!r}; it is 'profile' or 'learner'")
+        self.goal()
+
+    def goal(self) -> Goal:
+        """What is scheduled for."""
+        return Goal(self.objective, self.deadline_s or math.inf, self.least_work, self.margin, self.band)
+
+    # --- server -------------------------------------------------------------------------------------------------
+
+    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
+        """Everybody its part from the first round on."""
+        order = initial_ranking(setting, model, self.min_channels)
+        rungs = ladder(setting.graph, order, self.gamma_min)
+        decisions = schedule(_reports(setting), rungs, self.goal())
+        if self.correct == "learner":
+            return self._for_the_learner(setting, model, order, rungs, decisions)
+        beliefs = {client: Belief() for client in setting.clients}
+        plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
+        return State(0, model, plans, self._memory(order, False, beliefs, decisions))
+
+    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
+        """Each client that takes part its sub-model, with as many steps as were decided."""
+        assignments = assign_plans(setting, state)
+        if self.correct == "learner":
+            return assignments
+        decided, full = state.memory["decided"], {report.name: report.steps for report in _reports(setting)}
+        return [
+            replace(a, recipe=replace(a.recipe, steps=steps if steps < full[a.client] else 0))
+            for a in assignments
+            if (steps := int(decided[a.client]["steps"])) > 0
+        ]
+
+    def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
+        """Average, correct the profiles by the times, and schedule anew at a stage or after a change."""
+        if self.correct == "learner":
+            return super().merge(setting, state, updates)
+        order = Ranking.from_json(state.memory["ranking"], setting.graph)
+        beliefs, changed = self._observed(state.memory, updates)
+        state = replace(state, round=state.round + 1, model=self._average(state.model, updates))
+        stage = state.round % self.interval == 0
+        if not (stage or changed):
+            memory = {**state.memory, "beliefs": {name: _as_json(belief) for name, belief in beliefs.items()}}
+            return replace(state, memory=memory)
+        ranked = bool(state.memory["reranked"])
+        if stage and self.rerank and not ranked:
+            order, ranked = self._trained_ranking(setting, state.model), True
+        rungs = ladder(setting.graph, order, self.gamma_min)
+        reports = [replace(report, scale=beliefs[report.name].scale) for report in _reports(setting)]
+        present = {name: float(said["retention"]) for name, said in state.memory["decided"].items()}
+        decisions = schedule(reports, rungs, self.goal(), present)
+        plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
+        return replace(state, plans=plans, memory=self._memory(order, ranked, beliefs, decisions))
+
+    # --- what the server remembers --------------------------------------------------------------------------------
+
+    def _observed(self, memory: Mapping[str, Any], updates: Sequence[Update]) -> tuple[dict[str, Belief], bool]:
+        beliefs = {name: Belief(*value) for name, value in memory["beliefs"].items()}
+        changed = False
+        for update in updates:
+            promised = memory["decided"][update.client]["promised_s"]
+            if promised > 0:
+                beliefs[update.client], now = updated(
+                    beliefs[update.client], update.update_time_s / promised, self.change
+                )
+                changed = changed or now
+        return beliefs, changed
+
+    def _memory(
+        self, order: Ranking, reranked: bool, beliefs: Mapping[str, Belief], decisions: Mapping[str, Decision]
+    ) -> dict[str, Any]:
+        return {
+            "ranking": order.to_json(),
+            "reranked": reranked,
+            "beliefs": {name: _as_json(belief) for name, belief in beliefs.items()},
+            "decided": {
+                name: {
+                    "retention": decision.rung.retention if decision.rung else 0.0,
+                    "steps": decision.steps,
+                    # What the profile alone promises: the belief at the time of the decision taken out again.
+                    "promised_s": decision.update_time_s / beliefs[name].scale,
+                    "why": decision.why,
+                }
+                for name, decision in decisions.items()
+            },
+        }
+
+    def _trained_ranking(self, setting: Setting, model: Mapping[str, Tensor]) -> Ranking:
+        scores = channel_importance.scores(model, setting.graph, how=self.importance)
+        return ranking(setting.graph, scores, self.min_channels, normalise=self.importance != "bn")
+
+    def _for_the_learner(
+        self,
+        setting: Setting,
+        model: dict[str, Tensor],
+        order: Ranking,
+        rungs: Sequence[Rung],
+        decisions: Mapping[str, Decision],
+    ) -> State:
+        """AdaptCL's own memory, as if its first stage had ended in this assignment."""
+        reports = {report.name: report for report in _reports(setting)}
+        chosen = {client: decisions[client].rung or rungs[-1] for client in setting.clients}
+        workers = {
+            client: adaptcl.Worker(rung.retention, unpruned=reports[client].update_time_s(rungs[0]))
+            for client, rung in chosen.items()
+        }
+        plans = {client: plan_of(setting, order, rung) for client, rung in chosen.items()}
+        target = target_s(list(reports.values()), rungs, Goal())
+        return State(0, model, plans, adaptcl._to_memory(workers, target, order.to_json()))
+
+
+def initial_ranking(setting: Setting, model: Mapping[str, Tensor], min_channels: int) -> Ranking:
+    """By the norm of the initial weights, relative to their layer's mean: scales have not been trained yet."""
+    scores = channel_importance.scores(model, setting.graph, how="l2")
+    return ranking(setting.graph, scores, min_channels)
+
+
+def plan_of(setting: Setting, order: Ranking, rung: Rung | None) -> SubmodelPlan:
+    """The sub-model of a rung; the whole model for a client that sits out (it is sent nothing)."""
+    if rung is None or rung.retention >= 1:
+        return SubmodelPlan.full(setting.graph)
+    return order.plan(rung.retention)
+
+
+def _reports(setting: Setting) -> tuple[Report, ...]:
+    if {report.name for report in setting.reports} != set(setting.clients):
+        raise EdgePruneError(
+            "algorithm 'scheduled' needs a profile of every client; set fleet.latency to a file that 'edgeprune "
+            "profile' wrote, or give every [[fleet.device]] its own profile"
+        )
+    return setting.reports
+
+
+def _as_json(belief: Belief) -> list[float | int | None]:
+    return [belief.scale, belief.rounds, belief.doubt]

@@ -1,0 +1,69 @@
+"""What the scheduler is told of the fleet: each device's profile, as the device itself would have measured it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeprune.algorithms.protocol import Recipe
+from edgeprune.device.profile import DeviceProfile, read_profile
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import Device, Fleet, ProfileTimes, Times
+from edgeprune.fleet.reports import Report
+
+
+def fleet_reports(
+    fleet: Fleet, times: Times, samples: Mapping[str, int], recipe: Recipe, profile_noise: float, seed: int
+) -> tuple[Report, ...]:
+    """A report for every device: from its own profile, else from this machine's times its slowdown.
+
+    Such a virtual profile is off by a log-normal factor of ``profile_noise``, drawn from (seed, device): nobody
+    measures without error. Nothing else of the true speed is told. Empty where there is no profile to start from.
+    """
+    found = []
+    for device in fleet.devices:
+        steps = _steps(samples[device.name], recipe)
+        needs = _needs(device, times, profile_noise, seed)
+        if needs is None:
+            return ()
+        found.append(
+            Report(
+                device.name,
+                needs,
+                device.link,
+                steps,
+                memory_bytes=device.memory_mib * 2**20 or math.inf,
+                energy_j=device.energy_j or math.inf,
+                noise=device.noise,
+            )
+        )
+    return tuple(found)
+
+
+def _needs(device: Device, times: Times, profile_noise: float, seed: int) -> ProfileTimes | None:
+    if device.profile:
+        own = read_profile(Path(device.profile))
+        _check(own, device.name, times)
+        return ProfileTimes(own)
+    if not isinstance(times, ProfileTimes):
+        return None
+    name = int.from_bytes(device.name.encode(), "little")
+    normal = np.random.default_rng([seed, 1 << 20, name]).standard_normal()
+    return ProfileTimes(times.profile, device.slowdown * math.exp(profile_noise * normal))
+
+
+def _check(profile: DeviceProfile, name: str, times: Times) -> None:
+    if (profile.task, profile.batch_size) != (times.task, times.batch_size):
+        raise EdgePruneError(
+            f"fleet.device {name!r}: its profile is of {profile.task!r} with batches of {profile.batch_size}, the "
+            f"experiment trains {times.task!r} with {times.batch_size}; measure it again"
+        )
+
+
+def _steps(samples: int, recipe: Recipe) -> int:
+    """Optimiser steps of one round: a last batch of a single sample is dropped."""
+    full, left = divmod(samples, recipe.batch_size)
+    return max(1, recipe.epochs * (full + (1 if left > 1 else 0)))
