@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ def pack(
 
     ``density`` in place of a mask: the largest magnitudes of all floating tensors together, that share of their
     elements (at least one). ``residual``: with it, error feedback: what an earlier call did not send is added first,
-    and what this one does not send (or rounds away) is left in it; start with an empty dict, one for each sender.
+    and what this one does not send (or rounds away) is left in it; start with an empty dict, one for each sender (and
+    again after an error that says a value cannot be written).
 
     ``dtype``: "fp32", "bf16", "fp16" or "int8" (one scale for 256 values) narrows wider floating tensors; None keeps
     every type, bit for bit. ``seed``: int8 rounds stochastically. Raises EdgePruneError, one sentence, on bad input.
@@ -46,7 +47,7 @@ def pack(
     if density is not None:
         if mask is not None:
             raise EdgePruneError("pack: give either mask or density, not both")
-        packed = _largest(state, density, dtype, {} if residual is None else residual, seed, residual is not None)
+        packed = _largest(state, density, dtype, residual, seed)
         return encode(Message("state", 0, "", "", {n: x for n, x in state.items() if n not in packed}, packed=packed))
     bitmaps = _bitmaps(mask or {}, {name: tuple(x.shape) for name, x in state.items()})
     packed = {
@@ -90,36 +91,65 @@ def _bool(name: str, kept: Tensor) -> Tensor:
 
 
 def _largest(
-    state: Mapping[str, Tensor],
-    density: float,
-    dtype: str | None,
-    residual: dict[str, Tensor],
-    seed: int | None,
-    feedback: bool,
+    state: Mapping[str, Tensor], density: float, dtype: str | None, residual: dict[str, Tensor] | None, seed: int | None
 ) -> dict[str, PackedTensor]:
     """The floating tensors of ``state``, of each only what belongs to the largest of all."""
-    names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
-    total = sum(state[name].numel() for name in names)
     if not 0 < density <= 1:
         raise EdgePruneError(f"pack: density is {density}; it is a share of the elements, in (0, 1]")
-    if not names:
-        return {}
+    names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
     xs = [state[name].detach().cpu().float().contiguous().reshape(-1) for name in names]
-    if feedback:
-        for name, x in zip(names, xs, strict=True):
-            held = residual.setdefault(name, torch.zeros(state[name].shape))
-            if held.dtype is not torch.float32 or held.shape != state[name].shape or not held.is_contiguous():
-                raise EdgePruneError(f"pack: the residual of {name!r} is not that tensor's; start with an empty dict")
-            xs[names.index(name)] = x + held.reshape(-1)
-    masks = ops.select_largest(xs, max(1, round(density * total)))
+    for name, x in zip(names, xs, strict=True):
+        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+            raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
+    codings = [_written(state[name].dtype, dtype) for name in names]
+    if residual is None:
+        masks = ops.select_largest(xs, _share(density, xs))
+        done = [ops.pack(x, m, coding, seed) for x, m, coding in zip(xs, masks, codings, strict=True)]
+    else:
+        owed = [_residual(residual, name, state[name]) for name in names]
+        masks, done = _with_feedback(xs, owed, density, codings, seed)
+        for name, mask, values, coding, rest in zip(names, masks, done, codings, owed, strict=True):
+            own = state[name].dtype
+            if coding == "i8" and own.itemsize == 2:  # what is read is rounded once more, to 16 bits
+                read = ops.unpack(values.values, values.scales, mask, rest.numel(), coding)
+                rest += read - read.to(own).float()
     packed = {}
-    for name, x, mask in zip(names, xs, masks, strict=True):
+    for name, mask, values in zip(names, masks, done, strict=True):
         own = state[name].dtype
         coding = coding_of(own, dtype or ("fp32" if own is torch.float64 else None))
-        written = _WORK[own] if coding == "own" else coding
-        done = ops.pack(x, mask, written, seed)
         kept = ops.mask_count(mask)
-        packed[name] = PackedTensor(tuple(state[name].shape), own, coding, done.values, done.scales, mask, kept)
-        if feedback:
-            residual[name].reshape(-1).copy_(x - ops.unpack(done.values, done.scales, mask, x.numel(), written))
+        packed[name] = PackedTensor(tuple(state[name].shape), own, coding, values.values, values.scales, mask, kept)
     return packed
+
+
+def _share(density: float, xs: list[Tensor]) -> int:
+    total = sum(x.numel() for x in xs)
+    return min(total, max(1, round(density * total)))
+
+
+def _written(own: torch.dtype, dtype: str | None) -> str:
+    """The coding that ops.pack writes for a tensor of type ``own``."""
+    coding = coding_of(own, dtype)
+    return _WORK[own] if coding == "own" else coding
+
+
+def _residual(residual: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    held = residual.setdefault(name, torch.zeros(x.shape))
+    if held.dtype is not torch.float32 or held.shape != x.shape or not held.is_contiguous() or held.is_cuda:
+        raise EdgePruneError(f"pack: the residual of {name!r} is not that tensor's; start with an empty dict")
+    return held.view(-1)
+
+
+def _with_feedback(
+    xs: list[Tensor], residuals: list[Tensor], density: float, codings: list[str], seed: int | None
+) -> tuple[list[Tensor], list[ops.Packed]]:
+    """The largest of x + residual over all tensors; the residuals keep the rest."""
+    k = _share(density, xs)
+    masks: Sequence[Tensor | None]
+    if len(set(codings)) == 1:
+        masks, done = ops.pack_with_feedback_many_(xs, residuals, k, codings[0], seed)
+    else:  # types differ: selected over all of them, packed one by one
+        masks = ops.select_largest([x + r for x, r in zip(xs, residuals, strict=True)], k)
+        every = zip(xs, residuals, masks, codings, strict=True)
+        done = [ops.pack_with_feedback_(x, r, mask, coding, seed)[1] for x, r, mask, coding in every]
+    return [mask for mask in masks if mask is not None], done

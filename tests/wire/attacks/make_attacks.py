@@ -143,7 +143,7 @@ ATTACKS: dict[str, Attack] = {
     "bitmap-beyond": Attack(masked(BITMAP, b"\x18", 2, 4), "keeps an element beyond the tensor", "beyond its 4"),
     "gaps-empty": Attack(masked(GAPS, b"", 3, 64), "promises 3 gaps and sends none", "the data end"),
     "gaps-cut": Attack(masked(GAPS, b"\xff\xff", 8, 64, 4), "stops within the gaps", "the data end"),
-    "gaps-beyond": Attack(masked(GAPS, b"\xff" * 6, 3, 64, 7), "runs past the end of the tensor", "beyond 64"),
+    "gaps-beyond": Attack(masked(GAPS, b"\xff" * 6, 3, 64, 7), "runs past the end of the tensor", "beyond the 64"),
     "gaps-endless": Attack(masked(GAPS, b"\xff" * 64, 2, 64), "hides 60 bytes behind two gaps", "left over"),
     "gaps-other-bit": Attack(masked(GAPS, b"\0" * 64, 2, 64), "has gaps that never end", "the data end"),
     "gaps-parameter": Attack(

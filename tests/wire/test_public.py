@@ -1,0 +1,149 @@
+"""edgeprune.pack and edgeprune.unpack: what goes in comes out, what was not sent waits, bad input is one sentence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_cases import DTYPES, random_mask, random_tensor, same
+
+import edgeprune
+from edgeprune.errors import EdgePruneError
+
+
+def state(seed: int = 0) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(8, 3, 5, 5, generator=random),
+        "conv.bias": torch.randn(8, generator=random),
+        "half": torch.randn(40, generator=random).half(),
+        "double": torch.randn(7, generator=random, dtype=torch.float64),
+        "steps": torch.tensor(12),
+        "empty": torch.empty(0, 4),
+    }
+
+
+def test_everything_comes_back_as_it_was():
+    sent = state()
+    got = edgeprune.unpack(edgeprune.pack(sent))
+    assert got.keys() == sent.keys() and all(same(got[name], sent[name]) for name in sent)
+    assert edgeprune.unpack(edgeprune.pack({})) == {}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(DTYPES), st.integers(0, 300), st.floats(0, 1), st.integers(0, 99))
+def test_masks_of_every_type_exactly(dtype, n, density, seed):
+    x, kept = random_tensor(dtype, (n,), seed), random_mask(n, density, 1, seed)
+    expected = torch.where(kept, x, torch.zeros((), dtype=dtype))
+    masks = {"x": kept}
+    assert same(edgeprune.unpack(edgeprune.pack({"x": x}, masks))["x"], expected)
+    known = edgeprune.pack({"x": x}, masks, send_mask=False)
+    assert same(edgeprune.unpack(known, masks)["x"], expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative"), [("fp32", 2.0**-24), ("bf16", 2.0**-8), ("fp16", 2.0**-11), ("int8", 1 / 253)]
+)
+def test_narrow_codings_round_to_nearest(dtype, relative):
+    sent = state()
+    got = edgeprune.unpack(edgeprune.pack(sent, dtype=dtype))
+    for name, x in sent.items():
+        assert got[name].dtype == x.dtype and got[name].shape == x.shape
+        if x.is_floating_point() and x.numel():
+            # int8: half a step of the largest value's 127th; fp16: and half of its smallest number.
+            scale = x.abs().max().double() if dtype == "int8" else x.abs().double()
+            assert bool(((got[name].double() - x.double()).abs() <= relative * scale + 2.0**-25).all())
+        else:
+            assert same(got[name], x)
+    assert same(got["half"], sent["half"]) or dtype == "int8"
+
+
+def test_density_keeps_the_largest_of_all_tensors():
+    sent = {"a": torch.tensor([0.1, -5.0, 0.2]), "b": torch.tensor([[4.0], [-0.3]]), "n": torch.tensor(3)}
+    got = edgeprune.unpack(edgeprune.pack(sent, density=0.4))
+    assert got["a"].tolist() == [0, -5, 0] and got["b"].tolist() == [[4], [0]] and int(got["n"]) == 3
+    assert sum(int((x != 0).sum()) for x in edgeprune.unpack(edgeprune.pack(sent, density=1e-9)).values()) == 2
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "int8"], ids=str)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_feedback_loses_nothing(dtype, mixed):
+    """What was received so far and what is still owed add up to what was given."""
+    names = ["conv.weight", "conv.bias", *(["half", "double"] if mixed else [])]
+    residual: dict[str, torch.Tensor] = {}
+    given = {name: torch.zeros(state()[name].shape, dtype=torch.float64) for name in names}
+    received = {name: x.clone() for name, x in given.items()}
+    for seed in range(6):
+        gradient = {name: state(seed)[name] for name in names}
+        got = edgeprune.unpack(edgeprune.pack(gradient, density=0.05, dtype=dtype, residual=residual))
+        for name in names:
+            given[name] += gradient[name].float().double()
+            received[name] += got[name].double()
+    assert sum(int((x != 0).sum()) for x in received.values()) > 30
+    for name in names:
+        torch.testing.assert_close(received[name] + residual[name].double(), given[name], rtol=0, atol=2e-5)
+
+
+def test_a_value_too_small_to_be_sent_is_sent_in_the_end():
+    residual: dict[str, torch.Tensor] = {}
+    rounds = [
+        edgeprune.unpack(edgeprune.pack({"g": torch.tensor([1.0, 0.3])}, density=0.5, residual=residual))["g"].tolist()
+        for _ in range(5)
+    ]
+    assert [r[1] == 0 for r in rounds] == [True, True, True, False, True]
+    assert rounds[3][1] == pytest.approx(1.2)
+
+
+def test_stochastic_int8_is_right_on_average_and_by_seed():
+    x = {"x": torch.full((4096,), 0.3)}
+    x["x"][0] = 127.0
+    got = [edgeprune.unpack(edgeprune.pack(x, dtype="int8", seed=seed))["x"] for seed in (1, 1, 2)]
+    assert same(got[0], got[1]) and not same(got[0], got[2])
+    # 255 draws of 0 or 1 with mean .3: five standard deviations are .143.
+    assert abs(float(got[0][1:256].mean()) - 0.3) < 5 * math.sqrt(0.21 / 255)
+
+
+ONE = {"w": torch.ones(3)}
+TRUE = torch.ones(3, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"state": {"w": [1, 2]}}, "is a list, not a tensor"),
+        ({"state": {"w": torch.ones(2, dtype=torch.complex64)}}, "cannot travel"),
+        ({"dtype": "fp61"}, "did you mean 'fp16'"),
+        ({"mask": {"v": TRUE}}, "which is not in the state; did you mean 'w'|which is not in the state; known are w"),
+        ({"mask": {"w": TRUE[:2]}}, "has shape \\(2,\\), the tensor \\(3,\\)"),
+        ({"mask": {"w": torch.ones(3)}}, "must be a bool tensor"),
+        ({"mask": {"w": TRUE}, "density": 0.5}, "not both"),
+        ({"residual": {}}, "needs a density"),
+        ({"density": 0.0}, "in \\(0, 1\\]"),
+        ({"density": 1.5}, "in \\(0, 1\\]"),
+        ({"density": math.nan}, "in \\(0, 1\\]"),
+        ({"density": 0.5, "state": {"w": torch.tensor([1.0, math.nan])}}, "holds NaN or infinity"),
+        ({"density": 0.5, "residual": {"w": torch.zeros(2)}}, "is not that tensor's"),
+        ({"density": 0.5, "residual": {"w": torch.zeros(3).double()}}, "is not that tensor's"),
+        ({"dtype": "int8", "state": {"w": torch.tensor([1.0, math.inf])}}, "not finite; int8"),
+        ({"dtype": "fp16", "state": {"w": torch.tensor([1.0, 1e5])}}, "beyond float16"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_sentence(arguments, sentence):
+    with pytest.raises(EdgePruneError, match=sentence):
+        edgeprune.pack(**{"state": ONE, **arguments})
+
+
+def test_what_is_no_blob_is_one_sentence():
+    blob = edgeprune.pack(ONE, {"w": TRUE & torch.tensor([1, 0, 1]).bool()}, send_mask=False)
+    with pytest.raises(EdgePruneError, match="not held here"):
+        edgeprune.unpack(blob)
+    with pytest.raises(EdgePruneError, match="must be a bool tensor"):
+        edgeprune.unpack(blob, {"w": torch.ones(3)})
+    with pytest.raises(EdgePruneError, match="over the limit of 11"):
+        edgeprune.unpack(blob, dense_limit=11)
+    with pytest.raises(EdgePruneError, match="too few"):
+        edgeprune.unpack(b"no blob")
