@@ -1,7 +1,7 @@
 #include "ops/masked.h"
 
 #include <algorithm>
-#include <cstring>
+#include <chrono>
 
 #include "base/error.h"
 #include "base/scratch.h"
@@ -184,6 +184,20 @@ void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options
     dots.kept = pattern.kept;
     dots.dw = static_cast<float*>(call.weights.data);
     run_dots(dots, options.threads);
+}
+
+double multiply_add_peak(double seconds, const std::string& variant) {
+    const MaskedKernels& kernels = choose_variant("multiply_add_peak", kVariants, variant);
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point begin = Clock::now();
+    double best = 0.0;
+    for (Clock::time_point from = begin; from - begin < std::chrono::duration<double>(seconds);) {
+        const int64_t done = kernels.multiply_adds(200000);
+        const Clock::time_point now = Clock::now();
+        best = std::max(best, static_cast<double>(done) / std::chrono::duration<double>(now - from).count());
+        from = now;
+    }
+    return best;
 }
 
 }  // namespace edgeprune

@@ -32,4 +32,8 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
 // dw at kept weights from x and dy: `weights` is written.
 void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options);
 
+// Multiply-adds that one thread of this machine can do in registers, in floating-point operations a second, measured
+// for about `seconds`; what the share of a kernel in the peak is counted against.
+double multiply_add_peak(double seconds, const std::string& variant);
+
 }  // namespace edgeprune

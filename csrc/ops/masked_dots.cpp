@@ -46,7 +46,9 @@ void pack_gradient(const Dots& d, int64_t group, int64_t first, int64_t last, in
 }  // namespace
 
 void run_dots(const Dots& d, int threads) {
+    if (d.kept == 0) return;
     std::memset(d.dw, 0, static_cast<size_t>(d.kept) * sizeof(float));
+    if (d.x.count == 0) return;
     const int64_t rows = d.filter.outputs, row_floats = d.grid.floats(d.grid.size[0], d.planes.width);
     const int64_t row_stride = spread(row_floats, d.kernels->dots_chunks * kChunk);
     std::vector<int32_t> shifts;

@@ -104,6 +104,13 @@ void bind_masked(py::module_& module) {
     module.def("pattern_sizes", &py_pattern_sizes, py::arg("filter"));
     module.def("pattern_compile", &py_compile_pattern, py::arg("filter"), py::arg("mask"), py::arg("columns"),
                py::arg("starts"), py::arg("t_columns"), py::arg("t_order"), py::arg("t_starts"));
+    module.def(
+        "multiply_add_peak",
+        [](double seconds, const std::string& wanted) {
+            const py::gil_scoped_release unlocked;
+            return multiply_add_peak(seconds, wanted);
+        },
+        py::arg("seconds") = 0.1, py::arg("variant") = "");
     const auto threads = py::arg("threads") = 1;
     const auto variant = py::arg("variant") = "";
     module.def("masked_forward", &py_masked<&masked_forward, false>, py::arg("filter"), py::arg("padding"),

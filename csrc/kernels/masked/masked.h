@@ -98,6 +98,9 @@ struct MaskedKernels {
     void (*outer_rows)(const OuterRowsTask&);
     void (*interleave)(const InterleaveTask&);
     void (*deinterleave)(const InterleaveTask&);
+    // `rounds` rounds of independent multiply-adds in registers: what the core can do at most. Returns their number,
+    // multiplication and addition counted as two.
+    int64_t (*multiply_adds)(int64_t rounds);
 };
 
 #define EDGEPRUNE_DECLARE(isa) extern const MaskedKernels masked_##isa;

@@ -174,6 +174,24 @@ void outer_rows(const OuterRowsTask& task) {
         for (int64_t k = task.begin[r]; k < task.end[r]; ++k) task.dw[k] = task.dy[r] * task.x[task.columns[k]];
 }
 
+// ---- the measure --------------------------------------------------------------------------------------------------
+
+int64_t multiply_adds(int64_t rounds) {
+    constexpr int sums = 10;  // more than are under way at once, fewer than there are registers
+    volatile float start = 0.5f;
+    const F32 scale = F32::splat(start + 0.499f), add = F32::splat(start * 1e-3f);
+    F32 sum[sums];
+    for (F32& each : sum) each = F32::splat(start);
+    for (int64_t i = 0; i < rounds; ++i)
+        for (F32& each : sum) each = F32::fma(each, scale, add);
+    F32 all = sum[0];
+    for (int i = 1; i < sums; ++i) all = all + sum[i];
+    float lanes[F32::lanes];
+    all.store(lanes);
+    start = lanes[0];
+    return rounds * sums * F32::lanes * 2;
+}
+
 // ---- interleaving -------------------------------------------------------------------------------------------------
 
 constexpr int kSquare = 8;

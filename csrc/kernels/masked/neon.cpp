@@ -3,7 +3,7 @@
 
 namespace edgeprune {
 
-const MaskedKernels masked_neon = {Isa::neon,   kDotsChunks, accumulate, dots,
-                                   gather_rows, outer_rows,  interleave, deinterleave};
+const MaskedKernels masked_neon = {Isa::neon,  kDotsChunks, accumulate,   dots,         gather_rows,
+                                   outer_rows, interleave,  deinterleave, multiply_adds};
 
 }  // namespace edgeprune
