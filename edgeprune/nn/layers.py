@@ -120,7 +120,6 @@ class _Masked(nn.Module):
         weight = state_dict.pop(dense, None)
         if weight is not None and tuple(weight.shape) != self.pattern.shape:
             error_msgs.append(f"size mismatch for {dense}: {tuple(weight.shape)}, the mask has {self.pattern.shape}")
-            weight = None
             state_dict[compact] = self.weight_kept.detach()
         elif weight is not None:
             state_dict[compact] = self.pattern.compact(weight.detach())

@@ -42,6 +42,8 @@ def sparse_wins(kind: str, positions: int, density: float, training: bool, path:
     if path == "auto":
         path = _state["path"]
     if path != "auto":
+        if path != "dense":
+            check_path("masked", path)
         return path == "sparse"
     tables = _state["tables"]
     threads = torch.get_num_threads()

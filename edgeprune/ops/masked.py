@@ -2,8 +2,8 @@
 
 float32 on the CPU goes to the compiled core, which touches kept weights alone, or, where that is faster
 (edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
-are computed in float32 and rounded once. Other types and devices go through plain torch. Dropped weights are never
-read, so a NaN among them does not show, and their gradient is exactly zero.
+are computed in float32 and rounded once. Other types and devices go through plain torch. Function transforms
+(torch.func) take the dense product too. Dropped weights are never read, so a NaN among them does not show, and their gradient is exactly zero.
 
 At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
 """
@@ -16,7 +16,7 @@ from torch.nn import Parameter, functional
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import _masked_core, crossover, masked_autograd, masked_library
-from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern
+from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern, index_of
 
 Pair = tuple[int, int]
 
@@ -33,10 +33,12 @@ def masked_linear(
     overrides the automatic choice. Raises EdgePruneError for shapes, types or devices that do not go together.
     """
     op = "masked_linear"
-    weight = _compact(op, weight, pattern, 2)
+    _check_pattern(op, pattern, 2)
+    compiled = pattern.compiled()
+    weight = _compact(op, weight, pattern, compiled)
     if not x.ndim or x.shape[-1] != pattern.shape[1]:
         raise EdgePruneError(f"{op}: x has shape {tuple(x.shape)}; the mask takes (..., {pattern.shape[1]})")
-    return linear(op, x, weight, pattern, pattern.compiled(), bias, path)
+    return linear(op, x, weight, pattern, compiled, bias, path)
 
 
 def masked_conv2d(
@@ -58,9 +60,10 @@ def masked_conv2d(
     together.
     """
     op = "masked_conv2d"
-    weight = _compact(op, weight, pattern, 4)
+    _check_pattern(op, pattern, 4)
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     compiled = pattern.compiled(groups, stride, dilation)
+    weight = _compact(op, weight, pattern, compiled)
     pads, extra = pads_of(op, padding, compiled.filter)
     return conv2d(op, x, weight, pattern, compiled, bias, pads, extra, path)
 
@@ -91,7 +94,7 @@ def linear(
         y = _op(rows_of_x, weight, bias, compiled.tensors, compiled.filter, (0, 0))
         y = y.view(*x.shape[:-1], compiled.outputs)
     else:
-        y = functional.linear(x, pattern.dense(weight), bias)
+        y = functional.linear(x, _dense(weight, pattern, compiled), bias)
     return y if quick else y.to(out_type)
 
 
@@ -125,7 +128,7 @@ def conv2d(
             return masked_autograd.masked(compiled, pads, x, weight, bias)
         y = _op(x, weight, bias, compiled.tensors, filter, pads)
     else:
-        y = functional.conv2d(x, pattern.dense(weight), bias, filter[5:7], pads, filter[7:9], filter[2])
+        y = functional.conv2d(x, _dense(weight, pattern, compiled), bias, filter[5:7], pads, filter[7:9], filter[2])
     return y if quick else y.to(out_type)
 
 
@@ -177,17 +180,22 @@ def _sparse(
 ) -> bool:
     if not quick and (x.dtype is not torch.float32 or x.device.type != "cpu"):
         return False  # the core has no kernel for it
+    if not quick and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False  # torch's own operators know all transforms
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return crossover.sparse_wins(kind, positions, pattern.density, training, path)
 
 
-def _compact(op: str, weight: Tensor, pattern: SparsityPattern, dims: int) -> Tensor:
+def _check_pattern(op: str, pattern: SparsityPattern, dims: int) -> None:
     if not isinstance(pattern, SparsityPattern):
         raise EdgePruneError(
             f"{op}: pattern is a {type(pattern).__name__}; make one with edgeprune.SparsityPattern.from_mask(mask)"
         )
     if len(pattern.shape) != dims:
         raise EdgePruneError(f"{op}: the mask has shape {pattern.shape}; it must have {dims} dimensions")
+
+
+def _compact(op: str, weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) -> Tensor:
     if weight.ndim == 1 and weight.shape[0] == pattern.kept:
         return weight
     if tuple(weight.shape) != pattern.shape:
@@ -195,7 +203,16 @@ def _compact(op: str, weight: Tensor, pattern: SparsityPattern, dims: int) -> Te
             f"{op}: weight has shape {tuple(weight.shape)}; the mask has shape {pattern.shape} and keeps "
             f"{pattern.kept}, so give one of shape {pattern.shape} or ({pattern.kept},)"
         )
+    if torch.compiler.is_compiling():
+        index = index_of(compiled.tensors[0], compiled.tensors[1], compiled.filter)
+        return weight.reshape(-1).index_select(0, index.to(weight.device))
     return pattern.compact(weight)
+
+
+def _dense(weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler cannot follow a mask that unpacks itself
+        return masked_library.dense_weight(weight, compiled.tensors, compiled.filter).view(pattern.shape)
+    return pattern.dense(weight)
 
 
 def _one_type(

@@ -22,6 +22,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 from edgeprune.ops._core import core
 from edgeprune.ops._masked_core import output_shape
 from edgeprune.ops.masked_autograd import bias_gradient
+from edgeprune.ops.sparsity import index_of
 
 _PATTERN = "Tensor[] pattern, int[] filter, int[] padding"
 
@@ -35,18 +36,14 @@ def _lent(x: Tensor | None) -> object:
 
 
 def _index(pattern: Sequence[Tensor], filter: Sequence[int], device: torch.device) -> Tensor:
-    """Positions of the compact weights in the flattened dense tensor, from columns and starts."""
-    columns, starts = pattern[0].to(device).long(), pattern[1].to(device).long()
-    outputs, inputs, groups, *taps = filter[:5]
-    row = inputs // groups * taps[0] * taps[1]
-    rows = torch.arange(outputs, device=device).repeat_interleave(starts[-1] - starts[0])
-    return rows * row + columns - rows // (outputs // groups) * row
+    return index_of(pattern[0].to(device), pattern[1].to(device), filter)
 
 
-def _dense(weight: Tensor, pattern: Sequence[Tensor], filter: Sequence[int]) -> Tensor:
+def dense_weight(weight: Tensor, pattern: Sequence[Tensor], filter: Sequence[int]) -> Tensor:
+    """(outputs, inputs / groups, h, w) with zeros at dropped places, out of compact weights; traceable."""
     outputs, inputs, groups, *taps = filter[:5]
     flat = weight.new_zeros(outputs * (inputs // groups) * taps[0] * taps[1])
-    flat[_index(pattern, filter, weight.device)] = weight
+    flat = flat.index_copy(0, _index(pattern, filter, weight.device), weight)
     return flat.view(outputs, inputs // groups, *taps[:2])
 
 
@@ -65,7 +62,9 @@ def _forward_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, pattern: Sequence[Tensor], filter: Sequence[int], padding: Any
 ) -> Tensor:
     if not _for_core(x, weight, bias):
-        return functional.conv2d(x, _dense(weight, pattern, filter), bias, *_geometry(filter, padding)).contiguous()
+        return functional.conv2d(
+            x, dense_weight(weight, pattern, filter), bias, *_geometry(filter, padding)
+        ).contiguous()
     y = torch.empty(output_shape(filter, padding, x))
     columns, starts = (to_dlpack(part) for part in pattern[:2])
     threads = torch.get_num_threads()
@@ -104,7 +103,7 @@ def _input_gradient_op(
 ) -> Tensor:
     shape = (dy.shape[0], filter[1], *size)
     if not _for_core(dy, weight):
-        dense, x = _dense(weight, pattern, filter), dy.new_empty(shape)
+        dense, x = dense_weight(weight, pattern, filter), dy.new_empty(shape)
         return _backward(dy, x, dense, filter, padding, 0)
     dx = torch.empty(shape)
     _, _, columns, order, starts = (to_dlpack(part) for part in pattern)
@@ -143,7 +142,7 @@ def _weight_gradient_op(
 ) -> Tensor:
     kept = pattern[0].shape[0]
     if not _for_core(x, dy):
-        dense = _dense(x.new_empty(kept), pattern, filter)
+        dense = dense_weight(x.new_empty(kept), pattern, filter)
         return _backward(dy, x, dense, filter, padding, 1).view(-1)[_index(pattern, filter, x.device)]
     if not x.numel():
         return torch.zeros(kept)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
 
 Pair = tuple[int, int]
+
+
+def _refuse_tracing(call: str) -> None:
+    if torch.compiler.is_compiling():
+        raise EdgePruneError(f"sparsity_pattern: a mask cannot be compiled inside torch.compile; call {call} before")
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """No function transform or dispatch mode gets hold of the tensors made here, which outlive it."""
+    with torch._C._DisableFuncTorch(), _disable_current_modes():
+        yield
 
 
 class CompiledPattern:
@@ -30,13 +45,22 @@ class CompiledPattern:
         self.kind = "grouped" if groups > 1 else "conv" if taps > 1 else "conv1x1"
         """What the choice between sparse and dense goes by; see crossover.py."""
         rows, row, t_rows, t_row = core.pattern_sizes(filter)
-        columns, t_columns, t_order = (torch.empty(kept, dtype=torch.int32) for _ in range(3))
-        starts = torch.empty(rows, row, dtype=torch.int32)
-        t_starts = torch.empty(t_rows, t_row, dtype=torch.int32)
-        self.tensors = [columns, starts, t_columns, t_order, t_starts]
+        shapes = [(kept,), (rows, row), (kept,), (kept,), (t_rows, t_row)]
+        self.tensors = [torch.empty(shape, dtype=torch.int32) for shape in shapes]
         # The core borrows capsules and leaves them whole, so one capsule serves every call.
         self.capsules = tuple(to_dlpack(part) for part in self.tensors)
-        core.pattern_compile(filter, to_dlpack(bits), *self.capsules)
+        columns, starts, t_columns, t_order, t_starts = self.capsules
+        core.pattern_compile(filter, to_dlpack(bits), columns, starts, t_columns, t_order, t_starts)
+
+
+def index_of(columns: Tensor, starts: Tensor, filter: Sequence[int]) -> Tensor:
+    """Positions of compact weights in the flattened dense tensor, from a compiled pattern; traceable."""
+    outputs, inputs, groups, *taps = filter[:5]
+    row = inputs // groups * taps[0] * taps[1]
+    counts = (starts[-1] - starts[0]).long()
+    every = torch.arange(outputs, device=columns.device)
+    rows = every.repeat_interleave(counts, output_size=columns.shape[0])
+    return rows * row + columns - rows // (outputs // groups) * row
 
 
 class SparsityPattern:
@@ -94,9 +118,13 @@ class SparsityPattern:
     def index(self, device: torch.device | str = "cpu") -> Tensor:
         """int64 ``[kept]``: positions of the compact weights in the flattened dense tensor; kept for later calls."""
         device = torch.device(device)
-        if device not in self._indices:
-            self._indices[device] = self.mask().view(-1).nonzero().view(-1).to(device)
-        return self._indices[device]
+        found = self._indices.get(device)
+        if found is None:
+            _refuse_tracing("pattern.index()")
+            with _plain_tensors():
+                found = self.mask().view(-1).nonzero().view(-1).to(device)
+            self._indices[device] = found
+        return found
 
     def compact(self, dense: Tensor) -> Tensor:
         """The kept weights of a tensor of ``shape``: ``[kept]``, differentiable. Dropped ones are not read into it."""
@@ -118,7 +146,9 @@ class SparsityPattern:
         key = (groups, stride, dilation)
         found = self._compiled.get(key)
         if found is None:
-            found = CompiledPattern(self._filter(*key), self.bits, self.kept)
+            _refuse_tracing(f"pattern.compiled{key}")
+            with _plain_tensors():
+                found = CompiledPattern(self._filter(*key), self.bits, self.kept)
             self._compiled[key] = found
         return found
 
