@@ -3,7 +3,8 @@
 float32 on the CPU goes to the compiled core, which touches kept weights alone, or, where that is faster
 (edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
 are computed in float32 and rounded once. Other types and devices go through plain torch. Function transforms
-(torch.func) take the dense product too. Dropped weights are never read, so a NaN among them does not show, and their gradient is exactly zero.
+(torch.func) take the dense product too. Dropped weights are never read, so a NaN among them does not show, and their
+gradient is exactly zero.
 
 At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
 """

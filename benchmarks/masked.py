@@ -1,0 +1,294 @@
+"""Masked linear layers and convolutions against torch's dense ones and its CSR: kernels, training steps, memory.
+
+    python benchmarks/masked.py [--part linear curve conv resnet loss feddst] [--threads 1 2] [--seconds 1.0]
+
+Each part replaces its rows in results/masked.json; all sides of a part are timed in turns in one process. "torch" is
+the dense layer as it is; "masked dense" multiplies weights by the mask in every forward pass, as published codes do.
+Shares of the peak count two operations for each kept weight and position, against the measured multiply-add peak of a
+core times the threads. Times are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import harness
+import torch
+from masked_networks import Training, feddst_cifar, masked_dense
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune import SparsityPattern
+from edgeprune.bench.kernels import Shape, calls, in_turns
+from edgeprune.ops import _masked_core
+from edgeprune.ops._core import core
+from edgeprune.tasks.models import resnet_like
+
+Row = dict[str, Any]
+CONVS = (
+    Shape("conv", 32, 64, 64, 32, 3),
+    Shape("conv", 32, 128, 128, 16, 3),
+    Shape("conv", 32, 256, 256, 8, 3),
+    Shape("conv", 32, 512, 512, 4, 3),
+    Shape("conv1x1", 32, 64, 64, 32, 1),
+    Shape("conv1x1", 32, 256, 256, 8, 1),
+    Shape("conv", 32, 64, 128, 32, 3, 2),
+    Shape("grouped", 32, 128, 128, 16, 3, 1, 128),
+)
+
+
+def rounded(times: dict[str, float]) -> dict[str, float]:
+    return {name: round(ms, 4) for name, ms in times.items()}
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------------
+
+
+def products(shape: Shape, density: float, csr: bool) -> tuple[dict[str, Callable[[], object]], float]:
+    """Forward and each gradient by itself, ours and torch's; and the operations of one, counted on kept weights."""
+    generator = torch.Generator().manual_seed(0)
+    taps = (shape.taps, shape.taps)
+    mask = torch.rand(shape.outputs, shape.inputs // shape.groups, *taps, generator=generator) < density
+    pattern = SparsityPattern.from_mask(mask)
+    stride, pads = (shape.stride, shape.stride), (shape.taps // 2, shape.taps // 2)
+    compiled = pattern.compiled(shape.groups, stride)
+    x = torch.randn(shape.batch, shape.inputs, shape.size, shape.size, generator=generator)
+    dense = torch.randn(mask.shape, generator=generator) * mask
+    weight = pattern.compact(dense)
+    y = _masked_core.forward(compiled, pads, x, weight, None)
+    dy = torch.randn(y.shape, generator=generator)
+    works: dict[str, Callable[[], object]] = {
+        "forward": lambda: _masked_core.forward(compiled, pads, x, weight, None),
+        "input gradient": lambda: _masked_core.input_gradient(compiled, pads, dy, weight, x.shape),
+        "weight gradient": lambda: _masked_core.weight_gradient(compiled, pads, x, dy),
+    }
+    if shape.linear:
+        flat, matrix, dflat = x[:, :, 0, 0], dense[:, :, 0, 0], dy[:, :, 0, 0]
+        works |= {
+            "torch forward": lambda: nn.functional.linear(flat, matrix),
+            "torch input gradient": lambda: dflat @ matrix,
+            "torch weight gradient": lambda: dflat.t() @ flat,
+        }
+        if csr:
+            # The layout that suits CSR best, made outside of the timing: samples last.
+            sparse, turned = matrix.to_sparse_csr(), matrix.t().contiguous().to_sparse_csr()
+            columns, dcolumns = flat.t().contiguous(), dflat.t().contiguous()
+            works |= {
+                "CSR forward": lambda: sparse @ columns,
+                "CSR input gradient": lambda: turned @ dcolumns,
+                "CSR weight gradient": lambda: torch.sparse.sampled_addmm(sparse, dcolumns, flat, beta=0.0),
+            }
+            assert torch.allclose((sparse @ columns).t(), y[:, :, 0, 0], rtol=1e-3, atol=1e-3)
+    else:
+
+        def backward(which: list[bool]) -> Any:
+            how = (list(stride), list(pads), [1, 1], False, [0, 0], shape.groups, which)
+            return torch.ops.aten.convolution_backward(dy, x, dense, None, *how)
+
+        works |= {
+            "torch forward": lambda: nn.functional.conv2d(x, dense, None, stride, pads, 1, shape.groups),
+            "torch input gradient": lambda: backward([True, False, False]),
+            "torch weight gradient": lambda: backward([False, True, False]),
+        }
+    return works, 2.0 * pattern.kept * y.numel() / shape.outputs
+
+
+def kernel_row(shape: Shape, density: float, threads: int, seconds: float, csr: bool = False) -> Row:
+    works, operations = products(shape, density, csr)
+    times = in_turns(works, seconds)
+    peak = core.multiply_add_peak(0.05) * threads
+    names = ("forward", "input gradient", "weight gradient")
+    row: Row = {"layer": shape.name, "density": density, "threads": threads, "ms": rounded(times)}
+    row["gflops"] = {name: round(operations / times[name] / 1e6, 1) for name in names}
+    row["peak_gflops"] = round(peak / 1e9, 1)
+    row["share_of_peak"] = {name: round(operations / times[name] * 1e3 / peak, 3) for name in names}
+    for other in ("torch", "CSR") if csr else ("torch",):
+        ratios = {name: round(times[f"{other} {name}"] / times[name], 2) for name in names}
+        every = sum(times[f"{other} {name}"] for name in names) / sum(times[name] for name in names)
+        row[f"times_faster_than_{other}"] = ratios | {"forward + backward": round(every, 2)}
+    return row
+
+
+def part_linear(threads: int, seconds: float) -> list[Row]:
+    return [kernel_row(Shape("linear", 256, 1024, 1024), density, threads, seconds, csr=True) for density in (0.1, 0.2)]
+
+
+def part_conv(threads: int, seconds: float) -> list[Row]:
+    shapes = [*CONVS, *(replace(shape, batch=1) for shape in CONVS)]
+    return [kernel_row(shape, density, threads, seconds / 2) for shape in shapes for density in (0.2, 0.1)]
+
+
+def part_curve(threads: int, seconds: float) -> list[Row]:
+    """Whole calls through the public operators: what a user gets, overhead included."""
+    rows = []
+    for shape in (
+        *(Shape("linear", batch, 1024, 1024) for batch in (1, 8, 32, 256)),
+        *(Shape("conv", batch, 64, 64, 32, 3) for batch in (1, 32)),
+    ):
+        before = len(rows)
+        for density in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01):
+            sides = {
+                f"{path} {work}": call
+                for path in ("sparse", "torch")
+                for work, call in calls(shape, density, path).items()
+            }
+            times = in_turns(sides, seconds / 2)
+            gain = {work: round(times[f"torch {work}"] / times[f"sparse {work}"], 2) for work in ("forward", "step")}
+            rows.append(
+                {
+                    "layer": shape.name,
+                    "density": density,
+                    "threads": threads,
+                    "ms": rounded(times),
+                    "times_faster_than_torch": gain,
+                }
+            )
+        crossing = {work: crossing_of(rows[before:], work) for work in ("forward", "step")}
+        rows.append({"layer": shape.name, "threads": threads, "sparse_wins_below_density": crossing})
+    return rows
+
+
+def crossing_of(rows: list[Row], work: str) -> float | str:
+    """Density at which the speed-up is 1, interpolated; or what is known when all of the measured ones win or lose."""
+    points = sorted((row["density"], row["times_faster_than_torch"][work]) for row in rows)
+    for (low, faster), (high, slower) in zip(points, points[1:], strict=False):
+        if faster >= 1.0 > slower:
+            return round(low + (high - low) * (faster - 1.0) / (faster - slower), 3)
+    return "above 0.5" if points[-1][1] >= 1.0 else "below 0.01"
+
+
+# ---- networks -------------------------------------------------------------------------------------------------------
+
+
+def batch_of(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 3, 32, 32, generator=generator), torch.randint(10, (n,), generator=generator)
+
+
+def step_row(name: str, dense: nn.Module, density: float, threads: int, seconds: float, **how: Any) -> Row:
+    x, labels = batch_of(32, torch.Generator().manual_seed(1))
+    sparse = edgeprune.sparsify(dense, density=density, **how)
+    sides = {
+        "sparse": Training(sparse, x, labels),
+        "torch dense": Training(dense, x, labels),
+        "masked dense": Training(masked_dense(sparse), x, labels),
+    }
+    times = in_turns(dict(sides), seconds, least=5)
+    bytes_ = {side: each.state_bytes(weights_of(each.model)) for side, each in sides.items() if side != "masked dense"}
+    patterns = [layer.pattern for layer in sparse.modules() if hasattr(layer, "pattern")]
+    index = sum(12 * pattern.kept + pattern.bits.numel() for pattern in patterns)
+    share = bytes_["sparse"] / bytes_["torch dense"]
+    return {
+        "network": name,
+        "density": density,
+        "threads": threads,
+        "batch": 32,
+        "step_ms": rounded(times),
+        "times_faster_than": {side: round(times[side] / times["sparse"], 2) for side in sides if side != "sparse"},
+        "bytes_of_weights_gradients_momentum": bytes_,
+        "share_over_density": round(share / density, 4),
+        "bytes_of_patterns_besides": index,
+    }
+
+
+def weights_of(model: nn.Module) -> set[str]:
+    """Names of the parameters that are, or stand for, weights of two dimensions or more."""
+    return {name for name, p in model.named_parameters() if p.ndim > 1 or name.endswith("weight_kept")}
+
+
+def part_resnet(threads: int, seconds: float) -> list[Row]:
+    torch.manual_seed(0)
+    model = resnet_like((64, 128, 256, 512))
+    return [
+        step_row("ResNet-18 for 32x32, every layer masked", model, density, threads, 4 * seconds)
+        for density in (0.2, 0.1)
+    ]
+
+
+def part_feddst(threads: int, seconds: float) -> list[Row]:
+    torch.manual_seed(0)
+    return [
+        step_row("FedDST CIFAR-10 network", feddst_cifar(), 0.2, threads, 2 * seconds, distribution=distribution)
+        | {"distribution": distribution}
+        for distribution in ("uniform", "erk")
+    ]
+
+
+def part_loss(threads: int, seconds: float, steps: int = 200) -> list[Row]:
+    """The same 200 steps, sparse and masked dense. A second masked-dense run whose convolutions add up in another order
+    (torch without oneDNN) shows what rounding alone does to a curve."""
+    rows = []
+    for density in (0.2, 0.1):
+        torch.manual_seed(0)
+        sparse = edgeprune.sparsify(resnet_like((16, 32, 64, 128)), density=density, path="sparse")
+        x, labels = batch_of(512, torch.Generator().manual_seed(1))
+        order = torch.randint(512, (steps, 32), generator=torch.Generator().manual_seed(2))
+        sides = {
+            "sparse": sparse,
+            "masked dense": masked_dense(sparse),
+            "masked dense, other order": masked_dense(sparse),
+        }
+        curves = {}
+        for side, model in sides.items():
+            training = Training(model, x, labels)
+            with torch.backends.mkldnn.flags(enabled=not side.endswith("order")):
+                curves[side] = torch.stack([training(chosen) for chosen in order])
+        base = curves["masked dense"]
+        apart = {side: (curve - base).abs() for side, curve in curves.items() if side != "masked dense"}
+        rows.append(
+            {
+                "network": "resnet_like(16, 32, 64, 128), 512 random pictures, batch 32",
+                "density": density,
+                "threads": threads,
+                "steps": steps,
+                "first_and_last_loss": {
+                    side: [round(float(c[0]), 6), round(float(c[-10:].mean()), 6)] for side, c in curves.items()
+                },
+                "largest_difference_from_masked_dense": {
+                    side: {f"first {n}": float(f"{float(d[:n].max()):.3g}") for n in (1, 10, 50, steps)}
+                    for side, d in apart.items()
+                },
+            }
+        )
+    return rows
+
+
+PARTS = {
+    "linear": part_linear,
+    "curve": part_curve,
+    "conv": part_conv,
+    "resnet": part_resnet,
+    "loss": part_loss,
+    "feddst": part_feddst,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for one row, or a fraction or a few of these")
+    arguments = parser.parse_args()
+    for part in arguments.part:
+        about = harness.machine()
+        rows = []
+        for threads in arguments.threads[: 1 if part == "loss" else None]:
+            torch.set_num_threads(threads)
+            rows += [{"part": part} | row for row in PARTS[part](threads, arguments.seconds)]
+        for row in rows:
+            print(json.dumps(row))
+        path = harness.RESULTS / "masked.json"
+        others = json.loads(path.read_text())["results"] if path.exists() else []
+        kept = [row for row in others if row["part"] != part]
+        stamp = {key: about[key] for key in ("commit", "load_before")}
+        results = sorted(
+            kept + [row | {"measured": stamp} for row in rows], key=lambda row: list(PARTS).index(row["part"])
+        )
+        print(harness.write_result("masked", about, results).name, "written; load", about["load_before"], "before")
+
+
+if __name__ == "__main__":
+    main()
