@@ -62,7 +62,8 @@ def encode(message: Message) -> bytes:
     if both := sorted(message.tensors.keys() & message.packed.keys()):
         raise EdgePruneError(f"wire: tensor {both[0]!r} is given both whole and packed; give it once")
     everything = {name: pack_tensor(x, name=name) for name, x in message.tensors.items()} | dict(message.packed)
-    entries, body = [], []
+    entries: list[Entry] = []
+    body: list[bytes | memoryview] = []
     for name in sorted(everything, key=_utf8):
         packed = everything[name]
         placed = _placed(packed)
@@ -83,8 +84,11 @@ def encode(message: Message) -> bytes:
         len(meta),
         len(client),
     )
-    blob = b"".join([header.to_bytes(), client, message.kept, meta, listed, *body])
-    return blob + zlib.crc32(blob).to_bytes(4, "little")
+    parts = [header.to_bytes(), client, message.kept, meta, listed, *body]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return b"".join([*parts, crc.to_bytes(4, "little")])
 
 
 def _placed(packed: PackedTensor) -> positions.Positions:

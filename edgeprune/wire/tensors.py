@@ -121,11 +121,11 @@ def value_bytes(dtype: torch.dtype, coding: str, kept: int) -> tuple[int, int]:
     return scales, kept * CODING_BYTES[coding]
 
 
-def to_bytes(x: Tensor) -> bytes:
-    """The memory of a contiguous CPU tensor, little-endian."""
+def to_bytes(x: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, little-endian, not copied."""
     if not x.numel():
-        return b""
-    return x.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return memoryview(b"")
+    return x.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def from_bytes(data: memoryview) -> Tensor:
