@@ -83,7 +83,7 @@ def sizes() -> list[dict[str, Any]]:
 
 def _coding(blob: bytes) -> str:
     """The positions' coding of a message of one tensor: the fifth byte of its only entry."""
-    return ("all", "known", "bitmap", "gaps", "runs", "zstd")[blob[72 + 4]]
+    return ("all", "known", "bitmap", "gaps", "runs", "zstd", "units")[blob[72 + 4]]
 
 
 # ---- FedDST ---------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ CODING_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
 SCALE_BLOCK = 256  # kept values that share one float32 scale
 
 # Where the kept values belong.
-ALL, KNOWN, BITMAP, GAPS, RUNS, ZSTD = range(6)
-POSITIONS = ("all", "known", "bitmap", "gaps", "runs", "zstd")
+ALL, KNOWN, BITMAP, GAPS, RUNS, ZSTD, UNITS = range(7)
+POSITIONS = ("all", "known", "bitmap", "gaps", "runs", "zstd", "units")
 
 _HEADER = struct.Struct("<4sHBBIIQ8s8sQQIIIHH")
 HEADER_BYTES = _HEADER.size

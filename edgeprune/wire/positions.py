@@ -1,4 +1,4 @@
-"""Where kept values belong: a mask as the shortest of four codings, and back from bytes that nobody vouches for.
+"""Where kept values belong: a mask as the shortest of five codings, and back from bytes that nobody vouches for.
 
 A mask is a uint8 tensor of ceil(n / 8) bytes, bit i of byte i // 8 is element i, spare bits zero.
 
@@ -6,6 +6,7 @@ A mask is a uint8 tensor of ceil(n / 8) bytes, bit i of byte i // 8 is element i
     gaps     Golomb-Rice over the gaps between kept positions (ops.encode_gaps): masks without structure
     runs     the same over the lengths of dropped and of kept runs: clustered masks
     zstd     the bitmap as one zstandard frame: masks that repeat themselves
+    units    any of the first three of a coarser mask: whole rows, channels, filters
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
-from edgeprune.wire.layout import ALL, BITMAP, GAPS, KNOWN, RUNS, ZSTD, Cursor, refused
+from edgeprune.wire.layout import ALL, BITMAP, GAPS, KNOWN, RUNS, UNITS, ZSTD, Cursor, refused
 
 # Changing the level changes bytes, not meaning. 3 is zstandard's own default.
 ZSTD_LEVEL = 3
@@ -29,6 +30,7 @@ ZSTD_LEVEL = 3
 ZSTD_WINDOW = 1 << 23
 _SAMPLE = 1 << 15
 _RUNS_HEAD = struct.Struct("<QQB")  # runs, bytes of the first stream, parameter of the second
+_UNITS_HEAD = struct.Struct("<IBB")  # elements of a unit, coding of the coarse mask, its parameter
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
@@ -81,6 +83,11 @@ def encode(mask: Tensor, n: int, kept: int) -> Positions:
     """The shortest coding of a mask of ``n`` elements of which ``kept`` are set; ties go to the lower code."""
     if kept == n:
         return Positions(ALL, 0, b"")
+    return _shortest(mask, n, kept, whole=True)
+
+
+def _shortest(mask: Tensor, n: int, kept: int, whole: bool) -> Positions:
+    """``whole``: not the coarse mask of units, so zstandard and units may be used."""
     bits = mask.numpy()
     found = [Positions(BITMAP, 0, b"")]  # its bytes are made only if it wins
     sizes = [len(bits)]
@@ -94,9 +101,14 @@ def encode(mask: Tensor, n: int, kept: int) -> Positions:
     runs = _run_count(bits)
     # In a mask without structure every kept element begins a run unless its neighbour is kept too.
     if 2 * kept > n or runs < 0.75 * kept * (n - kept) / n:
-        offer(_runs(bits, n, kept))
+        edges = np.diff(np.unpackbits(bits, count=n, bitorder="little").view(np.int8), prepend=0, append=0)
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        offer(_runs(starts, ends, n, kept))
+        unit = int(np.gcd.reduce(np.concatenate([starts, ends, [n]])))
+        if whole and 1 < unit < 1 << 32 and kept:
+            offer(_units(mask, n, kept, unit))
     sample = bits[:_SAMPLE]
-    if len(_compressed(sample)) * len(bits) < 0.95 * min(sizes) * len(sample):
+    if whole and len(_compressed(sample)) * len(bits) < 0.95 * min(sizes) * len(sample):
         offer(Positions(ZSTD, 0, _compressed(bits)))
     best = found[min(range(len(found)), key=lambda i: (sizes[i], found[i].code))]
     return Positions(BITMAP, 0, bits.tobytes()) if best.code == BITMAP else best
@@ -107,11 +119,15 @@ def _gaps(mask: Tensor, n: int) -> Positions:
     return Positions(GAPS, parameter, data.numpy().tobytes())
 
 
-def _runs(bits: npt.NDArray[np.uint8], n: int, kept: int) -> Positions:
+def _units(mask: Tensor, n: int, kept: int, unit: int) -> Positions:
+    coarse = to_bitmap(from_bitmap(mask, n)[::unit])
+    inner = _shortest(coarse, n // unit, kept // unit, whole=False)
+    return Positions(UNITS, 0, _UNITS_HEAD.pack(unit, inner.code, inner.parameter) + inner.data)
+
+
+def _runs(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], n: int, kept: int) -> Positions:
     """Runs of kept elements. With a_j the dropped elements before run j, b_j the kept ones up to its end: both strictly
     increasing, so each is a mask itself: {a_j} of n - kept + 1 elements, {b_j - 1} of kept elements."""
-    edges = np.diff(np.unpackbits(bits, count=n, bitorder="little").view(np.int8), prepend=0, append=0)
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     kept_until = np.cumsum(ends - starts)
     dropped_before = starts - np.append(0, kept_until[:-1])[: len(starts)]
     first = _gaps(ops.mask_from_indices(torch.from_numpy(dropped_before), n - kept + 1), n - kept + 1)
@@ -148,6 +164,8 @@ def decode(code: int, parameter: int, data: memoryview, n: int, kept: int, name:
         mask = _read_runs(data, n, kept, parameter, name)
     elif code == ZSTD:
         mask = _bitmap(memoryview(_decompressed(data, bitmap_bytes(n), name)), n, name)
+    elif code == UNITS:
+        mask = _read_units(data, n, kept, name)
     else:
         assert code not in (ALL, KNOWN)
         raise refused(f"tensor {name!r} has positions of unknown coding {code}")
@@ -188,6 +206,16 @@ def _read_runs(data: memoryview, n: int, kept: int, parameter: int, name: str) -
     edges[dropped_before] = 1
     bits = np.cumsum(edges[:-1], dtype=np.int8, out=edges[:-1]).view(np.uint8)
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
+
+
+def _read_units(data: memoryview, n: int, kept: int, name: str) -> Tensor:
+    cursor = Cursor(data, f"units of tensor {name!r}")
+    unit, code, parameter = cursor.unpack(_UNITS_HEAD)
+    if unit < 2 or n % unit or kept % unit or code not in (BITMAP, GAPS, RUNS):
+        raise refused(f"tensor {name!r} keeps {kept} of {n} elements in units of {unit}, coded {code}")
+    coarse = decode(code, parameter, cursor.take(cursor.left), n // unit, kept // unit, name)
+    bits = np.unpackbits(coarse.numpy(), count=n // unit, bitorder="little")
+    return torch.from_numpy(np.packbits(np.repeat(bits, unit), bitorder="little"))
 
 
 def _decompressed(data: memoryview, size: int, name: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 F32, F64, F16, BF16, I64, I32, I16, I8, U8, BOOL = range(1, 11)
 OWN, AS_F32, AS_BF16, AS_F16, AS_I8 = range(5)
-ALL, KNOWN, BITMAP, GAPS, RUNS, ZSTD = range(6)
+ALL, KNOWN, BITMAP, GAPS, RUNS, ZSTD, UNITS = range(7)
 STATE, ASSIGNMENT, UPDATE, CALIBRATE, STATISTICS = range(5)
 ITEM = {F32: 4, F64: 8, F16: 2, BF16: 2, I64: 8, I32: 4, I16: 2, I8: 1, U8: 1, BOOL: 1}
 PLAN = bytes.fromhex("0123456789abcdef")

@@ -44,6 +44,7 @@ def test_values_of_golden_files_by_hand():
     assert read("known").tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 9]
     assert torch.nonzero(read("gaps")).flatten().tolist() == [3, 21, 60] and read("gaps")[60] == 61
     assert torch.nonzero(read("runs")).flatten().tolist() == [*range(8, 520), *range(700, 1024)]
+    assert torch.nonzero(read("units")).flatten().tolist() == [*range(24, 72), *range(216, 240)]
     codings = wire.decode((HERE / "codings.bin").read_bytes(), kind="state").tensors
     assert all(x.tolist() == [1, -2, 127] for x in codings.values()) and codings["f32"].dtype == torch.float64
 

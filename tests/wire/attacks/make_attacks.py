@@ -23,6 +23,7 @@ from craft import (  # noqa: E402
     I64,
     KNOWN,
     RUNS,
+    UNITS,
     ZSTD,
     bits,
     blob,
@@ -65,6 +66,11 @@ def lying(*parts: object, **lengths: int) -> bytes:
         start, width = at[name]
         out[start : start + width] = value.to_bytes(width, "little")
     return bytes(out) + zlib.crc32(out).to_bytes(4, "little")
+
+
+def units(unit: int, code: int, inner: bytes, parameter: int = 0) -> bytes:
+    """Positions in units."""
+    return unit.to_bytes(4, "little") + bytes([code, parameter]) + inner
 
 
 def size(n: int) -> bytes:
@@ -161,6 +167,17 @@ ATTACKS: dict[str, Attack] = {
     "runs-short": Attack(
         masked(RUNS, size(2) + size(1) + b"\0a", 5, 64), "has a second stream of nothing", "cannot be read"
     ),
+    "units-zero": Attack(masked(UNITS, units(0, BITMAP, b"\1"), 8, 64), "has units of nothing", "in units of 0"),
+    "units-one": Attack(masked(UNITS, units(1, BITMAP, b"\1" + b"\0" * 7), 1, 64), "has units of one", "units of 1"),
+    "units-uneven": Attack(masked(UNITS, units(7, BITMAP, b"\1\0"), 7, 64), "has units that do not fit", "of 64 elem"),
+    "units-kept": Attack(masked(UNITS, units(8, BITMAP, b"\1"), 9, 64), "keeps part of a unit", "keeps 9 of 64"),
+    "units-huge": Attack(masked(UNITS, units((1 << 32) - 1, GAPS, b""), 0, 64), "has units of 2^32", "in units of 4"),
+    "units-nested": Attack(
+        masked(UNITS, units(2, UNITS, units(2, BITMAP, b"\1\0")), 4, 64), "has units of units", "coded 6"
+    ),
+    "units-zstd": Attack(masked(UNITS, units(8, ZSTD, b""), 8, 64), "compresses its units", "coded 5"),
+    "units-lie": Attack(masked(UNITS, units(8, BITMAP, b"\7"), 8, 64), "keeps three units, says one", "mask keeps 3"),
+    "units-short": Attack(masked(UNITS, b"\x08\0", 8, 64), "has units without their head", "2 are left"),
     # --- decompression ---
     "zstd-bomb": Attack(
         masked(ZSTD, zstd_frame(b"\xff" + size((1 << 17) - 1), size(1 << 40), raw=False), 2, 64),

@@ -39,6 +39,7 @@ from craft import (  # noqa: E402
     STATE,
     STATISTICS,
     U8,
+    UNITS,
     UPDATE,
     bits,
     blob,
@@ -169,6 +170,17 @@ def make() -> dict[str, tuple[Message, bytes]]:
                 1024,
                 836,
                 parameter=RUN_PARAMETERS[0],
+            ),
+        ),
+        # Units of 24: numbers 1, 2 and 9 of 40.
+        "units": (
+            only(y[:960], at(40, 1, 2, 9).repeat_interleave(24)),
+            one(
+                UNITS,
+                b"\x18\0\0\0" + bytes([GAPS, 1]) + rice([1, 0, 6], 1),
+                floats(*range(24, 72), *range(216, 240)),
+                960,
+                72,
             ),
         ),
         "known": (
