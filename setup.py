@@ -3,6 +3,8 @@
 Environment:
     EDGEPRUNE_CUDA=0|1       leave CUDA out | insist on it (default: CUDA when nvcc is found)
     EDGEPRUNE_CUDA_ARCHS     CMake list such as "87;90-real" (default: this machine's GPU, else 8.7, 9.0, 11.0 and PTX)
+    EDGEPRUNE_BUILD_DIR      CMake's folder (default: build/cmake-<Python and platform>)
+    CMAKE_ARGS               further options for CMake, as a shell would split them
     EDGEPRUNE_BUILD_JOBS     compilers at once (default: no more than the cores, one for each 2 GiB of free memory)
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,13 +101,14 @@ def cuda_archs(nvcc: Path) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds in build/cmake-<tag>, which is kept: a second build compiles only what changed."""
+    """Configures and builds in a folder that is kept: a second build compiles only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        own = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        build = Path(os.environ.get("EDGEPRUNE_BUILD_DIR") or own).resolve()
         cmake = shutil.which("cmake")
         if cmake is None:
             raise SystemExit("cmake is missing: install it (apt install cmake, or pip install cmake) and build again")
@@ -122,6 +126,7 @@ class CMakeBuild(build_ext):
         ]
         if nvcc:
             options += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={cuda_archs(nvcc)}"]
+        options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         self.configure([cmake, "-S", str(ROOT), "-B", str(build), *options], build)
         subprocess.run([cmake, "--build", str(build), "--target", "_core", "-j", str(build_jobs())], check=True)
         if not nvcc:
