@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune._version import __version__
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import channels, packing_self_test, reference
+from edgeprune.ops import channels, masked_self_test, packing_self_test, reference
 from edgeprune.ops._core import core
 
 
@@ -70,7 +70,7 @@ def self_test() -> dict[str, str]:
 
     Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
     """
-    cases = _cases(torch.device("cpu")) | packing_self_test.cases()
+    cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases()
     if core.cuda_built() and torch.cuda.is_available():
         cases |= {f"{name} (cuda)": case for name, case in _cases(torch.device("cuda")).items()}
     results = {}

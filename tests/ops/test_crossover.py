@@ -1,0 +1,103 @@
+"""The choice between sparse and dense: forced, by table, from the package's file and from the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune import EdgePruneError, SparsityPattern, ops
+from edgeprune.ops import crossover
+
+CURVES = dict.fromkeys(crossover.KINDS, ((1.0, 0.5), (10.0, 0.2)))
+TABLES: crossover.Tables = {1: {"forward": CURVES, "step": dict.fromkeys(CURVES, ((5.0, 0.1),))}}
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    before = dict(crossover._state)
+    crossover._state.update(path="auto", tables=TABLES)
+    yield
+    crossover._state.update(before)
+
+
+@pytest.mark.usefixtures("table")
+def test_the_table_decides_by_positions_density_and_gradients() -> None:
+    for positions, density, training, wins in (
+        (1, 0.5, False, True),
+        (9, 0.51, False, False),
+        (10, 0.2, False, True),
+        (10**6, 0.21, False, False),
+        (4, 0.01, True, False),  # below the first entry nothing is known to win
+        (5, 0.1, True, True),
+    ):
+        assert crossover.sparse_wins("conv", positions, density, training) is wins
+    assert crossover.sparse_wins("conv", 10, 0.9, False, "sparse") and not crossover.sparse_wins(
+        "conv", 1, 0, False, "dense"
+    )
+
+
+def product(**how: str) -> bool:
+    """Whether a call went to the sparse kernels: those give other bits than torch in this sum."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 500, generator=generator), torch.randn(40, 500, generator=generator)
+    pattern = SparsityPattern.from_mask(torch.rand(40, 500, generator=generator) < 0.6)
+    sparse, dense = (ops.masked_linear(x, weight, pattern, path=path) for path in ("sparse", "dense"))
+    assert not torch.equal(sparse, dense)
+    y = ops.masked_linear(x, weight, pattern, **how)
+    assert torch.equal(y, sparse) or torch.equal(y, dense)
+    return torch.equal(y, sparse)
+
+
+@pytest.mark.usefixtures("table")
+def test_calls_follow_the_table_and_what_is_forced() -> None:
+    assert not product()
+    crossover.force("sparse")
+    assert product() and not product(path="dense")
+    crossover.force("dense")
+    assert not product() and product(path="sparse")
+    with pytest.raises(EdgePruneError, match="path is 'quick'"):
+        crossover.force("quick")
+
+
+@pytest.mark.usefixtures("table")
+def test_the_users_file_is_used_where_it_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    crossover.load()
+    packaged = crossover._state["tables"]
+    assert "the package's" in crossover.source() and set(packaged) >= {1}
+    path = crossover.save(TABLES)
+    assert path == tmp_path / "edgeprune" / "crossover.json" and [p.name for p in path.parent.iterdir()] == [path.name]
+    crossover._state["tables"] = packaged
+    crossover.load()
+    assert crossover._state["tables"] == TABLES and crossover.source() == "measured on this machine"
+    body = json.loads(path.read_text())
+    assert crossover.from_json(path.read_text()) == (TABLES, crossover.fingerprint())
+    body["machine"]["processor"] = "another"
+    path.write_text(json.dumps(body))
+    crossover.load()
+    assert crossover._state["tables"] == packaged and "another machine" in crossover.source()
+    for damaged in ("", "{", "[]", '{"format": 2}', '{"format": 1, "machine": {}, "threads": {}}', "null"):
+        path.write_text(damaged)
+        crossover.load()
+        assert crossover._state["tables"] == packaged and "damaged" in crossover.source()
+        with pytest.raises(EdgePruneError, match="not a table"):
+            crossover.from_json(damaged)
+
+
+def ask(value: str) -> subprocess.CompletedProcess[str]:
+    code = "from edgeprune.ops import crossover; print(crossover.sparse_wins('conv', 1, 1.0, True))"
+    env = {**os.environ, "EDGEPRUNE_MASKED": value}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def test_the_environment_forces_a_path() -> None:
+    assert ask("sparse").stdout.strip() == "True" and ask("dense").stdout.strip() == "False"
+    wrong = ask("fast")
+    assert wrong.returncode != 0 and "EDGEPRUNE_MASKED: path is 'fast'; give one of auto, sparse, dense" in wrong.stderr
