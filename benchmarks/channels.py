@@ -1,16 +1,22 @@
 """Extract and merge of ResNet-50-sized weights, half of the channels in and out: the core against torch layer by layer.
 
     python benchmarks/channels.py [--repeats 15] [--threads 1 2]
+    OMP_WAIT_POLICY=passive python benchmarks/channels.py --threads 2 --name channels-passive
 
 All sides run in turns in one process. Bytes are counted twice: "kept" is what the result needs (each kept element read
 once and written once; the merge reads part, total and count and writes total and count), "lines" is what has to move at
 least, since memory comes in lines of 64 bytes. The share of memcpy is the rate over those bytes against a copy of one
 buffer as large as all weights, measured in the same turns with the same threads.
+
+The second form tells torch's OpenMP threads to sleep when they have nothing to do. By default they spin for some
+milliseconds after every call of torch, on the core that the core's second thread would need: a call right after one of
+torch's, as all here are, then has one core and a half.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +24,10 @@ import harness
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from edgeprune import ops
+from edgeprune.ops._core import core
 
 LINE = 16  # floats
 
@@ -105,12 +113,27 @@ def measure(threads: int, repeats: int) -> list[dict[str, Any]]:
             count[where] += 2.0
         finish_torch()
 
+    into_these = [torch.empty_like(part) for part in parts]
+
+    def gather_into() -> None:
+        """Without fresh memory: the pages that the C library hands back and asks for again cost more than the copy,
+        on some calls and in some processes; the rows of torch pay for them twice."""
+        core.gather_many(
+            [to_dlpack(x) for x in xs],
+            [[None if kept is None else to_dlpack(kept) for kept in index] for index in indices],
+            [to_dlpack(out) for out in into_these],
+            threads,
+            "",
+            None,
+        )
+
     assert all(torch.equal(a, b) for a, b in zip(parts, rows_then_columns(), strict=True))
     flat = torch.randn(sum(x.numel() for x in xs))
     copy = torch.empty_like(flat)
     works: dict[str, Callable[[], object]] = {
         "memcpy": lambda: copy.copy_(flat),
         "gather: core": lambda: ops.gather_many(xs, indices),
+        "gather: core, into tensors that are there": gather_into,
         "gather: torch x[i][:, j]": rows_then_columns,
         "gather: torch index_select": index_select,
         "gather: torch x[mesh]": open_mesh_gather,
@@ -162,8 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--name", default="channels", help="of the result file")
     arguments = parser.parse_args()
-    about = harness.machine()
+    about = {**harness.machine(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default")}
     results = [row for threads in arguments.threads for row in measure(threads, arguments.repeats)]
     print(f"{'work':45} threads  median ms  memcpy share (lines / kept)  slower than core")
     for row in results:
@@ -173,7 +197,7 @@ def main() -> None:
             f"{row['times_slower_than_core'] or ''}"
         )
     print(
-        harness.write_result("channels", about, results).name,
+        harness.write_result(arguments.name, about, results).name,
         "written; load",
         about["load_before"],
         "before,",

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "papers" / "adaptcl.py"
+PAPERS = Path(__file__).parents[2] / "benchmarks" / "papers"
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_adaptcl", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_adaptcl", module)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(module)
+def grid(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPERS))
+    module = importlib.import_module("adaptcl_cells")
     monkeypatch.setattr(module, "ROUNDS", 3)
     monkeypatch.setitem(module.SAMPLES, "digits", 300)
     return module
 
 
-def test_recharging_equals_running_on_that_fleet(bench):
-    trained = bench.run_cell(bench.Cell("digits", "iid", 1.0, 0, "fedavg"))
-    real = bench.run_cell(bench.Cell("digits", "iid", 5.0, 0, "fedavg"))
+@pytest.fixture
+def judge(grid):
+    return importlib.import_module("adaptcl_judge")
+
+
+def test_recharging_equals_running_on_that_fleet(grid, judge):
+    trained = grid.run_cell(grid.Cell("digits", "iid", 1.0, 0, "fedavg"))
+    real = grid.run_cell(grid.Cell("digits", "iid", 5.0, 0, "fedavg"))
     assert trained["accuracy"] == real["accuracy"]
     # The shortcut spreads the bytes evenly over the devices; their headers differ by a few.
-    assert bench.recharged(trained, 5.0, 0.05) == pytest.approx(real["time_s"], rel=1e-4)
+    assert judge.recharged(trained, 5.0, 0.05) == pytest.approx(real["time_s"], rel=1e-4)
 
 
-def test_true_times_are_free_of_noise(bench):
-    noisy = bench.run_cell(bench.Cell("digits", "iid", 4.0, 0, "fedavg", noise=0.3))
-    for row in bench.true_times(noisy)[1:]:  # the first round also builds the models
+def test_true_times_are_free_of_noise(grid, judge):
+    noisy = grid.run_cell(grid.Cell("digits", "iid", 4.0, 0, "fedavg", noise=0.3))
+    for row in judge.true_times(noisy)[1:]:  # the first round also builds the models
         assert max(row) / min(row) == pytest.approx(4.0, rel=1e-3)
 
 
-def test_student_interval_by_hand(bench):
-    mean, half = bench.interval([1.0, 2.0, 3.0])
+def test_student_interval_by_hand(judge):
+    mean, half = judge.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_every_cell_once_and_the_first_task_first(grid):
+    found = list(grid.cells(["digits", "fashion-cnn"]))
+    assert len({cell.key for cell in found}) == len(found)
+    assert all(cell.task == "digits" for cell in found[:39])
+    assert {cell.seed for cell in found[:13]} == {0}
