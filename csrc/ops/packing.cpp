@@ -144,8 +144,9 @@ void accumulate(const View& total, const View& weight_sum, const View& values, c
     check_values(op, values, scales, coding, plan.kept);
     const AccumulateTask task = {packed_values(values, scales, mask, coding, n, plan.kept),
                                  static_cast<float*>(total.data), static_cast<float*>(weight_sum.data), weight};
-    run_pieces(options.threads, plan.pieces,
-               [&](const PackingPiece& piece) { kernels.accumulate(task, piece.first, piece.last, piece.rank); });
+    run_pieces(options.threads, plan.pieces, [&](const PackingPiece& piece) {
+        kernels.accumulate(task, piece.first, piece.last, piece.rank, piece.last_rank);
+    });
 }
 
 void add_many(const std::vector<View>& xs, const std::vector<View>& sums, const PackingOptions& options) {

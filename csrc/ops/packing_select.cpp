@@ -15,7 +15,7 @@ namespace {
 
 long long number(int64_t n) { return static_cast<long long>(n); }
 
-constexpr int64_t kSites = 32 * 1024, kRun = 4;  // of the sample: places, and neighbours taken at each
+constexpr int64_t kSites = 16 * 1024, kRun = 8;  // of the sample: places, and neighbours taken at each
 constexpr double kSigmas = 6.0;                  // neighbours are alike: fewer independent ones than it seems
 constexpr int64_t kGathered = 2048;  // candidates that a piece hands on; one with more reads its tensor again
 constexpr int64_t kFew = 64 * 1024;  // candidates that are not worth another pass
@@ -55,11 +55,13 @@ Range narrowed(const Range& range, int shift, const uint32_t* buckets, int64_t k
     return next;
 }
 
-// The k-th largest of gathered values (1 <= k <= count) that lie in a range.
-Range kth_of(const PackingKernels& kernels, const std::vector<std::pair<const float*, int64_t>>& lists, Range range,
-             int64_t k) {
+using Lists = std::vector<std::pair<const float*, int64_t>>;
+
+// A range that holds the k-th largest of gathered values (1 <= k <= count) and at most `enough` of them, or only one
+// magnitude.
+Range kth_of(const PackingKernels& kernels, const Lists& lists, Range range, int64_t k, int64_t enough = 0) {
     std::vector<uint32_t> buckets(4 * kBuckets);
-    while (range.low < range.high) {
+    while (range.low < range.high && range.inside > enough) {
         const int shift = shift_for(range.low, range.high);
         std::fill(buckets.begin(), buckets.end(), 0u);
         for (const auto& [keys, count] : lists)
@@ -110,7 +112,7 @@ class Selection {
         const int64_t room = total_ <= kPieceElements ? kPieceElements : kGathered;
 
         Range range = foretold(k);
-        float* const keys = scratch(Slot::keys, room * static_cast<int64_t>(pieces_.size()));
+        float* const keys = scratch(Slot::keys, (room + kKeysSlack) * static_cast<int64_t>(pieces_.size()));
         for (;;) {
             const SplitCounts counts = split(static_cast<int32_t>(range.low), static_cast<int32_t>(range.high), maybe,
                                              start.data(), room, keys);
@@ -142,7 +144,7 @@ class Selection {
     // The range that holds the k-th largest if the sample is to be believed; all of it for small inputs.
     Range foretold(int64_t k) const {
         Range all = {0, kInfinity, 0, total_};
-        if (total_ < 8 * kSites) return all;
+        if (total_ < 16 * kSites) return all;
         float* const sample = scratch(Slot::keys, kSites * kRun);
         int64_t held = 0, begin = 0;
         size_t t = 0;
@@ -160,10 +162,11 @@ class Selection {
         const double middle = share * static_cast<double>(held);
         const double room = kSigmas * std::sqrt(middle * (1.0 - share)) + 4.0;
         const int64_t before = static_cast<int64_t>(middle - room), after = static_cast<int64_t>(middle + room) + 1;
-        const std::vector<std::pair<const float*, int64_t>> lists = {{sample, held}};
+        const Lists lists = {{sample, held}};
         const Range whole = {0, kInfinity, 0, held};
-        if (before >= 1) all.high = kth_of(kernels_, lists, whole, before).low;
-        if (after <= held) all.low = kth_of(kernels_, lists, whole, after).low;
+        const auto enough = static_cast<int64_t>(room / 8.0);  // the ends need not be exact
+        if (before >= 1) all.high = kth_of(kernels_, lists, whole, before, enough).high;
+        if (after <= held) all.low = kth_of(kernels_, lists, whole, after, enough).low;
         return all;
     }
 
@@ -179,8 +182,8 @@ class Selection {
                                     maybe ? maybe + start[t] : nullptr,
                                     low,
                                     high};
-            counts[static_cast<size_t>(i)] =
-                kernels_.split(task, piece.first, piece.last, keys ? keys + i * room : nullptr, keys ? room : 0);
+            counts[static_cast<size_t>(i)] = kernels_.split(
+                task, piece.first, piece.last, keys ? keys + i * (room + kKeysSlack) : nullptr, keys ? room : -1);
         });
         SplitCounts sum = {};
         for (size_t i = 0; i < counts.size(); ++i) {
@@ -217,18 +220,19 @@ class Selection {
     void fill(Range range, int64_t k, const uint8_t* maybe, const int64_t* start, int64_t room, const float* keys) {
         const auto pieces = static_cast<int64_t>(pieces_.size());
         std::vector<std::vector<float>> again(pieces_.size());  // of pieces with more candidates than room
-        std::vector<std::pair<const float*, int64_t>> lists(pieces_.size());
+        Lists lists(pieces_.size());
         const bool all_equal = range.low == range.high;
         for (int64_t i = 0; i < pieces; ++i) {
             const PackingPiece& piece = pieces_[static_cast<size_t>(i)];
-            lists[static_cast<size_t>(i)] = {keys + i * room, piece.last_rank - piece.rank};
+            lists[static_cast<size_t>(i)] = {keys + i * (room + kKeysSlack), piece.last_rank - piece.rank};
             if (all_equal || piece.last_rank - piece.rank <= room) continue;
             std::vector<float>& own = again[static_cast<size_t>(i)];
-            own.reserve(static_cast<size_t>(piece.last_rank - piece.rank));
+            own.reserve(static_cast<size_t>(piece.last_rank - piece.rank + kKeysSlack));
             const float* const x = data(piece.tensor);
             const uint8_t* const bits = maybe + start[piece.tensor];
             for (int64_t e = piece.first; e < piece.last; ++e)
                 if (packing_kept_reference(bits, e)) own.push_back(x[e]);
+            own.resize(own.size() + kKeysSlack);
             lists[static_cast<size_t>(i)].first = own.data();
         }
         if (!all_equal) range = kth_of(kernels_, lists, range, k);
@@ -255,19 +259,30 @@ class Selection {
             if (all_equal && !equal) return;
             auto* const mask = static_cast<uint8_t*>(masks_[t].data);
             const int64_t mask_bytes = (xs_[t].size() + 7) / 8;
+            uint64_t take = 0;
+            // Without branches, for none of the answers can be foretold; a bit of 0 takes nothing.
+            const auto decide = [&](uint64_t bit, uint32_t magnitude) {
+                const auto tie = static_cast<int64_t>((magnitude == kth) & (equal > 0) & (bit != 0));
+                equal -= tie;
+                take |= bit & (0 - static_cast<uint64_t>(tie | static_cast<int64_t>(magnitude > kth)));
+            };
             for (int64_t at = piece.first / 8; at < (piece.last + 7) / 8; at += 8) {
                 const auto size = static_cast<size_t>(std::min<int64_t>(8, mask_bytes - at));
-                uint64_t word = 0, take = 0;
+                uint64_t word = 0, marked = 0;
                 std::memcpy(&word, maybe + start[t] + at, size);
-                for (; word; word &= word - 1) {
-                    const uint32_t magnitude = all_equal ? kth : key_of(*key++);
-                    const bool tie = magnitude == kth && equal > 0;
-                    equal -= tie;
-                    take |= magnitude > kth || tie ? word & (~word + 1) : 0;
-                }
-                if (!take) continue;
-                uint64_t marked = 0;
                 std::memcpy(&marked, mask + at, size);
+                take = 0;
+                if (all_equal) {
+                    for (; word; word &= word - 1) decide(word & (0 - word), kth);
+                } else {
+                    const int set = __builtin_popcountll(word);
+                    const uint64_t rest = word & (word - 1);
+                    decide(word & (0 - word), key_of(key[0]));
+                    decide(rest & (0 - rest), key_of(key[1]));
+                    word = rest & (rest - 1);
+                    for (int j = 2; j < set; ++j, word &= word - 1) decide(word & (0 - word), key_of(key[j]));
+                    key += set;
+                }
                 marked |= take;
                 std::memcpy(mask + at, &marked, size);
             }

@@ -26,8 +26,10 @@ constexpr uint32_t kMagnitude = 0x7FFFFFFF;  // a float's bits without the sign:
 constexpr uint32_t kInfinity = 0x7F800000;   // above it: NaN
 
 // split: above gets the elements whose magnitude bits are > high, maybe those in low..high; low <= high <= kInfinity.
-//   `keys` gets the values in `maybe` in order, up to the first 64 elements whose share does not fit into `capacity`.
+//   `keys` gets the values in `maybe` in order, up to the first 64 elements whose share does not fit into `capacity`
+//   (-1: none); kKeysSlack floats behind them may be written.
 //   Ranges start at a multiple of 64 elements, and end at one or at n.
+constexpr int64_t kKeysSlack = 2;
 struct SplitTask {
     const float* x;
     int64_t n;
@@ -93,7 +95,7 @@ struct PackingKernels {
     void (*histogram)(const float* x, int64_t count, uint32_t low, uint32_t high, int shift, uint32_t* buckets);
     bool (*pack)(const PackTask&, int64_t first, int64_t last, int64_t rank, int64_t last_rank);
     void (*unpack)(const UnpackTask&, int64_t first, int64_t last, int64_t rank);
-    void (*accumulate)(const AccumulateTask&, int64_t first, int64_t last, int64_t rank);
+    void (*accumulate)(const AccumulateTask&, int64_t first, int64_t last, int64_t rank, int64_t last_rank);
     void (*add)(const float* x, float* sum, int64_t count);  // sum += x
     int64_t (*count_bits)(const uint8_t* bytes, int64_t count);
 };

@@ -12,7 +12,8 @@ namespace {
 // What was just sent is taken off the residual, value by value; false when a receiver would read infinity or NaN.
 inline bool take_off(const PackTask& task, const float* v, int64_t count, int64_t rank, const uint32_t* where,
                      float* residual) {
-    alignas(64) float sent[kScaleBlock + kChunk + kSlack];
+    alignas(64) float sent[kScaleBlock + kChunk + kSlack];  // as many as pack and pack_few hold
+    static_assert(kFew <= kScaleBlock + kChunk, "pack_few holds no more than pack");
     decode({task.values, task.scales, nullptr, task.n, task.kept, task.coding}, rank, count, sent);
     bool finite = true;
     for (int64_t i = 0; i < count; ++i) {
@@ -28,37 +29,46 @@ inline void list_kept(const Words& words, int64_t first, uint32_t* where) {
             *where++ = static_cast<uint32_t>(words.element(i) + lowest(word) - first);
 }
 
+// Everything is packed from the residual where there is one, which then holds v.
+inline const float* source_of(const PackTask& task) { return task.residual ? task.residual : task.x; }
+
+inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t count) {
+    uint32_t where[kFew + 2];
+    alignas(64) float held[kFew + kSlack];
+    if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
+    list_few(task.mask, task.n, first, last, where);
+    const float* const x = source_of(task) + first;
+    for (int64_t i = 0; i < count; ++i) held[i] = x[where[i]];
+    if (!encode(task, held, count, rank)) return false;
+    return !task.residual || take_off(task, held, count, rank, where, task.residual + first);
+}
+
 // Values gather in `held` until they fill blocks of int8; other codings leave with each chunk.
 inline bool pack(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
+    if (task.mask && few(last_rank - rank, last - first)) return pack_few(task, first, last, rank, last_rank - rank);
     alignas(64) float held[kScaleBlock + kChunk + kSlack];
     uint32_t where[kScaleBlock + kChunk];  // of the values held, counted from `first`
-    const float* const x = task.residual ? task.residual : task.x;
+    const float* const x = source_of(task);
     const bool straight =
         task.coding == Coding::f32 && !task.residual && reinterpret_cast<uintptr_t>(task.values) % alignof(float) == 0;
     int64_t count = 0;
-    Words words[2];
-    words[0].read(task.mask, task.n, first, last);
-    for (int turn = 0; words[turn].first < last; turn ^= 1) {
-        Words& now = words[turn];
-        Words& next = words[turn ^ 1];
-        next.first = last;
-        if (now.last < last) {
-            next.read(task.mask, task.n, now.last, last);
-            if (next.sparse() && !task.residual) prefetch_kept<false>(next, task.x);
-        }
-        if (task.residual && task.x) add(task.x + now.first, task.residual + now.first, now.last - now.first);
-        if (straight && rank + now.kept + kSlack <= last_rank) {
-            rank += compress_words(now, x, reinterpret_cast<float*>(task.values) + rank);
+    Words words;
+    for (int64_t at = first; at < last; at = words.last) {
+        words.read(task.mask, task.n, at, last);
+        if (task.residual && task.x) add(task.x + at, task.residual + at, words.last - at);
+        if (straight && rank + words.kept + kSlack <= last_rank) {
+            rank += compress_words(words, x, reinterpret_cast<float*>(task.values) + rank);
             continue;
         }
         if (!task.mask && !task.residual) {
-            if (!encode(task, x + now.first, now.kept, rank)) return false;
-            rank += now.kept;
+            if (!encode(task, x + at, words.kept, rank)) return false;
+            rank += words.kept;
             continue;
         }
-        if (task.residual) list_kept(now, first, where + count);
-        count += compress_words(now, x, held + count);
-        const int64_t ready = task.coding == Coding::i8 && now.last < last ? count / kScaleBlock * kScaleBlock : count;
+        if (task.residual) list_kept(words, first, where + count);
+        count += compress_words(words, x, held + count);
+        const int64_t ready =
+            task.coding == Coding::i8 && words.last < last ? count / kScaleBlock * kScaleBlock : count;
         if (!encode(task, held, ready, rank)) return false;
         if (task.residual && !take_off(task, held, ready, rank, where, task.residual + first)) return false;
         rank += ready;
@@ -111,35 +121,37 @@ inline void unpack(const UnpackTask& task, int64_t first, int64_t last, int64_t 
     if (task.around_caches) simd::fence();
 }
 
-inline void accumulate(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank) {
+inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t count) {
+    uint32_t where[kFew + 2];
+    alignas(64) float buffer[kFew + kSlack];
+    list_few(task.packed.mask, task.packed.n, first, last, where);
+    const float* const from = values_of(task.packed, rank, count, buffer);
+    for (int64_t i = 0; i < count; ++i) {
+        const float product = task.weight * from[i];
+        task.total[first + where[i]] += product;
+        task.weight_sum[first + where[i]] += task.weight;
+    }
+}
+
+inline void accumulate(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
+    if (task.packed.mask && few(last_rank - rank, last - first))
+        return accumulate_few(task, first, last, rank, last_rank - rank);
     alignas(64) float buffer[kChunk + kSlack];
     const F32 weight = F32::splat(task.weight);
-    Words words[2];
-    words[0].read(task.packed.mask, task.packed.n, first, last);
-    for (int turn = 0; words[turn].first < last; turn ^= 1) {
-        const Words& now = words[turn];
-        Words& next = words[turn ^ 1];
-        next.first = last;
-        if (now.last < last) {
-            next.read(task.packed.mask, task.packed.n, now.last, last);
-            if (next.sparse()) {
-                prefetch_kept<true>(next, task.total);
-                prefetch_kept<true>(next, task.weight_sum);
-            }
-        }
-        const float* from = values_of(task.packed, rank, now.kept, buffer);
-        rank += now.kept;
-        const bool sparse = now.sparse();
-        for (int64_t i = 0; i < now.count; ++i) {
-            uint64_t word = now.word[i];
-            float* const total = task.total + now.element(i);
-            float* const weight_sum = task.weight_sum + now.element(i);
-            if (sparse || F32::lanes == 1 || !now.whole(i)) {
+    Words words;
+    for (int64_t at = first; at < last; at = words.last) {
+        words.read(task.packed.mask, task.packed.n, at, last);
+        const float* from = values_of(task.packed, rank, words.kept, buffer);
+        rank += words.kept;
+        for (int64_t i = 0; i < words.count; ++i) {
+            uint64_t word = words.word[i];
+            float* const total = task.total + words.element(i);
+            float* const weight_sum = task.weight_sum + words.element(i);
+            if (F32::lanes == 1 || !words.whole(i)) {
                 for (; word; word &= word - 1) {
-                    const int at = lowest(word);
                     const float product = task.weight * *from++;
-                    total[at] += product;
-                    weight_sum[at] += task.weight;
+                    total[lowest(word)] += product;
+                    weight_sum[lowest(word)] += task.weight;
                 }
                 continue;
             }

@@ -45,14 +45,18 @@ inline SplitCounts split(const SplitTask& task, int64_t first, int64_t last, flo
         counts.above += bits_in(above);
         const int set = bits_in(maybe);
         counts.maybe += set;
-        if (maybe && held < capacity) {
-            if (held + set > capacity) {
-                capacity = 0;
-                continue;
-            }
-            held += set;
-            for (uint64_t left = maybe; left; left &= left - 1) *keys++ = x[lowest(left)];
+        if (held + set > capacity) capacity = -1;  // no more
+        if (capacity < 0) continue;
+        // Whether there is any cannot be foretold, more than two are rare: two are written always.
+        constexpr uint64_t top = uint64_t{1} << 63;
+        const uint64_t rest = maybe & (maybe - 1);
+        keys[held] = x[lowest(maybe | top)];
+        keys[held + 1] = x[lowest(rest | top)];
+        if (set > 2) {
+            uint64_t left = rest & (rest - 1);
+            for (int i = 2; i < set; ++i, left &= left - 1) keys[held + i] = x[lowest(left)];
         }
+        held += set;
     }
     alignas(64) uint32_t lanes[F32::lanes];
     largest.store(lanes);

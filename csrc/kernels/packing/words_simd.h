@@ -52,35 +52,24 @@ struct Words {
         if (last > range_last) last = range_last;
         count = (last + kWord - 1) / kWord - first_word;
         kept = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            word[i] = word_at(mask, n, first_word + i, first, last);
-            kept += bits_in(word[i]);
+        if (mask && last - first == kChunk) {
+            std::memcpy(word, mask + 8 * first_word, sizeof word);
+        } else {
+            for (int64_t i = 0; i < count; ++i) word[i] = word_at(mask, n, first_word + i, first, last);
         }
+        for (int64_t i = 0; i < count; ++i) kept += bits_in(word[i]);
     }
     int64_t element(int64_t i) const { return (first_word + i) * kWord; }
     bool whole(int64_t i) const { return element(i) >= first && element(i) + kWord <= last; }
-    bool sparse() const { return kept * 24 < last - first; }
 };
-
-// Asks for the lines that hold kept elements: with few of them the processor cannot guess which.
-template <bool Write>
-void prefetch_kept(const Words& words, const float* x) {
-    for (int64_t i = 0; i < words.count; ++i) {
-        const uint32_t low = static_cast<uint32_t>(words.word[i]), high = static_cast<uint32_t>(words.word[i] >> 32);
-        const float* const at = x + words.element(i);
-        if (low) __builtin_prefetch(at + __builtin_ctz(low), Write);
-        if (high) __builtin_prefetch(at + 32 + __builtin_ctz(high), Write);
-    }
-}
 
 // The kept elements of x, in order, to dst, which has room for kSlack more. Returns how many.
 inline int64_t compress_words(const Words& words, const float* x, float* dst) {
     float* to = dst;
-    const bool sparse = words.sparse();
     for (int64_t i = 0; i < words.count; ++i) {
         uint64_t word = words.word[i];
         const float* const from = x + words.element(i);
-        if (sparse || F32::lanes == 1 || !words.whole(i)) {
+        if (F32::lanes == 1 || !words.whole(i)) {
             for (; word; word &= word - 1) *to++ = from[lowest(word)];
             continue;
         }
@@ -91,6 +80,32 @@ inline int64_t compress_words(const Words& words, const float* x, float* dst) {
         }
     }
     return to - dst;
+}
+
+// ---- few kept elements: moved one by one, so that lines of memory without any are not read --------------------------
+
+constexpr int64_t kFew = 2048;   // at most so many in a range,
+constexpr int64_t kSparse = 64;  // and at most one in so many
+
+inline bool few(int64_t kept, int64_t elements) { return kept <= kFew && kept * kSparse <= elements; }
+
+// Their positions, counted from `first`; room for kFew + 2. A word rarely holds more than two, and whether it holds any
+// cannot be foretold: two are written always.
+inline void list_few(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where) {
+    for (int64_t w = first / kWord; w * kWord < last; ++w) {
+        uint64_t word = word_at(mask, n, w, first, last);
+        const int set = bits_in(word);
+        const auto start = static_cast<uint32_t>(w * kWord - first);
+        constexpr uint64_t top = uint64_t{1} << 63;  // so that there is a lowest bit
+        where[0] = start + static_cast<uint32_t>(lowest(word | top));
+        const uint64_t rest = word & (word - 1);
+        where[1] = start + static_cast<uint32_t>(lowest(rest | top));
+        if (set > 2) {
+            word = rest & (rest - 1);
+            for (int i = 2; i < set; ++i, word &= word - 1) where[i] = start + static_cast<uint32_t>(lowest(word));
+        }
+        where += set;
+    }
 }
 
 inline int64_t count_bits(const uint8_t* bytes, int64_t count) {
