@@ -178,6 +178,7 @@ def step_row(name: str, dense: nn.Module, density: float, threads: int, seconds:
     }
     times = in_turns(dict(sides), seconds, least=5)
     bytes_ = {side: each.state_bytes(weights_of(each.model)) for side, each in sides.items() if side != "masked dense"}
+    sgd = in_turns(sgd_steps(sides), seconds / 4)
     patterns = [layer.pattern for layer in sparse.modules() if hasattr(layer, "pattern")]
     index = sum(12 * pattern.kept + pattern.bits.numel() for pattern in patterns)
     share = bytes_["sparse"] / bytes_["torch dense"]
@@ -188,10 +189,23 @@ def step_row(name: str, dense: nn.Module, density: float, threads: int, seconds:
         "batch": 32,
         "step_ms": rounded(times),
         "times_faster_than": {side: round(times[side] / times["sparse"], 2) for side in sides if side != "sparse"},
+        "sgd_alone_ms": rounded(sgd),
         "bytes_of_weights_gradients_momentum": bytes_,
         "share_over_density": round(share / density, 4),
         "bytes_of_patterns_besides": index,
     }
+
+
+def sgd_steps(sides: dict[str, Training]) -> dict[str, Callable[[], object]]:
+    """torch's SGD by itself, as it is and as one fused loop, over the gradients that the last step left."""
+    works: dict[str, Callable[[], object]] = {}
+    for side in ("sparse", "torch dense"):
+        works[side] = sides[side].optimizer.step
+        fused = torch.optim.SGD(
+            sides[side].model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, nesterov=False, fused=True
+        )
+        works[f"{side}, fused"] = fused.step
+    return works
 
 
 def weights_of(model: nn.Module) -> set[str]:
