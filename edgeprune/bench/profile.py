@@ -249,8 +249,8 @@ def _point(each: _Running, flags: Sequence[str]) -> Point:
         density=each.shape.density,
         shape=each.shape.kind,
         size=each.shape.size,
-        step_ms=statistics.median(t for times in each.steps for t in times) * 1e3,
-        inference_ms=statistics.median(t for times in each.forwards for t in times) * 1e3,
+        step_ms=min(medians) * 1e3,
+        inference_ms=min(statistics.median(times) for times in each.forwards) * 1e3,
         spread=max(medians) / min(medians) - 1,
         peak_memory=each.peak,
         step_j=each.step_j,
@@ -260,11 +260,11 @@ def _point(each: _Running, flags: Sequence[str]) -> Point:
 
 
 def _noise(running: Sequence[_Running]) -> float:
-    """How far the median of one pass lies from that of all, as the deviation of a logarithm, over all sizes."""
+    """How far the median of one pass lies from those of the others, as the deviation of a logarithm, over all sizes."""
     logs = []
     for each in running:
-        middle = statistics.median(t for times in each.steps for t in times)
-        logs += [math.log(statistics.median(times) / middle) for times in each.steps]
+        medians = [statistics.median(times) for times in each.steps]
+        logs += [math.log(median / statistics.median(medians)) for median in medians]
     return math.sqrt(math.fsum(value * value for value in logs) / len(logs)) if logs else 0.0
 
 

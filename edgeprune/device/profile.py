@@ -85,9 +85,9 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Point:
-    """One measured sub-model. Times are medians in milliseconds for a batch; ``spread``: largest over smallest median
-    of the repeats, less one. ``peak_memory`` is the process's, in bytes. Energies are net of idle, in joules for a
-    batch; None where none was measured. ``flags`` say what disturbed it.
+    """One measured sub-model. Times are medians in milliseconds for a batch, of the least disturbed pass; ``spread``:
+    the largest pass's median over the smallest's, less one. ``peak_memory`` is the process's, in bytes. Energies are
+    net of idle, in joules for a batch; None where none was measured. ``flags`` say what disturbed it.
     """
 
     width: float

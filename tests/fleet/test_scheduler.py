@@ -73,7 +73,13 @@ def test_noise_is_planned_ahead_of():
     # b with 64 macs takes 0.96 s of 1 s; with 10 % noise that is 1.056 s at one deviation: too close.
     fleet = [client("a", 0.001), client("b", 0.0015, noise=0.1)]
     assert schedule(fleet, RUNGS, EXACT)["b"].rung.retention == 0.8
-    assert schedule(fleet, RUNGS, Goal(margin=1.0))["b"].rung.retention == 0.5
+    finer = [*RUNGS[:2], rung(0.77, 60), *RUNGS[2:]]  # 0.9 s: 0.99 s with the noise
+    assert schedule(fleet, finer, Goal(margin=1.0))["b"].rung.retention == 0.77
+    deadline = Goal("deadline", 1.0, margin=1.0)
+    assert schedule(fleet[1:], RUNGS, deadline)["b"].rung.retention == 0.5
+    # Without the finer step the next one down takes 0.38 s: equal times are better served by the 0.96 s.
+    got = schedule(fleet, RUNGS, Goal(margin=1.0))["b"]
+    assert got.rung.retention == 0.8 and "far below" in got.why
 
 
 def test_a_deadline_that_needs_fewer_steps_and_one_that_needs_absence():

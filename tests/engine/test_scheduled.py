@@ -1,0 +1,164 @@
+"""The scheduler inside a run: first round, change of a device, limits, exact resume; on digits, with a made profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgeprune import engine, tasks
+from edgeprune.device.profile import DeviceProfile, Fingerprint, Point, moments, write_profile
+from edgeprune.engine.planning import plan_fleet
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import size_of
+from edgeprune.pruning import ChannelGraph, ranking, scores
+
+BASE = 200 << 20
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile of ``digits`` whose times follow a plain law; what is tested is what is done with it."""
+    task = tasks.get("digits")
+    torch.manual_seed(0)
+    model = task.make_model()
+    graph = ChannelGraph.trace(model, task.example_inputs())
+    order = ranking(graph, scores(model, graph, "l2"), 2)
+    sizes = [size_of(graph, order.plan(w).counts) for w in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    points = tuple(
+        Point(w, 1.0, 1.0, "global", s, 1 + 1e-5 * s.macs, 0.3 + 3e-6 * s.macs, 0.0, round(BASE + 10 * s.macs))
+        for s in sizes
+        for w in [s.widths[0]]
+    )
+    created, expires = moments()
+    print_ = Fingerprint("made for a test", "x86_64", 1, None, None, {}, "0", 1)
+    made = DeviceProfile(
+        "digits", 32, print_, points, 1.0, created, expires, source="emulated", base_memory=BASE
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("profile") / "digits.json"
+    write_profile(made, path)
+    return path
+
+
+def sets(profile: Path, **more: Any) -> list[str]:
+    values = {
+        "algorithm.name": "scheduled",
+        "algorithm.interval": 4,
+        "fleet.latency": str(profile),
+        "fleet.devices": 5,
+        "fleet.heterogeneity": 4.0,
+        "fleet.noise": 0.0,
+        "fleet.profile_noise": 0.0,
+        "data.samples": 500,
+        "run.rounds": 4,
+        "run.evaluate_every": 100,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def run(out: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    engine.start(engine.prepare(engine.load_experiment(None, overrides)), out)
+    return engine.RunDir(out).metrics()
+
+
+def spread(record: dict[str, Any]) -> float:
+    times = record["update_time_s"].values()
+    return max(times) / min(times)
+
+
+def test_the_first_round_is_balanced_already(profile: Path, tmp_path: Path) -> None:
+    records = run(tmp_path / "a", sets(profile, run__rounds=1))
+    plain = run(tmp_path / "b", sets(profile, run__rounds=1, algorithm__name="adaptcl"))
+    assert spread(plain[0]) == pytest.approx(4.0, rel=0.05)
+    assert spread(records[0]) < 1.25
+    kept = list(records[0]["retention"].values())
+    assert kept[0] == 1.0 and kept == sorted(kept, reverse=True) and kept[-1] < 0.6
+
+
+def test_a_device_that_slows_down_is_given_less_before_the_next_stage(profile: Path, tmp_path: Path) -> None:
+    options = sets(profile, run__rounds=5, algorithm__interval=50)
+    options.append('fleet.event=[{device="device-2", round=2, slowdown=2.0}]')
+    records = run(tmp_path / "a", options)
+    kept = [record["retention"]["device-2"] for record in records]
+    assert kept[0] == kept[1] == kept[2] > kept[3] == kept[4], "two odd rounds, then it is believed"
+    assert spread(records[2]) > 1.7 and spread(records[4]) < 1.3
+
+
+def test_a_resumed_run_is_the_same_run(profile: Path, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", sets(profile, run__rounds=6, fleet__noise=0.05))
+    run(tmp_path / "part", sets(profile, run__rounds=3, fleet__noise=0.05))
+    engine.resume(tmp_path / "part", None, rounds=6)
+    part = engine.RunDir(tmp_path / "part").metrics()
+    for one, other in zip(part, whole, strict=True):
+        for judged in ("accuracy", "loss", "calibration"):  # the part was judged after its third round as well
+            one.pop(judged), other.pop(judged)
+    assert part == whole
+    saved = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "part")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
+
+
+def test_adaptcls_learner_can_take_over(profile: Path, tmp_path: Path) -> None:
+    records = run(tmp_path / "a", sets(profile, algorithm__correct="learner", run__rounds=5))
+    assert spread(records[0]) < 1.25 and spread(records[-1]) < 1.25
+
+
+def test_limits_and_absence(profile: Path, tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(
+        "[fleet]\nnoise = 0.0\nprofile_noise = 0.0\n"
+        '[[fleet.device]]\nname = "a"\n'
+        f'[[fleet.device]]\nname = "b"\nmemory_mib = {200 + 10}\n'
+        '[[fleet.device]]\nname = "c"\nslowdown = 2.0\n'
+        '[[fleet.device]]\nname = "d"\nmemory_mib = 100\n'
+    )
+    options = [item for item in sets(profile) if not item.startswith("fleet.") or "latency" in item]
+    found = plan_fleet(fleet, options)
+    rows = {row["client"]: row for row in found.rows}
+    assert rows["a"]["retention"] == 1.0 and "fastest" in rows["a"]["why"]
+    assert rows["b"]["memory_mib"] <= 210 and "fits in 210 MiB" in rows["b"]["why"]
+    assert rows["c"]["retention"] < 1.0 and "the whole model takes" in rows["c"]["why"]
+    assert not rows["d"]["takes_part"] and "more than its memory" in rows["d"]["why"]
+    assert found.facts["participants"] == 3 and found.facts["whole_spread"] == pytest.approx(2.0, rel=0.05)
+    experiment = engine.load_experiment(fleet, options)
+    engine.start(engine.prepare(experiment), tmp_path / "run")
+    records = engine.RunDir(tmp_path / "run").metrics()
+    assert all(record["participants"] == ["a", "b", "c"] for record in records)
+
+
+def test_a_deadline_is_kept_with_fewer_steps(profile: Path, tmp_path: Path) -> None:
+    free = run(tmp_path / "free", sets(profile, run__rounds=1))
+    deadline = 0.5 * free[0]["time_s"]
+    records = run(
+        tmp_path / "a",
+        sets(
+            profile,
+            run__rounds=2,
+            algorithm__objective="deadline",
+            algorithm__deadline_s=deadline,
+            algorithm__gamma_min=0.5,
+        ),
+    )
+    for record in records:
+        assert record["participants"]
+        # Bytes and rebuilding are estimated: a few per cent over the deadline is what that costs.
+        assert max(record["update_time_s"].values()) < 1.05 * deadline
+
+
+def test_without_a_profile_it_says_what_to_do(profile: Path) -> None:
+    options = [item for item in sets(profile) if "latency" not in item]
+    prepared = engine.prepare(engine.load_experiment(None, options))
+    assert prepared.setting.reports == ()
+    with pytest.raises(EdgePruneError, match="needs a profile of every client"):
+        prepared.experiment.algorithm.init(prepared.setting, prepared.model.state_dict())
+
+
+def test_a_profile_of_another_task_is_refused(profile: Path) -> None:
+    options = [*sets(profile), 'fleet.device=[{name="a", profile="' + str(profile) + '"}]', "algorithm.batch_size=16"]
+    with pytest.raises(EdgePruneError, match="batches of 32"):
+        engine.prepare(engine.load_experiment(None, options))
