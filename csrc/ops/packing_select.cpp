@@ -17,8 +17,8 @@ long long number(int64_t n) { return static_cast<long long>(n); }
 
 constexpr int64_t kSites = 16 * 1024, kRun = 8;  // of the sample: places, and neighbours taken at each
 constexpr double kSigmas = 6.0;                  // neighbours are alike: fewer independent ones than it seems
-constexpr int64_t kGathered = 2048;  // candidates that a piece hands on; one with more reads its tensor again
-constexpr int64_t kFew = 64 * 1024;  // candidates that are not worth another pass
+constexpr int64_t kGathered = 16 * 1024;  // candidates that a piece hands on; one with more reads its tensor again
+constexpr int64_t kFew = 64 * 1024;       // candidates that are not worth another pass
 
 uint32_t key_of(float x) {
     uint32_t bits;
