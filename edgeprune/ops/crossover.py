@@ -45,15 +45,20 @@ def sparse_wins(kind: str, positions: int, density: float, training: bool, path:
         if path != "dense":
             check_path("masked", path)
         return path == "sparse"
-    tables = _state["tables"]
-    threads = torch.get_num_threads()
-    table = tables[threads] if threads in tables else tables[min(tables, key=lambda n: abs(n - threads))]
+    table = _state["tables"][_measured_threads()]
     limit = 0.0
     for at_least, highest in table["step" if training else "forward"][kind]:
         if positions < at_least:
             break
         limit = highest
     return density <= limit
+
+
+@torch.compiler.assume_constant_result
+def _measured_threads() -> int:
+    """The number of threads in the table that is nearest to torch's. A compiled graph keeps that of its making."""
+    tables, threads = _state["tables"], torch.get_num_threads()
+    return threads if threads in tables else min(tables, key=lambda n: (abs(n - threads), n))
 
 
 def force(path: str) -> None:

@@ -98,13 +98,16 @@ class SparsityPattern:
             )
         if bits.dtype is not torch.uint8 or bits.ndim != 1:
             raise EdgePruneError("sparsity_pattern: bits must be a one-dimensional uint8 tensor")
-        return cls(bits.detach().to("cpu", copy=True).contiguous(), shape)
+        with _plain_tensors():
+            return cls(bits.detach().to("cpu", copy=True).contiguous(), shape)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> SparsityPattern:
         """From a mask of the weight's shape, of any type: kept where it is not zero. Errors as :meth:`from_bits`."""
-        kept = (mask.detach() != 0).cpu().numpy()
-        return cls.from_bits(torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little")), tuple(mask.shape))
+        with _plain_tensors():
+            kept = (mask.detach() != 0).cpu().numpy()
+            bits = torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))
+        return cls.from_bits(bits, tuple(mask.shape))
 
     def numel(self) -> int:
         """Number of weights of the dense tensor."""

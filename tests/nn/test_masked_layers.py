@@ -181,7 +181,7 @@ def test_share_memory_and_other_types() -> None:
     assert copy.deepcopy(masked).to("meta")(x.to("meta")).shape == y.shape
 
 
-@pytest.mark.parametrize("path", ["sparse", "dense"])
+@pytest.mark.parametrize("path", ["auto", "sparse", "dense"])
 def test_under_torch_compile(path: str) -> None:
     def network() -> nn.Module:
         torch.manual_seed(0)

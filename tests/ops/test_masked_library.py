@@ -80,7 +80,7 @@ def test_second_derivatives_of_the_quick_way(linear: bool) -> None:
         assert torch.allclose(one.double(), other, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("path", ["sparse", "dense"])
+@pytest.mark.parametrize("path", ["auto", "sparse", "dense"])
 def test_under_torch_compile(path: str) -> None:
     made = make(CASE)
     pattern = SparsityPattern.from_mask(torch.rand(3, 6) < 0.5)
@@ -109,11 +109,16 @@ def test_fake_tensors_give_shapes_without_data() -> None:
         assert y.shape == (9, *made.exact[0].shape[1:])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward-mode formulas
 def test_function_transforms() -> None:
     pattern = SparsityPattern.from_mask(torch.eye(4))
     x, weight = torch.randn(3, 4), torch.randn(4)
     loss = lambda weight: ops.masked_linear(x, weight, pattern, path="sparse").square().sum()  # noqa: E731
     assert torch.allclose(torch.func.grad(loss)(weight), 2 * weight * x.square().sum(0), rtol=1e-5)
+    every = torch.func.vmap(lambda weight: ops.masked_linear(x, weight, pattern))(torch.stack([weight, 2 * weight]))
+    assert torch.allclose(every[1], 2 * x * weight)
+    make = lambda weight: ops.masked_linear(x, weight, SparsityPattern.from_mask(torch.eye(4)))  # noqa: E731
+    assert torch.allclose(torch.func.jvp(make, (weight,), (torch.ones(4),))[1], x)
 
 
 def test_dispatch_modes_see_the_operators() -> None:
