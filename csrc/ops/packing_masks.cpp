@@ -78,8 +78,18 @@ void align_to_blocks(MaskPlan& plan, const uint8_t* mask, int64_t n) {
     int64_t first = 0, rank = 0;
     for (const PackingPiece& piece : plan.pieces) {
         int64_t element = piece.last, at = piece.last_rank;
-        // Forward over the mask, at most until 255 more are kept; a byte at a time, then a bit.
+        // Forward over the mask, at most until 255 more are kept; a word at a time, then a byte, then a bit.
         while (element < n && at % kScaleBlock) {
+            if (mask && element % 8 == 0 && n - element >= 64) {
+                uint64_t word;
+                std::memcpy(&word, mask + element / 8, 8);
+                const int held = __builtin_popcountll(word);
+                if (at % kScaleBlock + held < kScaleBlock) {
+                    element += 64;
+                    at += held;
+                    continue;
+                }
+            }
             if (mask && element % 8 == 0) {
                 const int held = __builtin_popcount(mask[element / 8]);
                 if (at % kScaleBlock + held < kScaleBlock) {

@@ -97,6 +97,7 @@ inline bool encode_block(const PackTask& task, const float* v, int64_t count, in
 
 // `count` values with rank `rank` and following. i8: rank is a multiple of kScaleBlock; f32 is copied.
 inline bool encode(const PackTask& task, const float* v, int64_t count, int64_t rank) {
+    if (count == 0) return true;  // nothing kept may mean no memory for it
     if (task.coding == Coding::i8) {
         for (int64_t i = 0; i < count; i += kScaleBlock)
             if (!encode_block(task, v + i, count - i < kScaleBlock ? count - i : kScaleBlock, rank + i)) return false;
@@ -141,6 +142,7 @@ void decode_run(const PackedValues& packed, int64_t rank, int64_t count, F32 sca
 
 // The values of `count` ranks from `rank` on.
 inline void decode(const PackedValues& packed, int64_t rank, int64_t count, float* out) {
+    if (count == 0) return;
     switch (packed.coding) {
         case Coding::f32:
             std::memcpy(out, packed.values + 4 * rank, static_cast<size_t>(count) * sizeof(float));
