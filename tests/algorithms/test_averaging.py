@@ -55,7 +55,7 @@ def test_a_configuration_that_means_nothing_is_one_sentence(name, options, sente
         ALGORITHMS[name](**options)
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", ["adaptcl", "fedavg"])
 def test_the_algorithms_use_what_they_are_told(name, monkeypatch):
     seen = {}
     algorithm = ALGORITHMS[name](merge_rule="trimmed", trim=0.3, clip_norm=2.0)

@@ -138,7 +138,7 @@ def test_any_clients_against_a_plain_double_computation(seed, clients, mode):
             assert torch.equal(merged[tensor][held == 0], base[held == 0])
         # each of the products, sums and the division rounds once, relative to the sum of magnitudes
         eps = 2 * (clients + 2) * torch.finfo(torch.float32).eps
-        scale = max(float(local[tensor].abs().max()) for _, local, _ in updates)
+        scale = max(float(x.abs().max()) for x in [base, *(local[tensor] for _, local, _ in updates)])
         torch.testing.assert_close(merged[tensor].double(), expected, rtol=0, atol=eps * scale)
 
 
