@@ -38,6 +38,20 @@ def test_true_times_are_free_of_noise(grid, judge):
         assert max(row) / min(row) == pytest.approx(4.0, rel=1e-3)
 
 
+def test_the_clock_alone_gives_the_times_of_a_real_run(grid, judge, monkeypatch):
+    clock = importlib.import_module("adaptcl_clock")
+    monkeypatch.setattr(grid, "ROUNDS", 8)
+    monkeypatch.setattr(grid, "INTERVAL", 2)
+    cell = grid.Cell("digits", "iid", 4.0, 0, "adaptcl", extra=("algorithm.rho_max=0.3",))
+    real = grid.run_cell(cell)
+    alone = clock.run_times(cell, clock.Clock(cell, clock.ranking_after_first_interval(cell)))
+    assert alone["retention"][::2] == real["retention"][:-1]
+    assert real["retention"][-1][-1] < 0.8  # there were stages
+    for ours, theirs in zip(alone["true"], judge.true_times(real), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert alone["time_s"] == pytest.approx(real["time_s"][-1], rel=5e-3)
+
+
 def test_student_interval_by_hand(judge):
     mean, half = judge.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
