@@ -38,31 +38,35 @@ def sampler(version: str, interval: float) -> JtopSampler:
 
 
 def cost(version: str, seconds: float = 20.0) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        with jtop_service.running(jtop_service.environments()[version], Path(folder)), sampler(version, 0.5) as taken:
-            time.sleep(3)  # jtop looks for libraries in its first seconds
-            pid = taken.pid
-            assert pid is not None
-            mine, theirs, began = time.process_time(), cpu_s(pid), time.monotonic()
-            time.sleep(seconds)
-            took = time.monotonic() - began
-            return {"child": (cpu_s(pid) - theirs) / took, "this_process": (time.process_time() - mine) / took}
+    environment = jtop_service.environments()[version]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jtop_service.running(environment, Path(folder)),
+        sampler(version, 0.5) as taken,
+    ):
+        time.sleep(3)  # jtop looks for libraries in its first seconds
+        pid = taken.pid
+        assert pid is not None
+        mine, theirs, began = time.process_time(), cpu_s(pid), time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        return {"child": (cpu_s(pid) - theirs) / took, "this_process": (time.process_time() - mine) / took}
 
 
 def step(version: str, interval: float, half_s: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        with jtop_service.running(jtop_service.environments()[version], Path(folder)) as service:
-            service.board.set_power("VDD_IN", 5.0)
-            with sampler(version, interval) as taken:
-                time.sleep(1)
-                start = now()
-                time.sleep(half_s)
-                service.board.set_power("VDD_IN", 15.0)
-                middle = now()
-                time.sleep(half_s)
-                end = now()
-                time.sleep(2 * interval)
-                energy = taken.stop().energy(start, end, 10, 1)
+    environment = jtop_service.environments()[version]
+    with tempfile.TemporaryDirectory() as folder, jtop_service.running(environment, Path(folder)) as service:
+        service.board.set_power("VDD_IN", 5.0)
+        with sampler(version, interval) as taken:
+            time.sleep(1)
+            start = now()
+            time.sleep(half_s)
+            service.board.set_power("VDD_IN", 15.0)
+            middle = now()
+            time.sleep(half_s)
+            end = now()
+            time.sleep(2 * interval)
+            energy = taken.stop().energy(start, end, 10, 1)
     true = 5 * (middle - start) + 15 * (end - middle)
     assert energy.joules is not None, energy.reason
     return {"interval_s": interval, "seconds": end - start, "true_j": true, "measured_j": energy.joules,
