@@ -158,7 +158,8 @@ def _by_time(
         return None, ""
     spare = f" less {1 - 1 / _ahead(report, goal):.0%} for its noise" if _ahead(report, goal) > 1.001 else ""
     # A staircase: the sub-model that leaves room for noise may lie far below. Then the one that just meets the target.
-    if goal.objective == "equal" and on_time is not None and report.update_time_s(ahead, steps) < (1 - GAP) * target:
+    wasted = report.update_time_s(ahead, steps) < (1 - GAP) * target * (1 - 1e-9)
+    if goal.objective == "equal" and on_time is not None and wasted:
         ahead, spare = on_time, "" if on_time == ahead else ", the next step down is far below"
     return ahead, f"the whole model takes {whole:.3g} s; {_percent(ahead)} of the channels meets {target:.3g} s{spare}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_task import small_task
 
 from edgeprune.bench import shapes
 from edgeprune.bench.profile import Effort, model_error, profile_task
@@ -23,10 +24,9 @@ from edgeprune.tasks import Task
 
 @pytest.fixture(scope="module")
 def profile() -> DeviceProfile:
-    from conftest import no_data, small_net
-
-    task = Task("small", no_data, small_net, lambda: (torch.zeros(2, 3, 8, 8),), batch_size=8, lr=0.1)
-    return profile_task(task, effort=Effort(seconds=0.006, passes=2), widths=(0.25, 0.5, 0.75, 1.0), checks=(0.6,))
+    return profile_task(
+        small_task(), effort=Effort(seconds=0.006, passes=2), widths=(0.25, 0.5, 0.75, 1.0), checks=(0.6,)
+    )
 
 
 def test_a_profile_has_widths_depths_and_says_what_it_lacks(profile: DeviceProfile):

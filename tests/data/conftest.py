@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import gzip
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import idx_bytes
 
 from edgeprune.data.registry import IDX_FILES
 
 REAL = os.environ.get("EDGEPRUNE_DATA")  # before any test takes it away
-
-
-def idx_bytes(values: np.ndarray) -> bytes:
-    """An IDX file of unsigned bytes."""
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
 
 
 @pytest.fixture

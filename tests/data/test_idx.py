@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import idx_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from idx_files import idx_bytes
 
 from edgeprune import data
 from edgeprune.data import idx

@@ -8,16 +8,7 @@ from pathlib import Path
 import jtop_service
 import pytest
 from jtop_service import Service
-
-from edgeprune.device.jtop import JtopSampler
-
-WHY_NOT = jtop_service.why_not()
-ENVIRONMENTS = jtop_service.environments()
-
-
-def sampler_of(version: str, interval_s: float = 0.1, **options: float) -> JtopSampler:
-    """A sampler whose child runs in the environment that has ``version`` of jetson-stats."""
-    return JtopSampler(interval_s, python=str(ENVIRONMENTS[version] / "bin/python"), **options)
+from versions import ENVIRONMENTS, WHY_NOT
 
 
 @pytest.fixture(params=sorted(ENVIRONMENTS) or ["none"])

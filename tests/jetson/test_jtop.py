@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jtop_service
 import pytest
-from conftest import ENVIRONMENTS, WHY_NOT, sampler_of
 from jtop_service import Service
+from versions import ENVIRONMENTS, WHY_NOT, sampler_of
 
 from edgeprune.device import hwmon
 from edgeprune.device.jtop import JtopSampler
