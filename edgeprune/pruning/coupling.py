@@ -11,7 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import Node
@@ -21,6 +21,8 @@ from edgeprune.pruning.atoms import WHOLE, Atoms, Ids, Layout
 
 Shape = tuple[int, ...]
 Rule = Callable[["Coupling", "Call"], "Layout | list[Layout] | None"]
+
+Norms = Literal["auto", "cut", "whole"]
 
 RULES: dict[str, Rule] = {}
 _TORCH = str(Path(torch.__file__).parent)
@@ -75,8 +77,12 @@ class Call:
 class Coupling:
     """The state while a graph is walked: the layout of every value so far, and the costs of conv and linear."""
 
-    def __init__(self, atoms: Atoms) -> None:
+    def __init__(self, atoms: Atoms, norms: Norms = "auto", heads: bool = True) -> None:
+        """``norms``, ``heads``: see ChannelGraph.trace (``heads`` False cuts the width of attention heads)."""
         self.atoms = atoms
+        self.norms, self.heads = norms, heads
+        self.normed: list[Node] = []
+        self.seen: dict[str, list[tuple[Ids | None, int]]] = {}
         self.layouts: dict[Node, Layout | list[Layout]] = {}
         self.costs: list[tuple[Layout, Shape, int]] = []
         self.notes: list[str] = []
