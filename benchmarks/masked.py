@@ -2,8 +2,11 @@
 
     python benchmarks/masked.py [--part linear curve conv resnet loss feddst] [--threads 1 2] [--seconds 1.0]
 
-Each part replaces its rows in results/masked.json; all sides of a part are timed in turns in one process. "torch" is
-the dense layer as it is; "masked dense" multiplies weights by the mask in every forward pass, as published codes do.
+    OMP_WAIT_POLICY=passive python benchmarks/masked.py --threads 2 --name masked-passive
+
+Each part replaces its rows in the result file; all sides of a part are timed in turns in one process, each turn
+short enough to share the machine's moods and long enough that caches are warm. "torch" is the dense layer as it is;
+"masked dense" multiplies weights by the mask in every forward pass, as published codes do.
 Shares of the peak count two operations for each kept weight and position, against the measured multiply-add peak of a
 core times the threads. Times are medians.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -97,9 +101,9 @@ def products(shape: Shape, density: float, csr: bool) -> tuple[dict[str, Callabl
     return works, 2.0 * pattern.kept * y.numel() / shape.outputs
 
 
-def kernel_row(shape: Shape, density: float, threads: int, seconds: float, csr: bool = False) -> Row:
+def kernel_row(shape: Shape, density: float, threads: int, seconds: float, csr: bool = False, warm: bool = True) -> Row:
     works, operations = products(shape, density, csr)
-    times = in_turns(works, seconds)
+    times = in_turns(works, seconds, warm=warm)
     peak = core.multiply_add_peak(0.05) * threads
     names = ("forward", "input gradient", "weight gradient")
     row: Row = {"layer": shape.name, "density": density, "threads": threads, "ms": rounded(times)}
@@ -114,7 +118,13 @@ def kernel_row(shape: Shape, density: float, threads: int, seconds: float, csr: 
 
 
 def part_linear(threads: int, seconds: float) -> list[Row]:
-    return [kernel_row(Shape("linear", 256, 1024, 1024), density, threads, seconds, csr=True) for density in (0.1, 0.2)]
+    """Also with caches that nine other calls have used since: what a large network between two calls would leave."""
+    shape = Shape("linear", 256, 1024, 1024)
+    return [
+        {"caches": "warm" if warm else "cold"} | kernel_row(shape, density, threads, 2 * seconds, csr=True, warm=warm)
+        for density in (0.1, 0.2)
+        for warm in (True, False)
+    ]
 
 
 def part_conv(threads: int, seconds: float) -> list[Row]:
@@ -284,23 +294,25 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=1.0, help="for one row, or a fraction or a few of these")
+    parser.add_argument("--name", default="masked", help="of the result file")
     arguments = parser.parse_args()
     for part in arguments.part:
-        about = harness.machine()
+        about = {**harness.machine(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default")}
         rows = []
         for threads in arguments.threads[: 1 if part == "loss" else None]:
             torch.set_num_threads(threads)
             rows += [{"part": part} | row for row in PARTS[part](threads, arguments.seconds)]
         for row in rows:
             print(json.dumps(row))
-        path = harness.RESULTS / "masked.json"
+        path = harness.RESULTS / f"{arguments.name}.json"
         others = json.loads(path.read_text())["results"] if path.exists() else []
         kept = [row for row in others if row["part"] != part]
         stamp = {key: about[key] for key in ("commit", "load_before")}
         results = sorted(
             kept + [row | {"measured": stamp} for row in rows], key=lambda row: list(PARTS).index(row["part"])
         )
-        print(harness.write_result("masked", about, results).name, "written; load", about["load_before"], "before")
+        written = harness.write_result(arguments.name, about, results)
+        print(written.name, "written; load", about["load_before"], "before")
 
 
 if __name__ == "__main__":
