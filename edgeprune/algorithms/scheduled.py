@@ -40,6 +40,7 @@ class Scheduled(AdaptCL):
     deadline_s: float = 0.0
     least_work: float = 0.25
     margin: float = 1.0
+    fill_work: float = 0.75
     correct: Literal["profile", "learner"] = "profile"
     rerank: bool = True
 
@@ -54,7 +55,7 @@ class Scheduled(AdaptCL):
 
     def goal(self) -> Goal:
         """What is scheduled for."""
-        return Goal(self.objective, self.deadline_s or math.inf, self.least_work, self.margin, self.band)
+        return Goal(self.objective, self.deadline_s or math.inf, self.least_work, self.margin, self.band, self.fill_work)
 
     # --- server -------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,9 @@ class Scheduled(AdaptCL):
         """Everybody its part from the first round on."""
         order = initial_ranking(setting, model, self.min_channels)
         rungs = ladder(setting.graph, order, self.gamma_min)
-        decisions = schedule(_reports(setting), rungs, self.goal())
+        # The learner knows nothing of steps: its first assignment may not count on fewer.
+        goal = self.goal() if self.correct == "profile" else replace(self.goal(), fill_work=1.0)
+        decisions = schedule(_reports(setting), rungs, goal)
         if self.correct == "learner":
             return self._for_the_learner(setting, model, order, rungs, decisions)
         beliefs = {client: Belief() for client in setting.clients}

@@ -3,7 +3,8 @@
     phi_w(r, s)   expected update time of client w with rung r and s steps: link both ways + s steps, times its scale
     target        equal: the fastest client's phi with the whole model; deadline: given; energy, memory: none
     rung of w     the largest r with  phi_w(r, S) (1 + margin noise_w) <= target   and within its memory and energy
-    steps of w    S; fewer, down to the share ``least_work``, only where the smallest rung is still too slow
+    steps of w    S; fewer, down to the share ``least_work``, where the smallest rung is still too slow; and down to
+                  ``fill_work``, where the rungs are a staircase: the next larger one with a few steps less
 
 Pure functions: the same reports give the same decisions, in any order of the clients.
 """
@@ -19,7 +20,7 @@ from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet.reports import Report, Rung, check_ladder
 
 Objective = Literal["equal", "deadline", "energy", "memory"]
-GAP = 0.1  # a planned time so far below the target is waste
+GAP = 0.05  # a planned time so far below what it might be is waste
 COOLING_C = 5.0  # within so many degrees of its limit a device does less
 
 
@@ -30,7 +31,8 @@ class Goal:
 
     ``least_work``: the smallest share of the local steps that is still worth a round. ``margin``: how many standard
     deviations of its own noise a pruned client is planned ahead of the target. ``band``: a client whose present
-    sub-model is within this share of the target keeps it.
+    sub-model is within this share of the target keeps it. ``fill_work``: for equal times a client may train a larger
+    sub-model with as little as this share of its steps; 1 for never.
     """
 
     objective: Objective = "equal"
@@ -38,6 +40,7 @@ class Goal:
     least_work: float = 0.25
     margin: float = 1.0
     band: float = 0.03
+    fill_work: float = 0.75
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
@@ -48,6 +51,8 @@ class Goal:
             raise EdgePruneError(f"scheduler: the objective 'deadline' needs deadline_s, not {self.deadline_s}")
         if not 0 < self.least_work <= 1:
             raise EdgePruneError(f"scheduler: least_work is {self.least_work}; it is a share of the steps, in (0, 1]")
+        if not 0 < self.fill_work <= 1:
+            raise EdgePruneError(f"scheduler: fill_work is {self.fill_work}; it is a share of the steps, in (0, 1]")
         if not (0 <= self.margin < math.inf and 0 <= self.band < 1):
             raise EdgePruneError(f"scheduler: margin {self.margin} must be 0 or more, band {self.band} in [0, 1)")
 
@@ -118,12 +123,12 @@ def _decide(report: Report, rungs: Sequence[Rung], goal: Goal, target: float, pr
     affordable = [rung for rung in fitting if _energy(report, rung, most) <= report.energy_j]
     if not affordable:
         return _within_energy(report, fitting[-1], least, most, target, goal)
-    chosen, why = _by_time(report, affordable, rungs, goal, target, most, present)
+    chosen, steps, why = _by_time(report, affordable, rungs, goal, target, most, present)
     if chosen is None:
         return _less_work(report, affordable[-1], least, most, target, goal)
-    if chosen.retention < 1 and chosen == affordable[0]:
+    if chosen.retention < 1 and chosen == affordable[0] and steps == most:
         why = _cap(report, chosen, rungs, most)
-    return _decision(report, chosen, most, "; ".join(filter(None, (why, heat))))
+    return _decision(report, chosen, steps, "; ".join(filter(None, (why, heat))))
 
 
 def _by_time(
@@ -134,34 +139,64 @@ def _by_time(
     target: float,
     steps: int,
     present: float | None,
-) -> tuple[Rung | None, str]:
-    """The largest that is in time, and why; None when not even the smallest is."""
+) -> tuple[Rung | None, int, str]:
+    """(the largest that is in time, its steps, why); no rung when not even the smallest is."""
     if target == math.inf:
-        return affordable[0], "the whole model fits"
+        return affordable[0], steps, "the whole model fits"
     held = next((rung for rung in affordable if rung.retention == present), None)
     if held is not None and held.retention < 1:
         off = report.update_time_s(held, steps) * _ahead(report, goal) / target - 1
         if abs(off) <= goal.band and not (goal.objective == "deadline" and off > 0):
-            return held, f"{_percent(held)} of the channels is within {goal.band:.0%} of {target:.3g} s: unchanged"
+            return (
+                held,
+                steps,
+                f"{_percent(held)} of the channels is within {goal.band:.0%} of {target:.3g} s: unchanged",
+            )
     if affordable[0].retention == 1 and report.update_time_s(affordable[0], steps) <= target * (1 + 1e-9):
         full = report.update_time_s(affordable[0], steps)
         fastest = goal.objective == "equal" and full >= target * (1 - 1e-9)
         late = goal.objective == "deadline" and full * _ahead(report, goal) > target * (1 + 1e-9)
         if fastest:
-            return affordable[0], "the fastest: its time with the whole model is everybody's target"
+            return affordable[0], steps, "the fastest: its time with the whole model is everybody's target"
         if not late:
-            return affordable[0], f"the whole model takes {full:.3g} s of {target:.3g} s"
+            return affordable[0], steps, f"the whole model takes {full:.3g} s of {target:.3g} s"
     whole = report.update_time_s(rungs[0], steps)
-    ahead = _largest(report, affordable, steps, target / _ahead(report, goal))
-    on_time = _largest(report, affordable, steps, target)
+    limit = target / _ahead(report, goal)
+    ahead = _largest(report, affordable, steps, limit)
     if ahead is None:
-        return None, ""
+        return None, 0, ""
     spare = f" less {1 - 1 / _ahead(report, goal):.0%} for its noise" if _ahead(report, goal) > 1.001 else ""
-    # A staircase: the sub-model that leaves room for noise may lie far below. Then the one that just meets the target.
-    wasted = report.update_time_s(ahead, steps) < (1 - GAP) * target * (1 - 1e-9)
-    if goal.objective == "equal" and on_time is not None and wasted:
-        ahead, spare = on_time, "" if on_time == ahead else ", the next step down is far below"
-    return ahead, f"the whole model takes {whole:.3g} s; {_percent(ahead)} of the channels meets {target:.3g} s{spare}"
+    more = ""
+    if goal.objective == "equal" and report.update_time_s(ahead, steps) < (1 - GAP) * limit * (1 - 1e-9):
+        full = steps
+        ahead, steps = _filled(report, affordable, ahead, full, target, goal)
+        more = f" with {steps} of {full} steps" if steps < full else ""
+        if report.update_time_s(ahead, steps) > limit * (1 + 1e-9):
+            spare = ", the next rung down is far below"
+    text = f"the whole model takes {whole:.3g} s; {_percent(ahead)} of the channels{more} meets {target:.3g} s{spare}"
+    return ahead, steps, text
+
+
+def _filled(
+    report: Report, affordable: Sequence[Rung], ahead: Rung, steps: int, target: float, goal: Goal
+) -> tuple[Rung, int]:
+    """A staircase: what fits lies far below what is asked for. The next larger rung with a few steps less fills the
+    gap; where too many would be missing, the largest that meets the target without room for noise."""
+    above = affordable.index(ahead) - 1
+    if above >= 0:
+        fewer = _steps_within(report, affordable[above], target / _ahead(report, goal), steps)
+        gained = report.update_time_s(affordable[above], fewer) > report.update_time_s(ahead, steps)
+        if gained and fewer >= goal.fill_work * steps:
+            return affordable[above], fewer
+    on_time = _largest(report, affordable, steps, target)
+    return on_time or ahead, steps
+
+
+def _steps_within(report: Report, rung: Rung, limit_s: float, most: int) -> int:
+    """How many steps of ``rung`` fit, links counted."""
+    per_step = report.scale * report.needs.step_s(rung.size)
+    left = limit_s - report.update_time_s(rung, 0)
+    return min(most, math.floor(left / per_step + 1e-9)) if per_step > 0 else most
 
 
 def _largest(report: Report, rungs: Sequence[Rung], steps: int, limit_s: float) -> Rung | None:
@@ -170,13 +205,11 @@ def _largest(report: Report, rungs: Sequence[Rung], steps: int, limit_s: float) 
 
 def _less_work(report: Report, rung: Rung, least: int, most: int, target: float, goal: Goal) -> Decision:
     """The smallest model is still too slow: fewer steps, or out of the round."""
-    per_step = report.scale * report.needs.step_s(rung.size) * _ahead(report, goal)
-    links = report.update_time_s(rung, 0) * _ahead(report, goal)
-    steps = math.floor((target - links) / per_step + 1e-9) if per_step > 0 else most
+    steps = _steps_within(report, rung, target / _ahead(report, goal), most)
     if least <= steps:
         return _decision(
-            report, rung, min(steps, most), f"even {_percent(rung)} of the channels is slow: {min(steps, most)} of "
-            f"{report.steps} steps meet {target:.3g} s"
+            report, rung, steps, f"even {_percent(rung)} of the channels is slow: {steps} of {report.steps} steps "
+            f"meet {target:.3g} s"
         )  # fmt: skip
     soonest = report.update_time_s(rung, least)
     if goal.objective == "deadline":

@@ -77,9 +77,24 @@ def test_noise_is_planned_ahead_of():
     assert schedule(fleet, finer, Goal(margin=1.0))["b"].rung.retention == 0.77
     deadline = Goal("deadline", 1.0, margin=1.0)
     assert schedule(fleet[1:], RUNGS, deadline)["b"].rung.retention == 0.5
-    # Without the finer step the next one down takes 0.38 s: equal times are better served by the 0.96 s.
+    # Without the finer rung the next one down takes 0.38 s: equal times are better served by the 0.96 s.
+    got = schedule(fleet, RUNGS, Goal(margin=1.0, fill_work=1.0))["b"]
+    assert (got.rung.retention, got.steps) == (0.8, 10) and "far below" in got.why
+
+
+def test_a_gap_between_rungs_is_filled_by_a_few_steps_less():
+    # 1 s less 10 % for noise is 0.909 s. With 64 macs a step takes 0.096 s: nine of them 0.864 s. The next rung down
+    # would take 0.375 s.
+    fleet = [client("a", 0.001), client("b", 0.0015, noise=0.1)]
     got = schedule(fleet, RUNGS, Goal(margin=1.0))["b"]
-    assert got.rung.retention == 0.8 and "far below" in got.why
+    assert (got.rung.retention, got.steps) == (0.8, 9) and "9 of 10 steps" in got.why
+    assert got.update_time_s == pytest.approx(0.864)
+    # At 0.002 a step of 64 macs takes 0.128 s: seven of ten are fewer than fill_work's 75 %.
+    got = schedule([fleet[0], client("b", 0.002)], RUNGS, EXACT)["b"]
+    assert (got.rung.retention, got.steps) == (0.5, 10)
+    assert schedule([fleet[0], client("b", 0.002)], RUNGS, replace(EXACT, fill_work=0.7))["b"].steps == 7
+    # A deadline and a budget are met with whole rounds.
+    assert schedule(fleet[1:], RUNGS, Goal("deadline", 1.0, margin=1.0))["b"].steps == 10
 
 
 def test_a_deadline_that_needs_fewer_steps_and_one_that_needs_absence():
@@ -135,7 +150,7 @@ def test_who_is_on_target_stays():
     assert schedule(fleet, RUNGS, EXACT, {"b": 0.5})["b"].rung.retention == 0.8, "0.38 s is far from 1 s"
     fleet = [client("a", 0.001), client("b", 0.00158)]  # 1.011 s with 80 %: within 3 %
     assert schedule(fleet, RUNGS, EXACT, {"b": 0.8})["b"].rung.retention == 0.8
-    assert schedule(fleet, RUNGS, EXACT)["b"].rung.retention == 0.5
+    assert schedule(fleet, RUNGS, replace(EXACT, fill_work=1.0))["b"].rung.retention == 0.5
 
 
 @pytest.mark.parametrize(
@@ -145,6 +160,7 @@ def test_who_is_on_target_stays():
         ({"objective": "deadline"}, "needs deadline_s"),
         ({"least_work": 0.0}, "least_work"),
         ({"margin": -1.0}, "margin"),
+        ({"fill_work": 0.0}, "fill_work"),
         ({"band": math.nan}, "band"),
     ],
 )
