@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
+from edgeprune.pruning.budget import Costs, Latency, Scope, fit
 from edgeprune.pruning.choice import Ranking, choose, ranking
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
 from edgeprune.pruning.merging import MergeMode, Merger
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import expand_state, extract, extract_state, load_local
+from edgeprune.pruning.taylor import Batches, Loss
 
 __all__ = [
     "ChannelGraph",
     "ChannelGroup",
+    "Costs",
     "Merger",
     "Ranking",
     "Submodel",
@@ -26,6 +30,7 @@ __all__ = [
     "expand_state",
     "extract",
     "extract_state",
+    "fit",
     "load_local",
     "merge",
     "prune",
@@ -49,21 +54,39 @@ def prune(
     keep: float = 0.5,
     importance: str | Measure = "l2",
     *,
-    scope: Literal["layer", "global"] = "layer",
+    scope: Scope = "layer",
+    budget: Mapping[str, float] | None = None,
+    latency: Latency | None = None,
+    price: str | None = None,
     min_channels: int = 1,
+    min_keep: float = 0.0,
     round_to: int = 1,
     whole: Iterable[str] = (),
+    order: Ranking | None = None,
+    batches: Batches | None = None,
+    loss: Loss = functional.cross_entropy,
+    graph: ChannelGraph | None = None,
 ) -> Submodel:
-    """Cut the model down to the share ``keep`` of its prunable channels.
+    """Cut the model down to the share ``keep`` of its prunable channels, or to what fits ``budget``.
 
-    ``example_inputs``: positional inputs of any batch size (2 is best). ``importance``: "l1", "l2", "bn" or a callable
-    (see importance.scores). ``scope``, ``min_channels``, ``round_to``: see choice.choose. ``whole``: patterns of
-    tensors whose channels must stay. The network's inputs and outputs keep their size, and so does what the graph
-    cannot follow (``.graph.notes`` names it). The model is not changed. Raises EdgePruneError when torch.export cannot
-    capture it.
+    ``example_inputs``: positional inputs of any batch size (2 is best). ``importance``: "l1", "l2", "bn", "taylor" (on
+    ``batches`` and ``loss``) or a callable (see importance.scores). ``budget``: limits such as ``{"macs": 0.5}`` or
+    ``{"ms": 8.0, "bytes": 4e6}``, which take the place of ``keep``; "ms" asks ``latency(counts)``. ``scope``: "layer",
+    "global", or "cost" for widths by what they cost in ``price`` (see budget.fit). ``order``: a frozen Ranking, which
+    takes the place of ``importance`` and ``scope``; its plans are nested. ``min_channels``, ``min_keep``,
+    ``round_to``: see choice.choose. ``whole``: patterns of tensors whose channels must stay. ``graph``: that of this
+    model, if it is there already (then ``whole`` is not looked at).
+    The network's inputs and outputs keep their size, and so does what the graph cannot follow (``.graph.notes`` names
+    it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it or no plan fits the budget.
     """
-    graph = ChannelGraph.trace(model, example_inputs, whole=whole)
-    plan = choose(graph, scores(model, graph, importance), keep, scope, min_channels, round_to)
+    graph = graph or ChannelGraph.trace(model, example_inputs, whole=whole)
+    found = scores(model, graph, importance, batches, loss) if order is None else {}
+    limits = budget or {"channels": keep}
+    if budget is None and scope != "cost":
+        plan = order.plan(keep) if order else choose(graph, found, keep, scope, min_channels, round_to, min_keep)
+    else:
+        costs = Costs(model, graph, latency)
+        plan = fit(found, costs, limits, scope, min_channels, round_to, min_keep=min_keep, order=order, price=price)
     return Submodel(extract(model, plan), plan, graph)
 
 

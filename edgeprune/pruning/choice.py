@@ -29,31 +29,47 @@ def choose(
     scope: Literal["layer", "global"] = "layer",
     min_channels: int = 1,
     round_to: int = 1,
+    min_keep: float = 0.0,
+    order: Ranking | None = None,
 ) -> SubmodelPlan:
     """The plan that keeps the channels with the highest scores (of equal ones the first).
 
     ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all
-    channels together, scores being taken relative to the mean of their group. No group falls below ``min_channels``
-    (or its size); counts are rounded to the nearest multiple of ``round_to``, at least one; what is kept in full stays
-    full.
+    channels together, scores being taken relative to the mean of their group (``order``: that ranking, if it is there
+    already). No group falls below ``min_channels`` (or its size) nor below the share ``min_keep``; counts are rounded
+    to the nearest multiple of ``round_to``, at least one; what is kept in full stays full.
     """
     _check(keep, min_channels)
-    if round_to < 1:
-        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
     if scope not in ("layer", "global"):
         raise EdgePruneError(f"scope must be 'layer' or 'global', not {scope!r}")
-    found = _scores(graph, scores)
+    found = checked_scores(graph, scores)
+    least = floors(graph, min_channels, round_to, min_keep)
     shares = {name: keep * size for name, size in graph.map.groups.items()}
     if scope == "global":
-        shares = {n: float(len(c)) for n, c in ranking(graph, scores, min_channels).plan(keep).kept.items()}
+        order = order or ranking(graph, scores, min_channels)
+        shares = {n: float(len(c)) for n, c in order.plan(keep).kept.items()}
     kept = {}
     for name, size in graph.map.groups.items():
         count = round_to * max(1, math.floor(shares[name] / round_to + 0.5))
-        count = min(size, max(count, round_to * math.ceil(min_channels / round_to)))
-        count = size if shares[name] >= size else count
-        best = np.argsort(-found[name], kind="stable")[:count]
-        kept[name] = tuple(sorted(best.tolist()))
+        count = min(size, max(count, least[name]))
+        kept[name] = best(found[name], size if shares[name] >= size else count)
     return SubmodelPlan(graph.map, kept)
+
+
+def floors(graph: ChannelGraph, min_channels: int, round_to: int = 1, min_keep: float = 0.0) -> dict[str, int]:
+    """The fewest channels that each group may keep: a multiple of ``round_to``, or all it has."""
+    _check(1.0, min_channels)
+    if round_to < 1:
+        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
+    if not 0 <= min_keep <= 1:
+        raise EdgePruneError(f"min_keep must be a share from 0 to 1, not {min_keep}")
+    wanted = {n: max(min_channels, math.ceil(min_keep * s - 1e-9)) for n, s in graph.map.groups.items()}
+    return {n: min(s, round_to * math.ceil(wanted[n] / round_to)) for n, s in graph.map.groups.items()}
+
+
+def best(scores: npt.NDArray[np.float64], count: int) -> tuple[int, ...]:
+    """The ``count`` channels with the highest scores, increasing; of equal ones the first."""
+    return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
 
 
 def ranking(
@@ -65,14 +81,14 @@ def ranking(
     suits batch norm scales.
     """
     _check(1.0, min_channels)
-    own = _scores(graph, scores)
-    compared = _scores(graph, relative(scores)) if normalise else own
+    own = checked_scores(graph, scores)
+    compared = checked_scores(graph, relative(scores)) if normalise else own
     first: list[tuple[int, int]] = []
     rest: list[tuple[float, int, int]] = []
     for g, name in enumerate(graph.map.groups):
-        best = np.argsort(-own[name], kind="stable").tolist()
-        first += [(g, channel) for channel in best[:min_channels]]
-        rest += [(-float(compared[name][channel]), g, channel) for channel in best[min_channels:]]
+        ordered = np.argsort(-own[name], kind="stable").tolist()
+        first += [(g, channel) for channel in ordered[:min_channels]]
+        rest += [(-float(compared[name][channel]), g, channel) for channel in ordered[min_channels:]]
     starts = _starts(graph.map)
     order = [int(starts[g]) + channel for g, channel in first] + [int(starts[g]) + c for _, g, c in sorted(rest)]
     return Ranking(graph.map, np.array(order, np.int64), len(first))
@@ -149,7 +165,8 @@ def _check(keep: float, min_channels: int) -> None:
         raise EdgePruneError(f"min_channels must be at least 1, not {min_channels}")
 
 
-def _scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float64]]:
+def checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float64]]:
+    """Per group its scores in double; EdgePruneError where they are missing, not finite or of another number."""
     result = {}
     for name, size in graph.map.groups.items():
         if name not in scores:

@@ -1,4 +1,5 @@
-"""How much a channel matters: norms of the weights that make it, batch norm scales, or the user's own measure."""
+"""How much a channel matters: norms of the weights that make it, batch norm scales, what the loss would lose (Taylor),
+or the user's own measure."""
 
 from __future__ import annotations
 
@@ -6,24 +7,33 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning.axes import Axis
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
+from edgeprune.pruning.taylor import Batches, Loss, saliencies
 
+IMPORTANCES = ("l1", "l2", "bn", "taylor")
 Measure = Callable[[Mapping[str, Tensor], ChannelGroup], Tensor]
 
 
 def scores(
-    model_or_state: nn.Module | Mapping[str, Tensor], graph: ChannelGraph, how: str | Measure = "l2"
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    graph: ChannelGraph,
+    how: str | Measure = "l2",
+    batches: Batches | None = None,
+    loss: Loss = functional.cross_entropy,
 ) -> dict[str, Tensor]:
     """One float32 score per channel of every prunable group; higher stays longer.
 
     "l1": sum of the magnitudes of all weights that make the channel (over all layers of the group). "l2": square root
     of the sum of their squares. "bn": mean magnitude of the channel's batch norm scales; a group without batch norm
     gets its l2 norms, scaled so that their mean is the mean of all batch norm scales of the graph (1 if there are
-    none). A callable ``how(state, group)`` returns its own scores, one finite number per channel.
+    none). "taylor": mean over ``batches`` of |gradient x weight|, summed over the weights that make the channel; needs
+    the model itself and ``loss`` (see taylor.saliencies). A callable ``how(state, group)`` returns its own scores, one
+    finite number per channel.
     """
     state = dict(model_or_state.state_dict()) if isinstance(model_or_state, nn.Module) else model_or_state
     groups = graph.prunable
@@ -31,11 +41,16 @@ def scores(
         return {name: _own(how(state, group), group) for name, group in groups.items()}
     if how == "l1":
         return {name: _norms(state, graph, group, 1) for name, group in groups.items()}
+    if how == "taylor":
+        if not isinstance(model_or_state, nn.Module) or batches is None:
+            raise EdgePruneError("importance 'taylor' needs the model and data; give batches=[(inputs, target), ...]")
+        state = saliencies(model_or_state, batches, loss)
+        return {name: _norms(state, graph, group, 1) for name, group in groups.items()}
     l2 = {name: _norms(state, graph, group, 2) for name, group in groups.items()}
     if how == "l2":
         return l2
     if how != "bn":
-        raise EdgePruneError(f"unknown importance {how!r}{nearest(how, ('l1', 'l2', 'bn'))}")
+        raise EdgePruneError(f"unknown importance {how!r}{nearest(how, IMPORTANCES)}")
     scales = {name: found for name, group in groups.items() if (found := _scales(state, graph, group)) is not None}
     level = float(torch.cat(list(scales.values())).mean()) if scales else 1.0
     return {name: scales[name] if name in scales else _with_mean(l2[name], level) for name in groups}
