@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.pruning.budget import Costs, Latency, Scope, fit
 from edgeprune.pruning.choice import Ranking, choose, ranking
+from edgeprune.pruning.coupling import Norms
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
 from edgeprune.pruning.merging import MergeMode, Merger
@@ -62,6 +63,8 @@ def prune(
     min_keep: float = 0.0,
     round_to: int = 1,
     whole: Iterable[str] = (),
+    norms: Norms = "auto",
+    attention: Literal["heads", "width"] = "heads",
     order: Ranking | None = None,
     batches: Batches | None = None,
     loss: Loss = functional.cross_entropy,
@@ -74,12 +77,12 @@ def prune(
     ``{"ms": 8.0, "bytes": 4e6}``, which take the place of ``keep``; "ms" asks ``latency(counts)``. ``scope``: "layer",
     "global", or "cost" for widths by what they cost in ``price`` (see budget.fit). ``order``: a frozen Ranking, which
     takes the place of ``importance`` and ``scope``; its plans are nested. ``min_channels``, ``min_keep``,
-    ``round_to``: see choice.choose. ``whole``: patterns of tensors whose channels must stay. ``graph``: that of this
-    model, if it is there already (then ``whole`` is not looked at).
+    ``round_to``: see choice.choose. ``whole``, ``norms``, ``attention``: what may be cut, see ChannelGraph.trace.
+    ``graph``: that of this model, if it is there already (then those three are not looked at).
     The network's inputs and outputs keep their size, and so does what the graph cannot follow (``.graph.notes`` names
     it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it or no plan fits the budget.
     """
-    graph = graph or ChannelGraph.trace(model, example_inputs, whole=whole)
+    graph = graph or ChannelGraph.trace(model, example_inputs, whole=whole, norms=norms, attention=attention)
     found = scores(model, graph, importance, batches, loss) if order is None else {}
     limits = budget or {"channels": keep}
     if budget is None and scope != "cost":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,10 +39,12 @@ Axis = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class AxisMap:
-    """``groups``: prunable channels per group; ``tensors``: the axes of every parameter and buffer by name."""
+    """``groups``: prunable channels per group; ``tensors``: the axes of every parameter and buffer by name;
+    ``sizes``: attributes of modules that hold the length of a dimension ("blocks.0.attn.num_heads")."""
 
     groups: Mapping[str, int]
     tensors: Mapping[str, tuple[Axis, ...]]
+    sizes: Mapping[str, Axis] = field(default_factory=dict)
 
     @cached_property
     def total(self) -> int:
@@ -54,6 +56,7 @@ class AxisMap:
         """sha256 of the groups and axes in a canonical text; maps with one digest are the same map."""
         text = [f"{name}={size}" for name, size in self.groups.items()]
         text += [f"{name}:{axes!r}" for name, axes in sorted(self.tensors.items())]
+        text += [f"{name}:={axis!r}" for name, axis in sorted(self.sizes.items())]
         return hashlib.sha256("\n".join(text).encode()).digest()
 
     def axes(self, tensor: str) -> tuple[Axis, ...]:

@@ -3,7 +3,8 @@
     {"format": "edgeprune.plan/1",
      "groups": {"layer1.0.conv1": [64, "b<base64>"], ...},      size, kept channels
      "kinds":  ["weight=$0 $1 3 3", "weight=$0;bias=$0;...", ...],
-     "axes":   {"layer1.0.conv1": "0 #2 #1", ...}}              module -> kind, what $0, $1 ... stand for
+     "axes":   {"layer1.0.conv1": "0 #2 #1", ...},              module -> kind, what $0, $1 ... stand for
+     "sizes":  {"blocks.0.attn.num_heads": "#7", ...}}          attributes of modules; left out when there are none
 
 Kept channels: "" all, "r0-31,40" runs, "b" + base64 of the bitmap (lowest bit first); the shortest is written.
 An axis is a sum of segments: ``17`` positions that stay, ``#2`` the channels of group number 2, ``#2*49`` each as a
@@ -78,7 +79,10 @@ def encode(axes: AxisMap, kept: Mapping[str, npt.NDArray[np.int64]]) -> str:
         kind = kinds.setdefault(";".join(parts), len(kinds))
         lines[module] = " ".join([str(kind), *slots])
     groups = {name: [size, _kept_text(kept[name], size)] for name, size in axes.groups.items()}
-    return json.dumps({"format": FORMAT, "groups": groups, "kinds": list(kinds), "axes": lines}, separators=(",", ":"))
+    text = {"format": FORMAT, "groups": groups, "kinds": list(kinds), "axes": lines}
+    if axes.sizes:
+        text["sizes"] = {name: _axis_text(axis, number) for name, axis in axes.sizes.items()}
+    return json.dumps(text, separators=(",", ":"))
 
 
 def _axis_text(axis: Axis, number: Mapping[str, int]) -> str:
@@ -117,7 +121,8 @@ def decode(text: str | bytes) -> tuple[AxisMap, dict[str, tuple[int, ...]]]:
     if missing := {"groups", "kinds", "axes"} - data.keys():
         raise EdgePruneError(f"the plan lacks the key {min(missing)!r}")
     groups, kept = _groups(data["groups"])
-    return AxisMap(groups, _tensors(data["kinds"], data["axes"], groups)), kept
+    sizes = _sizes(data.get("sizes", {}), groups)
+    return AxisMap(groups, _tensors(data["kinds"], data["axes"], groups), sizes), kept
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,6 +201,12 @@ def _tensors(kinds: Any, modules: Any, groups: Mapping[str, int]) -> dict[str, t
             if len(tensors) > MAX_TENSORS:
                 raise EdgePruneError(f"the plan has more than {MAX_TENSORS} tensors")
     return tensors
+
+
+def _sizes(data: Any, groups: Mapping[str, int]) -> dict[str, Axis]:
+    if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()) or len(data) > MAX_TENSORS:
+        raise EdgePruneError("the plan's 'sizes' must be an object of texts")
+    return {name: _axis(text, list(groups), groups, name) for name, text in data.items()}
 
 
 def _kind_part(text: str) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -82,7 +83,7 @@ class Coupling:
         self.atoms = atoms
         self.norms, self.heads = norms, heads
         self.normed: list[Node] = []
-        self.seen: dict[str, list[tuple[Ids | None, int]]] = {}
+        self._spread: list[tuple[int, int]] = []
         self.layouts: dict[Node, Layout | list[Layout]] = {}
         self.costs: list[tuple[Layout, Shape, int]] = []
         self.notes: list[str] = []
@@ -154,6 +155,18 @@ class Coupling:
     def count(self, layout: Layout, shape: Shape, times: int) -> None:
         """``times`` multiply-adds for every element of a (weight-like) tensor of this layout."""
         self.costs.append((layout, shape, times))
+
+    def spread(self, size: int) -> Ids:
+        """Fresh positions of a dimension that is one value repeated; they follow what they meet next."""
+        ids = self.atoms.new(size)
+        self._spread.append((int(ids[0]), int(ids[-1])))
+        return ids
+
+    def is_spread(self, ids: Ids | None) -> bool:
+        """Whether these are repeated values that have met nothing yet."""
+        if ids is None or not len(ids) or not np.array_equal(self.atoms.find(ids), ids):
+            return False
+        return any(a <= int(ids[0]) <= b for a, b in self._spread)
 
     # walking
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import fnmatch
-import io
-import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +15,16 @@ from torch.fx import Node
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
+from edgeprune.pruning import rules_attention as _rules_attention  # noqa: F401
+from edgeprune.pruning import rules_norm as _rules_norm  # noqa: F401
 from edgeprune.pruning import rules_shape as _rules_shape  # noqa: F401
 from edgeprune.pruning.atoms import Atoms, Ids, Layout
+from edgeprune.pruning.attributes import Candidate, candidates
 from edgeprune.pruning.axes import Axis, AxisMap, local_size
-from edgeprune.pruning.coupling import Coupling, Shape
+from edgeprune.pruning.capture import Walk, batch_size, export, module_path, tensors, unfused_attention
+from edgeprune.pruning.coupling import Coupling, Norms, Shape, shape_of, shapes_of
 from edgeprune.pruning.grouping import AxisMaker, Found, find_groups
+from edgeprune.pruning.surgery import REPAIRS
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,35 @@ class ChannelGraph:
 
     @staticmethod
     def trace(
-        model: nn.Module, example_inputs: tuple[Any, ...] | Tensor, *, whole: Iterable[str] = (), verify: bool = True
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | Tensor,
+        *,
+        whole: Iterable[str] = (),
+        norms: Norms = "auto",
+        attention: Literal["heads", "width"] = "heads",
+        verify: bool = True,
     ) -> ChannelGraph:
         """Read the graph off ``model`` run on ``example_inputs`` (positional; batch of any size, 2 is best).
 
         Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` of tensors
-        whose channels must stay. With ``verify`` (default) the model is cut at random once and its outputs, in double
-        precision with random weights, are compared with those of the full model where the cut channels are zero; a
-        group that fails stays whole and says why. The model is not changed.
+        whose channels must stay. ``norms``: what becomes of channels over which a norm takes its statistics, since
+        with fewer channels they are other statistics: "cut" removes them (the norm is that of the kept channels),
+        "whole" keeps them, "auto" cuts them under group norms and keeps them under layer and RMS norms, whose width
+        is a transformer's residual stream. ``attention``: whether heads go, or the width of every head.
+
+        With ``verify`` (default) the model is cut at random once and its outputs, in double precision with random
+        weights, are compared with those of the full model where the cut channels are zero; a group that fails stays
+        whole and says why. The model is not changed.
 
         Raises EdgePruneError when torch.export cannot capture the model.
         """
+        if norms not in get_args(Norms) or attention not in ("heads", "width"):
+            raise EdgePruneError(
+                f"norms must be one of {get_args(Norms)} and attention 'heads' or 'width', not {norms!r}, {attention!r}"
+            )
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        builder = _Builder(copy.deepcopy(model), inputs)
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        builder = _Builder(copy.deepcopy(model), inputs, norms, attention == "heads")
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), unfused_attention():
             warnings.simplefilter("ignore")
             builder.walk(training=False)
             builder.walk(training=True)
@@ -93,9 +110,12 @@ class ChannelGraph:
                 builder.keep_whole(pattern)
             graph = builder.graph()
             if verify:
-                from edgeprune.pruning.verify import failing_groups
+                from edgeprune.pruning.verify import check
 
-                while failing := failing_groups(model, graph, builder.inputs, builder.random):
+                while True:
+                    failing, sizes = check(model, graph, builder.inputs, builder.walks, builder.candidates)
+                    if not failing:
+                        return replace(graph, map=replace(graph.map, sizes=sizes))
                     for name, why in failing.items():
                         builder.refuse(name, why)
                     graph = builder.graph()
@@ -105,8 +125,12 @@ class ChannelGraph:
 class _Builder:
     """Walks exported graphs over one set of atoms and turns the result into a ChannelGraph."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], norms: Norms, heads: bool) -> None:
         self.model, self.inputs = model, inputs
+        self.norms, self.heads = norms, heads
+        self.walks: dict[bool, Walk] = {}
+        self.candidates: list[Candidate] = []
+        self._handled: dict[str, dict[bytes, tuple[Ids | None, int]]] = {}
         self.atoms = Atoms()
         self.layouts: dict[str, Layout] = {}
         self.shapes: dict[str, Shape] = {}
@@ -115,10 +139,9 @@ class _Builder:
         self.notes: list[str] = []
         self.roles: dict[tuple[str, int], str] = {}
         self.reached: list[str] = []
-        self.random = False
         self.batch = 1
         first: dict[int, str] = {}
-        for name, t in _tensors(model):
+        for name, t in tensors(model):
             self.alias[name] = first.setdefault(id(t), name)
             if self.alias[name] == name:
                 self.shapes[name] = tuple(t.shape)
@@ -128,8 +151,8 @@ class _Builder:
 
     def walk(self, training: bool) -> None:
         """Export in one mode and couple along the graph."""
-        program, self.inputs = _export(self.model, self.inputs, training)
-        c = Coupling(self.atoms)
+        program, self.inputs = export(self.model, self.inputs, training)
+        c = Coupling(self.atoms, self.norms, self.heads)
         targets = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         for node in program.graph.nodes:
             if node.op == "placeholder":
@@ -137,14 +160,17 @@ class _Builder:
                 if name is not None:
                     c.layouts[node] = self.layouts[name]
             elif node.op == "call_function":
-                c.step(node, _module(node))
+                c.step(node, module_path(node))
+                self._handles(c, node)
                 self._reach(node, targets)
             elif node.op == "output":
                 self._outputs(c, node, program.graph_signature.output_specs)
         if not training:
-            self.costs, self.batch = c.costs, _batch_size(self.inputs)
+            self.costs, self.batch = c.costs, batch_size(self.inputs)
         self.notes += [note for note in c.notes if note not in self.notes]
-        self.random |= c.random
+        self.walks[training] = Walk(
+            program, {n: (c.layout(n.args[0]), shape_of(n.args[0])) for n in c.normed}, c.random
+        )
         for name, layout in self.layouts.items():
             for d, ids in enumerate(layout):
                 if ids is not None and int(ids[0]) in c.roles:
@@ -169,6 +195,22 @@ class _Builder:
             name = self.alias.get(targets[value.name].target or "") if value.op == "placeholder" else None
             if name is not None and name not in self.reached:
                 self.reached.append(name)
+
+    def _handles(self, c: Coupling, node: Node) -> None:
+        """Note which dimensions a module sees: an attribute of it may hold their size."""
+        paths = {str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()}
+        for value in (node, *node.all_input_nodes):
+            parts = c.layouts.get(value)
+            many = (
+                [(lay, s) for lay, s in zip(parts, shapes_of(value), strict=False)]
+                if isinstance(parts, list)
+                else [(c.layout(value), shape_of(value))]
+            )
+            for layout, shape in many:
+                for ids, size in zip(layout, shape, strict=True):
+                    key = b"%d" % size if ids is None else ids.tobytes()
+                    for path in paths:
+                        self._handled.setdefault(path, {})[key] = (ids, size)
 
     # --- what stays whole ---
 
@@ -204,16 +246,24 @@ class _Builder:
             maker = AxisMaker(self.atoms, names, self._found)
             axes = {n: maker.axes(lay, self.shapes[n], refusals.append) for n, lay in self.layouts.items()}
             cost_axes = [maker.axes(layout, shape, refusals.append) for _, layout, shape in costs]
+            for walk in self.walks.values():
+                walk.axes = {n: maker.axes(lay, shape, refusals.append) for n, (lay, shape) in walk.normed.items()}
             if not refusals:
                 break
             for ids in refusals:
                 self.atoms.pin(ids, "its channels are interleaved with others in a way that a plan cannot write")
+        handled = {
+            path: [maker.axes((ids,), (size,), lambda ids: None)[0] for ids, size in seen.values()]
+            for path, seen in self._handled.items()
+        }
+        self.candidates = candidates(self.model, handled, tuple(REPAIRS))
+        first = {c.name: c.first for c in self.candidates if c.first is not None}
         used = dict.fromkeys(n for n in names if n is not None)
         sizes = {n: len(f.roots) for n, f in zip(names, self._found, strict=True) if n is not None}
         groups = {g.name: g for g in self._channel_groups(names)}
         return ChannelGraph(
             groups=groups,
-            map=AxisMap({n: sizes[n] for n in used}, {n: axes[a] for n, a in self.alias.items()}),
+            map=AxisMap({n: sizes[n] for n in used}, {n: axes[a] for n, a in self.alias.items()}, first),
             notes=tuple(self.notes),
             costs=tuple((a, times) for a, (_, _, times) in zip(cost_axes, self.costs, strict=True)),
             batch=self.batch,
@@ -250,55 +300,3 @@ class _Builder:
             if name is not None:
                 members = tuple(Member(t, d, self.roles.get((t, d), "")) for t, d in found.keys)
                 yield ChannelGroup(name, len(found.roots), found.reason is None, found.reason, members)
-
-
-def _export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[Any, tuple[Any, ...]]:
-    """The exported program and the inputs it was exported with (doubled where one sample is too few)."""
-    model.train(training)
-    error: Exception | None = None
-    for args in (inputs, _doubled(inputs)):  # batch norm cannot train on one value per channel
-        try:
-            with torch.no_grad(), _quiet():
-                return torch.export.export(model, args, strict=False), args
-        except Exception as e:
-            error = error or e
-    mode = "training" if training else "evaluation"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise EdgePruneError(
-        f"torch.export cannot capture {type(model).__name__} in {mode} mode: {first.rstrip('.')}; "
-        "write its forward without control flow that depends on values"
-    ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No log and no dump of torch's tracer: what matters of a failure is in its exception, and stderr is the user's."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-
-
-def _module(node: Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def _as_list(layout: Layout | list[Layout] | None) -> list[Layout]:
-    return layout if isinstance(layout, list) else [layout] if layout is not None else []
-
-
-def _batch_size(inputs: tuple[Any, ...]) -> int:
-    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()]
-    return max(1, sizes[0]) if sizes else 1

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeprune.pruning.atoms import Ids, Layout
 from edgeprune.pruning.coupling import Call, Coupling, Shape
+from edgeprune.pruning.heads import makes_heads
 
 
 def reshape(c: Coupling, call: Call, layout: Layout, old: Shape, new: Shape) -> Layout:
@@ -15,13 +16,18 @@ def reshape(c: Coupling, call: Call, layout: Layout, old: Shape, new: Shape) -> 
 
     Dimensions are matched in runs of equal product. Within a run one prunable dimension may be merged with whole ones
     (each channel becomes a block, as in flatten) or be cut into several (an existing block is undone; otherwise all
-    outer parts must lose the same inner positions, as in a channel shuffle). What does not fit stays whole.
+    outer parts must lose the same inner positions, as in a channel shuffle; where they are heads of attention, whole
+    parts go instead). What does not fit stays whole.
     """
     result: list[Ids | None] = [None] * len(new)
     if 0 in old or 0 in new:
         return tuple(result)
     for olds, news in runs(old, new):
         tracked = [d for d in olds if c.atoms.prunable(layout[d])]
+        if len(tracked) > 1:  # copies of one position (repeated keys and values) stay as many as they are
+            for d in [d for d in tracked if c.is_spread(layout[d])]:
+                c.whole(call, layout[d], "copies of one position")
+            tracked = [d for d in tracked if c.atoms.prunable(layout[d])]
         if not tracked:
             continue
         if len(tracked) > 1:
@@ -70,7 +76,7 @@ def _cut(c: Coupling, call: Call, flat: Ids, sizes: list[int]) -> tuple[int, Ids
         first = np.take(np.moveaxis(table, d, 0).reshape(sizes[d], -1), [0], axis=1)
         if (np.moveaxis(table, d, 0).reshape(sizes[d], -1) == first).all():
             return d, first[:, 0].copy()
-    d = len(sizes) - 1
+    d = len(sizes) - (2 if c.heads and makes_heads(call.node) else 1)
     columns = np.moveaxis(flat.reshape(sizes), d, 0).reshape(sizes[d], -1)
     for column in range(1, columns.shape[1]):
         c.couple(call, columns[:, 0], columns[:, column])

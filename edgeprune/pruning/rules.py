@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from edgeprune.pruning.atoms import Layout
+from edgeprune.pruning.atoms import Ids, Layout
 from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
 
 
@@ -143,37 +143,37 @@ def embedding(c: Coupling, call: Call) -> Layout:
     return (*c.layout(call["indices"]), w[1])
 
 
-# --- normalisation ----------------------------------------------------------------------------------------------------
+@rule("aten.embedding_bag", "aten._embedding_bag")
+def embedding_bag(c: Coupling, call: Call) -> list[Layout]:
+    """One row a bag, the sum or mean of rows of the weight; then three tensors of counts."""
+    w = c.layout(call["weight"])
+    c.whole(call, w[0], "rows of an embedding are words")
+    c.role(w[1], "out")
+    return [(None, w[1]), *((None,) * len(s) for s in shapes_of(call.node)[1:])]
 
 
-@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit",
-      "aten._native_batch_norm_legit_no_training", "aten._native_batch_norm_legit_functional",
-      "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._batch_norm_with_update",
-      "aten._batch_norm_no_update")  # fmt: skip
-def batch_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
-    """Each channel by its own statistics: dimension 1 meets the four vectors."""
-    x = c.layout(call["input"])
-    if call.get("weight") is not None:
-        c.role(c.layout(call["weight"])[0], "scale")
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if call.get(name) is not None:
-            c.couple(call, x[1], c.layout(call[name])[0])
-    if call.name in ("aten.batch_norm", "aten.instance_norm"):
-        return x
-    per_channel = shape_of(call["input"])[1:2]  # statistics; in evaluation some of them are empty
-    return [x, *((x[1],) if s == per_channel else (None,) * len(s) for s in shapes_of(call.node)[1:])]
-
-
-@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten.group_norm", "aten.native_group_norm")
-def mixing_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
-    """Statistics run over the channels, so that a removed channel changes the others: whole."""
-    x = c.layout(call["input"])
-    over = [1] if "group" in call.name else range(len(x) - len(call["normalized_shape"]), len(x))
-    for layout in [c.layout(n) for n in call.tensors()]:
-        dims = [d for d in over if d < len(layout)] if len(layout) == len(x) else range(len(layout))
-        c.whole_dims(call, layout, dims, "normalises over these channels")
-    c.notes.append(f"{call.where}: normalises over its channels, which stay whole")
-    return [x] if "native" in call.name else x
+@rule("aten.einsum")
+def einsum(c: Coupling, call: Call) -> Layout | None:
+    """Dimensions of one letter go together, summed or not."""
+    inputs, _, output = call["equation"].replace(" ", "").partition("->")
+    terms, nodes = inputs.split(","), list(call["tensors"])
+    plain = "." not in inputs and bool(output) and all(len(set(t)) == len(t) for t in terms)
+    met: dict[str, Ids | None] = {}
+    for term, node in zip(terms, nodes, strict=True):
+        if not plain:
+            c.whole_dims(call, c.layout(node), range(len(shape_of(node))), "an einsum with '...' or without '->'")
+            continue
+        for letter, ids in zip(term, c.layout(node), strict=True):
+            c.role(ids, "in" if letter not in output else "out")
+            if letter in met:
+                c.couple(call, met[letter], ids)
+            met[letter] = ids if met.get(letter) is None else met[letter]
+    if not plain:
+        return None
+    for letter in met:
+        if sum(letter in t for t in terms) == 1 and letter not in output:
+            c.whole(call, met[letter], "sums over these channels")
+    return tuple(met[letter] for letter in output)
 
 
 # --- elementwise ------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def expand(c: Coupling, call: Call) -> Layout:
         ids = x[at] if have > 1 else None
         if ids is not None and size != have:
             ids = np.tile(ids, size // have)
-        result.append(c.atoms.new(size) if have == 1 and size > 1 and call.name == "aten.expand" else ids)
+        result.append(c.spread(size) if have == 1 and size > 1 and call.name == "aten.expand" else ids)
     return tuple(result)
 
 
@@ -109,14 +109,17 @@ def stack(c: Coupling, call: Call) -> Layout:
 
 @rule("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split")
 def chunk(c: Coupling, call: Call) -> list[Layout]:
-    """Equal parts of a channel dimension lose the same channels; unequal parts of one keep it whole."""
+    """Equal parts of a channel dimension lose the same channels; unequal ones go their own ways (their sizes must be
+    attributes of a module then, not numbers: the check run shows)."""
     x, shapes = c.layout(call["self"]), shapes_of(call.node)
     d = dim_of(call.get("dim", 0), len(x))
-    sizes = {shape[d] for shape in shapes}
+    sizes = [shape[d] for shape in shapes]
     ids = x[d]
     parts: list[Ids | None] = [None] * len(shapes)
-    if len(sizes) > 1:
-        c.whole(call, ids, "cuts the channels in unequal parts")
+    if ids is not None and len(set(sizes)) > 1:
+        parts = [p if len(p) > 1 else None for p in np.split(ids, np.cumsum(sizes)[:-1])]
+        for alone in (p for p in np.split(ids, np.cumsum(sizes)[:-1]) if len(p) == 1):
+            c.whole(call, alone, "a single channel is split off")
     elif ids is not None and c.equal_pattern(call, ids, len(shapes)) is not None:
         parts = list(ids.reshape(len(shapes), -1))
     return [(*x[:d], part, *x[d + 1 :]) for part in parts]
@@ -124,12 +127,17 @@ def chunk(c: Coupling, call: Call) -> list[Layout]:
 
 @rule("aten.slice")
 def slice_(c: Coupling, call: Call) -> Layout:
-    """All of a dimension passes; a part of a channel dimension keeps it whole."""
+    """All of a dimension passes; one half makes both halves lose the same channels; another part keeps it whole."""
     x, before, after = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
     d = dim_of(call.get("dim", 0), len(x))
-    if before[d] == after[d]:
-        return x
-    c.whole(call, x[d], "takes a part of the channels by number")
+    ids = x[d]
+    if before[d] == after[d] or ids is None:
+        return x if before[d] == after[d] else x[:d] + (None,) + x[d + 1 :]
+    start, half = call.get("start", 0), before[d] // 2
+    if call.get("step", 1) == 1 and 2 * after[d] == before[d] and start % before[d] in (0, half):
+        part = c.equal_pattern(call, ids, 2)
+        return (*x[:d], None if part is None else ids.reshape(2, -1)[int(start != 0)], *x[d + 1 :])
+    c.whole(call, ids, "takes a part of the channels by number")
     return tuple(None if e == d else ids for e, ids in enumerate(x))
 
 
@@ -200,3 +208,25 @@ def channel_shuffle(c: Coupling, call: Call) -> Layout:
     pattern = c.equal_pattern(call, x[1], groups)
     x[1] = None if pattern is None else np.repeat(pattern, groups)
     return tuple(x)
+
+
+@rule("aten.index")
+def index(c: Coupling, call: Call) -> Layout:
+    """Dimensions that are looked up by number stay whole, the others pass (a bias table keeps its heads)."""
+    x, indices = c.layout(call["self"]), list(call["indices"])
+    at = [d for d, i in enumerate(indices) if i is not None]
+    c.whole_dims(call, x, at, "looked up by number")
+    rank = len(shape_of(call.node)) - (len(x) - len(at))
+    rest = [ids for d, ids in enumerate(x) if d not in at]
+    first = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
+    return (*rest[:first], *[None] * rank, *rest[first:])
+
+
+@rule("aten.index_select", "aten.gather", "aten.take_along_dim")
+def index_select(c: Coupling, call: Call) -> Layout:
+    """One dimension is looked up by number; of ``gather`` all stay whole."""
+    x = c.layout(call["self"])
+    d = dim_of(call.get("dim", 0), len(x))
+    whole = [d] if call.name == "aten.index_select" else range(len(x))
+    c.whole_dims(call, x, whole, "looked up by number")
+    return tuple(None if e in whole else ids for e, ids in enumerate(x))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
+from edgeprune.pruning.attention import slim
+from edgeprune.pruning.attributes import resize
 from edgeprune.pruning.merging import Merger
 from edgeprune.pruning.structure import copy_module
 from edgeprune.pruning.submodel import SubmodelPlan
@@ -42,6 +44,7 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
             if isinstance(module, kind):
                 repair(module)
                 break
+    resize(small, plan.map.sizes, plan.counts)
     return small
 
 
@@ -125,7 +128,18 @@ def _norm(m: Any) -> None:
         m.num_features = values.shape[0]
 
 
-def _embedding(m: nn.Embedding) -> None:
+def _group_norm(m: nn.GroupNorm) -> None:
+    if m.weight is not None:
+        m.num_groups = m.weight.shape[0] if m.num_groups == m.num_channels else m.num_groups
+        m.num_channels = m.weight.shape[0]
+
+
+def _layer_norm(m: Any) -> None:
+    if m.weight is not None:
+        m.normalized_shape = tuple(m.weight.shape)
+
+
+def _embedding(m: Any) -> None:
     m.embedding_dim = m.weight.shape[1]
 
 
@@ -138,7 +152,12 @@ REPAIRS.update(
         nn.modules.conv._ConvNd: _conv,
         nn.Linear: _linear,
         nn.modules.batchnorm._NormBase: _norm,
+        nn.GroupNorm: _group_norm,
+        nn.LayerNorm: _layer_norm,
+        nn.RMSNorm: _layer_norm,
+        nn.MultiheadAttention: slim,
         nn.Embedding: _embedding,
+        nn.EmbeddingBag: _embedding,
         nn.PReLU: _prelu,
     }
 )

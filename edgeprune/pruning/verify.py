@@ -8,7 +8,10 @@ that starts at zero).
 from __future__ import annotations
 
 import copy
+import re
 import traceback
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeprune.pruning.attributes import Candidate, choices
+from edgeprune.pruning.axes import Axis
+from edgeprune.pruning.capture import Walk
+from edgeprune.pruning.masked_run import MaskedRun
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract
 
@@ -26,34 +33,55 @@ if TYPE_CHECKING:
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def failing_groups(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> dict[str, str]:
-    """The groups that cannot be cut, with the reason. ``random``: the model may draw random numbers (dropout).
+def check(
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: tuple[Any, ...],
+    walks: Mapping[bool, Walk],
+    candidates: list[Candidate],
+) -> tuple[dict[str, str], Mapping[str, Axis]]:
+    """The groups that cannot be cut, with the reason, and which attributes hold which sizes.
 
-    All groups are tried at once; on failure the first one that breaks is found by bisection and the rest tried again.
+    All groups are tried at once; on failure the first one that breaks is found by bisection. Other readings of the
+    attributes of its modules are tried, then the group is given up, with those of its name in other blocks that fail
+    alone, and the rest is tried again.
     """
-    trial = _Trial(model, graph, inputs, random)
+    trial = _Trial(model, graph, inputs, walks)
     names = list(graph.prunable)
+    sizes = graph.map.sizes
     failing: dict[str, str] = {}
-    while names and (why := trial.failure(names)) is not None:
+    while names and (why := trial.failure(names, sizes)) is not None:
         low, high = 0, len(names)  # names[:low] works, names[:high] fails
         while high - low > 1:
             middle = (low + high) // 2
-            reason = trial.failure(names[:middle])
+            reason = trial.failure(names[:middle], sizes)
             if reason is None:
                 low = middle
             else:
                 high, why = middle, reason
-        failing[names[high - 1]] = why
+        first = names[high - 1]
+        other = (c for c in choices(candidates, first, sizes) if trial.failure(names[:high], c) is None)
+        better = next(other, None)
+        if better is not None:
+            sizes = better
+            continue
+        failing[first] = why
         del names[high - 1]
-    return failing
+        for name in [n for n in names if re.sub(r"\d+", "#", n) == re.sub(r"\d+", "#", first)]:
+            if (reason := trial.failure([name], sizes)) is not None:
+                failing[name] = reason
+                names.remove(name)
+    return failing, sizes
 
 
 class _Trial:
     """One random cut per group, fixed, so that a failure is the same in every subset of groups."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], random: bool) -> None:
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], walks: Mapping[bool, Walk]
+    ) -> None:
         rng = np.random.default_rng(0)
-        self.graph = graph
+        self.graph, self.walks = graph, walks
         self.model = copy.deepcopy(model).double()
         self.inputs = pytree.tree_map(lambda x: x.double() if _is_float(x) else x, inputs)
         self.kept: dict[str, tuple[int, ...]] = {}
@@ -69,26 +97,35 @@ class _Trial:
             outputs = self._run(self.model, False)
         if not all(bool(torch.isfinite(y).all()) for y in outputs if _is_float(y)):
             self.model.load_state_dict(trained, strict=False)
+        random = any(walk.random for walk in walks.values())
         self.comparable = {mode: not random or self._repeats(mode) for mode in (False, True)}
 
-    def failure(self, names: list[str]) -> str | None:
+    def failure(self, names: list[str], sizes: Mapping[str, Axis]) -> str | None:
         """Why the model cut in these groups differs from the full one, or None."""
         kept = {n: self.kept[n] if n in names else tuple(range(s)) for n, s in self.graph.map.groups.items()}
-        plan = SubmodelPlan(self.graph.map, kept)
+        plan = SubmodelPlan(replace(self.graph.map, sizes=sizes), kept)
         small = extract(self.model, plan)
         masked = copy.deepcopy(self.model)
         mask(masked, plan)
         for training in (False, True):
-            expected = self._run(masked, training)
             try:
                 actual = self._run(small, training)
             except Exception as e:
                 return f"with fewer channels the forward pass fails: {_sentence(e)}"
+            expected = self._full(masked, plan, training)
             if [getattr(y, "shape", y) for y in expected] != [getattr(y, "shape", y) for y in actual]:
                 return "with fewer channels the output has another shape"
             if self.comparable[training] and not all(_close(a, b) for a, b in zip(actual, expected, strict=True)):
                 return "with fewer channels the output differs from that of the full model with zeros"
         return None
+
+    def _full(self, masked: nn.Module, plan: SubmodelPlan, training: bool) -> list[Any]:
+        """The outputs of the full model whose cut channels are zero and, where a norm runs over some, left out of its
+        statistics."""
+        walk = self.walks[training]
+        if not any(s.group for axes in walk.axes.values() for axis in axes for s in axis):
+            return self._run(masked, training)
+        return MaskedRun(walk, plan).outputs(masked, self.inputs)
 
     def _repeats(self, training: bool) -> bool:
         """Whether the model gives the same numbers twice, so that they can be compared, not only shapes."""

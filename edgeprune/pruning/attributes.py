@@ -1,0 +1,110 @@
+"""Sizes that modules hold in attributes (num_heads, hidden_dim, split sizes ...): found once, set at extraction.
+
+An attribute is found by its number: one that equals the length of a prunable dimension which the module handles. Two
+dimensions of one length, or a number that only happens to be equal, are told apart by the check run of the trace.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.pruning.axes import Axis, axis_length
+
+_MOST = 64  # choices of attributes tried for one failing group
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``name`` ("blocks.0.attn.num_heads"), its class and attribute, the dimensions it may be, and ``plain``: whether
+    a dimension that stays whole has the same length."""
+
+    name: str
+    kind: tuple[type, str]
+    options: tuple[Axis, ...]
+    plain: bool
+
+    @property
+    def first(self) -> Axis | None:
+        return None if self.plain else self.options[0]
+
+
+def candidates(model: nn.Module, handled: Mapping[str, Iterable[Axis]], repaired: tuple[type, ...]) -> list[Candidate]:
+    """The attributes that may hold a size. ``handled``: by module path the dimensions it sees; ``repaired``: modules
+    whose own sizes follow from their tensors."""
+    found = []
+    for path, axes in handled.items():
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(module, repaired) and type(module).__module__.startswith("torch.nn"):
+            continue
+        by_length: dict[int, list[Axis]] = {}
+        for axis in axes:
+            by_length.setdefault(sum(s.length for s in axis), []).append(axis)
+        for attribute, value in _numbers(module):
+            same = by_length.get(value, [])
+            cut = tuple(dict.fromkeys(axis for axis in same if any(s.group for s in axis)))
+            if cut:
+                kind = (type(module), attribute)
+                name = f"{path}.{attribute}" if path else attribute
+                found.append(Candidate(name, kind, cut, len(cut) < len(set(same))))
+    return found
+
+
+def choices(found: list[Candidate], group: str, sizes: Mapping[str, Axis]) -> Iterator[dict[str, Axis]]:
+    """Other readings of the attributes that may be a size of ``group``: one class and attribute changed, then two."""
+    kinds: dict[tuple[type, str], list[Candidate]] = {}
+    for c in found:
+        kinds.setdefault(c.kind, []).append(c)
+    near = [k for k, cs in kinds.items() if any(s.group == group for c in cs for axis in c.options for s in axis)]
+    single = []
+    for kind in near:
+        for number in range(-1, max(len(c.options) for c in kinds[kind])):
+            change = {c.name: c.options[number] if 0 <= number < len(c.options) else None for c in kinds[kind]}
+            if any(sizes.get(name) != axis for name, axis in change.items()):
+                single.append((kind, change))
+    both = ([a, b] for a, b in itertools.combinations(single, 2) if a[0] != b[0])
+    for changes in itertools.islice(itertools.chain(([s] for s in single), both), _MOST):
+        new: dict[str, Axis | None] = dict(sizes)
+        for _, change in changes:
+            new.update(change)
+        yield {name: axis for name, axis in new.items() if axis is not None}
+
+
+def resize(model: nn.Module, sizes: Mapping[str, Axis], counts: Mapping[str, int]) -> None:
+    """Set every such attribute to the number of kept positions; EdgePruneError if it does not hold the full one."""
+    for name, axis in sizes.items():
+        path, _, attribute = name.rpartition(".")
+        item = int(attribute) if attribute.isascii() and attribute.isdigit() else None
+        if item is not None:
+            path, _, attribute = path.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            module = None
+        held = vars(module).get(attribute) if module is not None else None
+        value = held[item] if isinstance(held, (tuple, list)) and item is not None and item < len(held) else held
+        if type(value) is not int or value != sum(s.length for s in axis):
+            raise EdgePruneError(f"the plan was made for another model: {name!r} does not hold the size it names")
+        new: Any = axis_length(axis, counts)
+        if isinstance(held, (tuple, list)):
+            new = type(held)(new if i == item else v for i, v in enumerate(held))
+        setattr(module, attribute, new)
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Attributes that are whole numbers above one, and the items of short rows of whole numbers ("sizes.0")."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if type(value) is int and value > 1:
+            yield name, value
+        elif type(value) in (tuple, list) and len(value) <= 8 and all(type(v) is int for v in value):
+            yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if v > 1)
