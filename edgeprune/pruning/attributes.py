@@ -7,6 +7,7 @@ dimensions of one length, or a number that only happens to be equal, are told ap
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,14 @@ from torch import nn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.axes import Axis, axis_length
+
+_REPAIRED = frozenset(
+    "in_features out_features in_channels out_channels groups num_features num_parameters num_groups num_channels "
+    "normalized_shape embedding_dim num_embeddings embed_dim kdim vdim num_heads head_dim kernel_size stride padding "
+    "dilation output_padding".split()
+)
+_COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|position")
+"""Names of attributes that seldom hold channels: left alone until the check run fails with them."""
 
 _MOST = 64  # choices of attributes tried for one failing group
 
@@ -31,25 +40,24 @@ class Candidate:
 
     @property
     def first(self) -> Axis | None:
-        return None if self.plain else self.options[0]
+        return None if self.plain or _COUNTED.search(self.kind[1]) else self.options[0]
 
 
 def candidates(model: nn.Module, handled: Mapping[str, Iterable[Axis]], repaired: tuple[type, ...]) -> list[Candidate]:
-    """The attributes that may hold a size. ``handled``: by module path the dimensions it sees; ``repaired``: modules
-    whose own sizes follow from their tensors."""
+    """The attributes that may hold a size. ``handled``: by module path the dimensions it sees; ``repaired``: kinds of
+    modules whose sizes follow from their tensors (surgery.REPAIRS)."""
     found = []
     for path, axes in handled.items():
         try:
             module = model.get_submodule(path)
         except AttributeError:
             continue
-        if isinstance(module, repaired) and type(module).__module__.startswith("torch.nn"):
-            continue
+        own = isinstance(module, repaired) and any(t is not None for t in module._parameters.values())
         by_length: dict[int, list[Axis]] = {}
         for axis in axes:
             by_length.setdefault(sum(s.length for s in axis), []).append(axis)
         for attribute, value in _numbers(module):
-            same = by_length.get(value, [])
+            same = [] if own and attribute.partition(".")[0] in _REPAIRED else by_length.get(value, [])
             cut = tuple(dict.fromkeys(axis for axis in same if any(s.group for s in axis)))
             if cut:
                 kind = (type(module), attribute)
@@ -64,6 +72,8 @@ def choices(found: list[Candidate], group: str, sizes: Mapping[str, Axis]) -> It
     for c in found:
         kinds.setdefault(c.kind, []).append(c)
     near = [k for k, cs in kinds.items() if any(s.group == group for c in cs for axis in c.options for s in axis)]
+    yield _towards(found, group, sizes, True)
+    yield _towards(found, group, sizes, False)
     single = []
     for kind in near:
         for number in range(-1, max(len(c.options) for c in kinds[kind])):
@@ -76,6 +86,17 @@ def choices(found: list[Candidate], group: str, sizes: Mapping[str, Axis]) -> It
         for _, change in changes:
             new.update(change)
         yield {name: axis for name, axis in new.items() if axis is not None}
+
+
+def _towards(found: list[Candidate], group: str, sizes: Mapping[str, Axis], take: bool) -> dict[str, Axis]:
+    """Every attribute that may be a size of the group is one, or none is."""
+    new: dict[str, Axis | None] = dict(sizes)
+    for c in found:
+        of = [axis for axis in c.options if any(s.group == group for s in axis)]
+        others = [axis for axis in c.options if axis not in of]
+        if of:
+            new[c.name] = of[0] if take else others[0] if others else None
+    return {name: axis for name, axis in new.items() if axis is not None}
 
 
 def resize(model: nn.Module, sizes: Mapping[str, Axis], counts: Mapping[str, int]) -> None:

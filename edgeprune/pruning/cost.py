@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeprune.pruning.capture import unfused_attention
+
 if TYPE_CHECKING:
     from edgeprune.pruning.graph import ChannelGraph
     from edgeprune.pruning.submodel import SubmodelPlan
@@ -21,14 +23,14 @@ def plan_macs(graph: ChannelGraph, plan: SubmodelPlan) -> int:
 
 
 def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
-    """Multiply-adds of all convolutions, linear layers and products of matrices for one sample.
+    """Multiply-adds of all convolutions, linear layers, products of matrices and attention for one sample.
 
     Runs the model once in evaluation mode, on a copy. ``example_inputs``: as for ChannelGraph.trace; the first
     dimension of the first tensor is the batch, which is divided out.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     counter = _Counter()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused_attention(), counter:
         copy.deepcopy(model).eval()(*inputs)
     batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
     return counter.total // max(1, batch)
@@ -53,4 +55,7 @@ class _Counter(TorchDispatchMode):
         elif name in ("aten.bmm", "aten.baddbmm"):
             a, b = args[-2:]
             self.total += a.numel() * b.shape[-1]
+        elif name.startswith("aten._scaled_dot_product") and "math" not in name:
+            q, k, v = args[:3]
+            self.total += (q.numel() + q.numel() // q.shape[-1] * v.shape[-1]) * k.shape[-2]
         return out

@@ -47,6 +47,8 @@ class MaskedRun(Interpreter):
         return [r for r, spec in zip(results, specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
 
     def run_node(self, n: Node) -> Any:
+        if "_assert_tensor_metadata" in str(n.target):
+            return None  # it may be run in another precision than it was exported in
         kept = self.kept.get(n)
         if kept is None or all(i is None for i in kept):
             return super().run_node(n)

@@ -68,7 +68,8 @@ def expand(c: Coupling, call: Call) -> Layout:
     return tuple(result)
 
 
-@rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full")
+@rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full",
+      "aten.empty", "aten.new_empty", "aten.rand", "aten.randn")  # fmt: skip
 def constant(c: Coupling, call: Call) -> Layout:
     """One number everywhere: follows what it meets (that its size was not written as a number, the check run shows)."""
     return tuple(c.atoms.new(size) if size > 1 else None for size in shape_of(call.node))
