@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.fedavg import FedAvg
-from edgeprune.algorithms.protocol import Algorithm, Assignment, Recipe, Setting, State, Update
+from edgeprune.algorithms.feddst import FedDST
+from edgeprune.algorithms.heterofl import HeteroFL
+from edgeprune.algorithms.mpfl import MPFL
+from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Recipe, Setting, State, Update
 from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.errors import EdgePruneError, nearest
 
-ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg, Scheduled)}
+ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg, FedDST, HeteroFL, MPFL, Scheduled)}
 
 
 def algorithm_class(name: str) -> type:
@@ -19,4 +22,4 @@ def algorithm_class(name: str) -> type:
         raise EdgePruneError(f"algorithm.name: unknown algorithm {name!r}{nearest(name, ALGORITHMS)}") from None
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "Assignment", "Recipe", "Setting", "State", "Update", "algorithm_class"]
+__all__ = ["ALGORITHMS", "Algorithm", "Assignment", "Job", "Recipe", "Setting", "State", "Update", "algorithm_class"]

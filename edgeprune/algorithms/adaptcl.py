@@ -28,7 +28,7 @@ from torch import Tensor
 
 from edgeprune.algorithms import rate_learner
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
-from edgeprune.algorithms.fedavg import assign_plans, override
+from edgeprune.algorithms.clients import assign_plans, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point, Scale
 from edgeprune.errors import EdgePruneError, nearest

@@ -1,4 +1,13 @@
-"""Synchronous federated averaging (McMahan et al., 2017): the baseline every time and byte is held against."""
+"""Synchronous federated averaging (McMahan et al., 2017) and what is one step from it: the baselines.
+
+    w-  = sum_c n_c w_c / sum_c n_c                                  over the clients of the round
+    v  <- server_momentum v + (w - w-)       w <- w - server_lr v    FedAvgM (Hsu et al., 2019); 0 and 1: FedAvg
+
+"FedAvgM" is said of two things. ``server_momentum`` is Hsu's; ``momentum`` is that of the clients' own SGD, started
+anew every round, which is what FedDST's public code compares itself with. FedProx (Li et al., 2020) is ``prox``: the
+clients' loss + prox / 2 |w_c - w|^2. ``upload`` and ``density`` < 1 make the clients send less (clients.py,
+protocol.Job): float16, int8, or the largest share of the change, with ``feedback`` of what was not sent.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +15,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
-from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
+from edgeprune.algorithms.clients import ClientSide, assign_plans
+from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
+from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
-from edgeprune.pruning.surgery import extract_state
+from edgeprune.pruning.robust import STATISTICS
+
+VELOCITY = "velocity/"
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(ClientSide):
     """Every client trains the whole model; the server takes the mean weighted by samples.
 
-    A recipe field of 0 keeps the task's own value. ``merge_rule``, ``trim`` and ``clip_norm``: averaging.py.
+    Fields on the clients' side: clients.py. ``density``: share of the change that is sent, the largest (top-k).
+    ``merge_rule``, ``trim`` and ``clip_norm``: averaging.py.
     """
 
-    epochs: int = 1
-    batch_size: int = 0
-    lr: float = 0.0
+    server_momentum: float = 0.0
+    server_lr: float = 1.0
+    density: float = 1.0
     calibrate: int = 0
     merge_rule: MergeRule = "mean"
     trim: float = 0.1
@@ -33,11 +48,19 @@ class FedAvg:
     barrier: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
+        self.check_clients()
         check_averaging(self.merge_rule, self.trim, self.clip_norm)
+        if not 0 <= self.server_momentum < 1:
+            raise EdgePruneError(f"algorithm.server_momentum is {self.server_momentum}; it must be in [0, 1)")
+        if not self.server_lr > 0:
+            raise EdgePruneError(f"algorithm.server_lr is {self.server_lr}; it must be greater than 0")
+        if not 0 < self.density <= 1:
+            raise EdgePruneError(f"algorithm.density is {self.density}; it is the share of the change sent, in (0, 1]")
 
-    def recipe(self, task_recipe: Recipe) -> Recipe:
-        """The task's recipe with this algorithm's own values."""
-        return override(task_recipe, self.epochs, self.batch_size, self.lr)
+    def job(self) -> Job:
+        """The change, where less than all of it is sent."""
+        own = super().job()
+        return replace(own, change=own.change or self.density < 1, density=self.density)
 
     def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
         """Everybody holds everything."""
@@ -45,32 +68,20 @@ class FedAvg:
         return State(0, model, dict.fromkeys(setting.clients, full))
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
-        """The global model to every client."""
-        return assign_plans(setting, state)
+        """The global model to every client of the round."""
+        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
-        """w = sum_c n_c w_c / sum_c n_c."""
-        model = average(state.model, updates, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)
-        return replace(state, round=state.round + 1, model=model)
-
-
-def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:
-    """``recipe`` with every non-zero value put in its place."""
-    return replace(
-        recipe,
-        epochs=epochs or recipe.epochs,
-        batch_size=batch_size or recipe.batch_size,
-        lr=lr or recipe.lr,
-    )
-
-
-def assign_plans(setting: Setting, state: State) -> list[Assignment]:
-    """One assignment for each client, its weights cut out of the global model by its plan (once per distinct plan)."""
-    cut: dict[str, dict[str, Tensor]] = {}
-    assignments = []
-    for client in setting.clients:
-        plan = state.plans[client]
-        if plan.id not in cut:
-            cut[plan.id] = extract_state(state.model, plan)
-        assignments.append(Assignment(client, plan, cut[plan.id], setting.recipe))
-    return assignments
+        """The mean, or a step of server momentum towards it."""
+        mean = average(state.model, updates, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)
+        if (self.server_momentum == 0 and self.server_lr == 1) or not updates:
+            return replace(state, round=state.round + 1, model=mean)
+        model, tensors = dict(mean), dict(state.tensors)
+        for name, new in mean.items():
+            if not new.is_floating_point() or name.endswith(STATISTICS):
+                continue  # statistics of the data have no momentum
+            old = state.model[name]
+            velocity = tensors.get(VELOCITY + name, torch.zeros_like(old)) * self.server_momentum + (old - new)
+            tensors[VELOCITY + name] = velocity
+            model[name] = old - self.server_lr * velocity
+        return replace(state, round=state.round + 1, model=model, tensors=tensors)

@@ -15,7 +15,9 @@ from edgeprune.pruning import ChannelGraph, SubmodelPlan
 @dataclass(frozen=True)
 class Recipe:
     """How a device trains: plain SGD, fresh every round. ``bn_l1`` is the L1 penalty on batch-norm scales; ``steps``:
-    at most so many optimiser steps a round, 0 for all of the epochs'.
+    at most so many optimiser steps a round, 0 for all of the epochs'. ``prox``: FedProx's mu, the pull towards the
+    weights received (``prox_detached``: computed without a gradient, so of no effect, as FedDST's public code has it).
+    ``softmax``: the loss is given softmax outputs in place of logits (that code again).
     """
 
     epochs: int
@@ -25,6 +27,36 @@ class Recipe:
     weight_decay: float
     bn_l1: float = 0.0
     steps: int = 0
+    prox: float = 0.0
+    prox_detached: bool = False
+    softmax: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a device does besides plain training, and how it answers. The default is: all weights, in float32.
+
+    - ``dtype``: "fp32", "fp16" or "int8", how values travel. ``change``: not the weights but what training changed.
+      ``density`` below 1: of that change the largest share only. ``feedback``: what was not sent, or rounded away, is
+      kept and added to the next round's change.
+    - under a mask, ``readjust``: after epoch ``after``, this share of each layer's kept weights is exchanged for
+      others: the smallest against those with the largest gradient, over all of the device's data or
+      (``growth_data`` "batch") its last mini-batch. ``grow_any``: weights that are kept already may be picked too, and
+      are zeroed.
+    - ``gradient``: the dense gradient of the masked weights at the end is sent as well.
+    - ``propose`` above 0: train, then send no weights but which channels stay when this share of each group is dropped.
+    """
+
+    dtype: str = "fp32"
+    change: bool = False
+    density: float = 1.0
+    feedback: bool = False
+    readjust: float = 0.0
+    after: int = 0
+    growth_data: str = "all"
+    grow_any: bool = False
+    gradient: bool = False
+    propose: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +64,8 @@ class Setting:
     """What stays the same during a run: who takes part, with how many samples, and the model's channel graph.
 
     ``reports``: what the scheduler knows of every client from its profile, for the algorithms that ask for it.
+    ``seed``: the run's; draws are hashes of it and the round. ``maskable``: the weights that can be trained under a
+    mask.
     """
 
     graph: ChannelGraph
@@ -40,21 +74,32 @@ class Setting:
     recipe: Recipe
     rounds: int
     reports: tuple[Report, ...] = ()
+    seed: int = 0
+    maskable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one client gets for a round: its plan, the weights of its sub-model, and how to train them."""
+    """What one client gets for a round: its plan, the weights of its sub-model, and how to train them.
+
+    ``masks``: of the tensors named, which weights there are: uint8 bitmaps (ops.packing). They travel with the weights.
+    """
 
     client: str
     plan: SubmodelPlan
     state: Mapping[str, Tensor]
     recipe: Recipe
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    job: Job = field(default_factory=Job)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What it returned, once accepted. ``update_time_s`` is what the server measured from send to receipt."""
+    """What it returned, once accepted. ``update_time_s`` is what the server measured from send to receipt.
+
+    ``state`` are weights, however they travelled, zero where ``masks`` keep nothing; ``gradient`` is by the weight's
+    name. ``plan`` is what was asked for, or, for a job that proposes one, the proposal.
+    """
 
     client: str
     plan: SubmodelPlan
@@ -62,16 +107,20 @@ class Update:
     samples: int
     loss: float
     update_time_s: float
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class State:
-    """The server between two rounds: global weights, each client's plan, and the algorithm's own JSON-able memory."""
+    """The server between two rounds: global weights, each client's plan, and the algorithm's own JSON-able memory and
+    tensors (masks, a momentum)."""
 
     round: int
     model: dict[str, Tensor]
     plans: Mapping[str, SubmodelPlan]
     memory: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -80,6 +129,7 @@ class Algorithm(Protocol):
     The engine calls ``init`` once, then per round ``assign`` (server), ``train`` (device) and ``merge`` (server).
     ``barrier`` says for whom a round waits: ``"all"`` is every client that was asked. ``calibrate``: passes over
     the devices' data in which batch-norm statistics are measured anew before the global model is used (calibration.py).
+    An algorithm may also have ``facts(setting, state)``: JSON-able figures for the round's record.
     """
 
     name: ClassVar[str]

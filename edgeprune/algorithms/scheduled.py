@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgeprune.algorithms import adaptcl
 from edgeprune.algorithms.adaptcl import AdaptCL
-from edgeprune.algorithms.fedavg import assign_plans
+from edgeprune.algorithms.clients import assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet.correction import Belief, updated
@@ -55,7 +55,9 @@ class Scheduled(AdaptCL):
 
     def goal(self) -> Goal:
         """What is scheduled for."""
-        return Goal(self.objective, self.deadline_s or math.inf, self.least_work, self.margin, self.band, self.fill_work)
+        return Goal(
+            self.objective, self.deadline_s or math.inf, self.least_work, self.margin, self.band, self.fill_work
+        )
 
     # --- server -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from edgeprune.algorithms.protocol import Recipe
 
+AfterEpoch = Callable[[int, torch.optim.Optimizer, Tensor], None]
+
 
 @dataclass(frozen=True)
 class LocalData:
@@ -37,10 +39,12 @@ def train_local(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     recipe: Recipe,
     seed: int,
+    after_epoch: AfterEpoch | None = None,
 ) -> Trained:
     """Train ``model`` in place for ``recipe.epochs``, or ``recipe.steps`` if that is less.
 
-    Batches are drawn by a generator of ``seed`` alone.
+    Batches are drawn by a generator of ``seed`` alone. ``after_epoch(epoch, optimizer, batch)`` is called after each
+    epoch (counted from 1) with the indices of its last batch; it may change masks.
 
     A last batch of a single sample is dropped (batch-norm has no variance there), unless it is all there is.
     """
@@ -48,7 +52,7 @@ def train_local(
     # fork_rng: dropout and its like draw from the global generator; the caller's stream stays untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _train(model, data, loss_of, recipe, order)
+        return _train(model, data, loss_of, recipe, order, after_epoch)
 
 
 def _train(
@@ -57,48 +61,69 @@ def _train(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     recipe: Recipe,
     order: torch.Generator,
+    after_epoch: AfterEpoch | None,
 ) -> Trained:
     step = make_step(model, loss_of, recipe)
     model.train()
     steps, total, seen = 0, 0.0, 0
-    for _ in range(recipe.epochs):
+    for epoch in range(1, recipe.epochs + 1):
         if recipe.steps and steps >= recipe.steps:
             break
-        total, seen = 0.0, 0
+        total, seen, last = 0.0, 0, torch.empty(0, dtype=torch.int64)
         for batch in torch.randperm(len(data), generator=order).split(recipe.batch_size):
             if len(batch) == 1 and len(data) > 1:
                 continue
             if recipe.steps and steps >= recipe.steps:
                 break
             loss = step(data.normalise(data.x[batch]), data.y[batch])
-            total, seen, steps = total + float(loss) * len(batch), seen + len(batch), steps + 1
+            total, seen, steps, last = total + float(loss) * len(batch), seen + len(batch), steps + 1, batch
+        if after_epoch is not None and seen:
+            after_epoch(epoch, step.optimizer, last)
     return Trained(total / max(seen, 1), steps)
 
 
-def make_step(
-    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], recipe: Recipe
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """One optimiser step on one batch, with a fresh momentum buffer: (x, y) -> detached loss.
+class Step:
+    """One optimiser step on one batch, with a fresh momentum buffer: ``step(x, y)`` gives the detached loss.
 
-    The virtual clock's latency table times this very function.
+    The virtual clock's latency table times this very call.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    scales = [m.weight for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
-    optimiser = torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
 
-    def step(x: Tensor, y: Tensor) -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(model(x), y)
+    def __init__(self, model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], recipe: Recipe) -> None:
+        self._model, self._loss_of, self._recipe = model, on_softmax(loss_of) if recipe.softmax else loss_of, recipe
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
+        self._scales = [norm.weight for norm in norms]
+        self.optimizer = torch.optim.SGD(
+            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+        )
+        if recipe.prox and not recipe.prox_detached:
+            for parameter in self._parameters:
+                # Kept as optimiser state: where a mask moves, it follows as momentum does (nn.layers.set_mask).
+                self.optimizer.state[parameter]["received"] = parameter.detach().clone()
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        recipe = self._recipe
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss_of(self._model(x), y)
         loss.backward()
-        if recipe.bn_l1:
-            # The subgradient of bn_l1 * sum |scale|, added by hand: cheaper than carrying it through autograd.
-            with torch.no_grad():
-                for scale in scales:
+        with torch.no_grad():
+            # Added to the gradient by hand: cheaper than carrying these terms through autograd.
+            if recipe.bn_l1:  # the subgradient of bn_l1 * sum |scale|
+                for scale in self._scales:
                     if scale.grad is not None:
                         scale.grad.add_(scale.sign(), alpha=recipe.bn_l1)
-        optimiser.step()
+            if recipe.prox and not recipe.prox_detached:  # the gradient of prox / 2 |w - w_received|^2
+                for parameter in self._parameters:
+                    if parameter.grad is not None:
+                        away = parameter - self.optimizer.state[parameter]["received"]
+                        parameter.grad.add_(away, alpha=recipe.prox)
+        self.optimizer.step()
         return loss.detach()
 
-    return step
+
+make_step = Step
+
+
+def on_softmax(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of softmax outputs: what comes of a softmax in front of a cross-entropy that has its own."""
+    return lambda output, target: loss_of(output.softmax(dim=1), target)

@@ -1,4 +1,5 @@
-"""Who holds which samples: pure functions of labels and a seed, every index in exactly one client's part.
+"""Who holds which samples: pure functions of labels and a seed, every index in exactly one client's part (``classes``:
+in at most one).
 
 =========  =====================================================================================================
 iid        shuffled and dealt
@@ -6,6 +7,8 @@ sorted     ``share`` of the samples sorted by label and dealt in contiguous bloc
            rest shuffled and dealt ("80 % sorted by label" is share = 0.8)
 shards     sorted by label, cut into clients * ``per_client`` equal shards, ``per_client`` random shards each
            (McMahan et al., 2017: two shards, about two classes a client)
+classes    ``per_client`` random classes each, ``per_class`` samples of each of them; the rest belongs to nobody (the
+           "pathological" split of LotteryFL and FedDST: two classes, 20 samples of each)
 dirichlet  each class spread over the clients by a Dirichlet(``alpha``) draw (Hsu et al., 2019)
 subject    each client gets whole subjects (people), dealt in random order
 =========  =====================================================================================================
@@ -22,9 +25,9 @@ from torch import Tensor
 
 from edgeprune.errors import EdgePruneError, nearest
 
-KINDS = ("iid", "sorted", "shards", "dirichlet", "subject")
+KINDS = ("iid", "sorted", "shards", "classes", "dirichlet", "subject")
 _SIZED = ("iid", "sorted", "dirichlet")
-_BY_LABEL = ("sorted", "shards", "dirichlet")
+_BY_LABEL = ("sorted", "shards", "classes", "dirichlet")
 _ATTEMPTS = 100
 
 
@@ -37,10 +40,12 @@ def partition(
     *,
     share: float = 0.8,
     per_client: int = 2,
+    per_class: int = 20,
     alpha: float = 0.5,
     sizes: Sequence[float] | None = None,
 ) -> list[Tensor]:
-    """The sample indices of each of ``clients`` clients: int64, sorted, together every index once, none empty.
+    """The sample indices of each of ``clients`` clients: int64, sorted, together every index once (``classes``:
+    at most once), none empty.
 
     ``y`` [N] are class labels, ``subjects`` [N] people's numbers (for ``subject``). ``sizes`` are relative parts of
     the data, one a client, for ``iid``, ``sorted`` and ``dirichlet``. Raises :class:`EdgePruneError` if it cannot be.
@@ -62,6 +67,8 @@ def partition(
         parts = _sorted(labels, weights, share, rng)
     elif kind == "shards":
         parts = _shards(labels, clients, per_client, rng)
+    elif kind == "classes":
+        parts = _classes(labels, clients, per_client, per_class, rng)
     elif kind == "dirichlet":
         parts = _dirichlet(labels, weights, alpha, rng)
     else:
@@ -117,6 +124,30 @@ def _shards(labels: np.ndarray, clients: int, per_client: int, rng: np.random.Ge
     shards = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
     dealt = rng.permutation(count).reshape(clients, per_client)
     return [np.concatenate([shards[i] for i in mine]) for mine in dealt]
+
+
+def _classes(
+    labels: np.ndarray, clients: int, per_client: int, per_class: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    present = np.unique(labels)
+    if not 1 <= per_client <= len(present) or per_class < 1:
+        raise EdgePruneError(
+            f"data.per_client is {per_client} and per_class {per_class}; give 1 to {len(present)} classes, 1 sample or "
+            "more of each"
+        )
+    left = {label: rng.permutation(np.flatnonzero(labels == label)) for label in present}
+    parts = []
+    for _ in range(clients):
+        mine = []
+        for label in rng.choice(present, per_client, replace=False):
+            if len(left[label]) < per_class:
+                raise EdgePruneError(
+                    f"data.per_class is {per_class}: class {label} has too few samples for {clients} clients; lower it"
+                )
+            taken, left[label] = left[label][:per_class], left[label][per_class:]
+            mine.append(taken)
+        parts.append(np.concatenate(mine))
+    return parts
 
 
 def _dirichlet(labels: np.ndarray, weights: np.ndarray, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:

@@ -6,12 +6,13 @@ import base64
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from edgeprune.algorithms.protocol import State
 from edgeprune.errors import EdgePruneError
@@ -19,16 +20,19 @@ from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 FILE = "checkpoint.safetensors"
 VERSION = 1
+SERVER, DEVICES = "server:", "device:"  # before the names of what is not the model; no parameter's name has a colon
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``held`` is the plan each device was last sent; ``totals`` are the running sums of the run."""
+    """``held`` is the plan each device was last sent; ``totals`` are the running sums of the run. ``devices``: tensors
+    that the devices of this machine must not lose (what error feedback owes)."""
 
     state: State
     held: Mapping[str, SubmodelPlan]
     time_s: float
     totals: Mapping[str, Any]
+    devices: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -44,8 +48,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "time_s": checkpoint.time_s,
         "totals": checkpoint.totals,
     }
-    model = {name: tensor.contiguous() for name, tensor in checkpoint.state.model.items()}
-    write_atomically(path, safetensors.torch.save(model, metadata={"edgeprune": json.dumps(header, allow_nan=False)}))
+    sections = {"": checkpoint.state.model, SERVER: checkpoint.state.tensors, DEVICES: checkpoint.devices}
+    tensors = {prefix + name: t.contiguous() for prefix, part in sections.items() for name, t in part.items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata={"edgeprune": json.dumps(header, allow_nan=False)}))
 
 
 def load(path: Path, graph: ChannelGraph) -> Checkpoint:
@@ -53,7 +58,7 @@ def load(path: Path, graph: ChannelGraph) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["edgeprune"])
-            model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["version"] != VERSION:
             raise EdgePruneError(f"{path}: checkpoint version {header['version']}, this program reads {VERSION}")
         plans = {
@@ -61,18 +66,23 @@ def load(path: Path, graph: ChannelGraph) -> Checkpoint:
         }
         state = State(
             header["round"],
-            model,
+            {name: tensor for name, tensor in tensors.items() if not name.startswith((SERVER, DEVICES))},
             {client: plans[key] for client, key in header["assigned"].items()},
             header["memory"],
+            _section(tensors, SERVER),
         )
         held = {client: plans[key] for client, key in header["held"].items()}
-        return Checkpoint(state, held, header["time_s"], header["totals"])
+        return Checkpoint(state, held, header["time_s"], header["totals"], _section(tensors, DEVICES))
     except FileNotFoundError:
         raise EdgePruneError(
             f"{path}: there is no checkpoint; the run has not begun or this is not its folder"
         ) from None
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise EdgePruneError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def write_atomically(path: Path, blob: bytes) -> None:

@@ -38,12 +38,14 @@ class TaskConfig:
 class DataConfig:
     """How the training data are split over the clients; ``samples`` limits them (0: all of them).
 
-    ``share`` belongs to ``sorted``, ``per_client`` to ``shards``, ``alpha`` to ``dirichlet``.
+    ``share`` belongs to ``sorted``, ``per_client`` to ``shards`` and, with ``per_class``, to ``classes``, ``alpha`` to
+    ``dirichlet``.
     """
 
     partition: str = "iid"
     share: float = 0.8
     per_client: int = 2
+    per_class: int = 20
     alpha: float = 0.5
     samples: int = 0
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from edgeprune import wire
 from edgeprune.engine.transport import Collected, Reply
-from edgeprune.engine.worker import Worker
+from edgeprune.engine.worker import Answer, Worker
 from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
 from edgeprune.pruning import ChannelGraph
 
@@ -57,6 +58,10 @@ class LocalTransport:
         for client in clients:
             self._sent.pop(client, None)
 
+    def memory(self) -> Mapping[str, Tensor]:
+        """What error feedback owes on every device, as "device/tensor"."""
+        return {f"{client}/{n}": t for client, worker in self._workers.items() for n, t in worker.residual.items()}
+
     def _answer(self, client: str) -> Reply:
         device, sent = self._fleet[client], self._sent.pop(client)
         answer = self._workers[client].handle(sent)
@@ -69,26 +74,29 @@ class LocalTransport:
             "rebuild": cost.rebuild_s,
             "upload": cost.upload_s,
         }
-        return Reply(client, _spoiled(answer.blob, device, self._round), cost.total, parts)
+        return Reply(client, _spoiled(answer, device, self._round), cost.total, parts)
 
 
-def _spoiled(blob: bytes, device: Device, round_: int) -> bytes | None:
-    """``blob`` as the device's fault of this round leaves it."""
-    fault = device.fault_at(round_)
+def _spoiled(answer: Answer, device: Device, round_: int) -> bytes | None:
+    """The answer's bytes as the device's fault of this round leaves them."""
+    fault, blob = device.fault_at(round_), answer.blob
     if fault is None:
         return blob
     if fault == "drop":
         return None
     if fault == "truncated":
         return blob[: len(blob) // 2]
-    if fault == "forged":
+    message = wire.decode(blob, kind=("update", "statistics"), masks=answer.masks, keep_packed=True)
+    packed = dict(message.packed)
+    tensors = {**message.tensors, **{name: one.tensor() for name, one in packed.items()}}
+    name = next((name for name, tensor in sorted(tensors.items()) if tensor.is_floating_point()), None)
+    if fault == "forged" or name is None:  # an answer without values can only be forged
         middle = len(blob) - 64
         return blob[:middle] + bytes(byte ^ 0x5A for byte in blob[middle:])
-    message = wire.decode(blob, kind=("update", "statistics"))
-    name = next(name for name, tensor in sorted(message.tensors.items()) if tensor.is_floating_point())
-    tensor = message.tensors[name].clone()
+    tensor = tensors[name].clone()
     if fault == "nan":
         tensor.view(-1)[0] = float("nan")
     else:
         tensor = torch.cat([tensor, tensor])
-    return wire.encode(replace(message, tensors={**message.tensors, name: tensor}))
+    packed.pop(name, None)
+    return wire.encode(replace(message, tensors={**message.tensors, name: tensor}, packed=packed))

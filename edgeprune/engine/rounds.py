@@ -12,19 +12,28 @@ from torch import Tensor
 
 from edgeprune import wire
 from edgeprune.algorithms.calibration import MEAN, VAR, pooled
-from edgeprune.algorithms.protocol import Algorithm, Assignment, Setting, State, Update
+from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Setting, State, Update
 from edgeprune.engine.acceptance import accept, checked
 from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.transport import Reply, Transport
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
 
-Evaluate = Callable[[Mapping[str, Tensor]], tuple[float, float]]
+Evaluate = Callable[[Mapping[str, Tensor]], "Evaluated"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the test split says of global weights; ``clients``: how well they serve each device's own classes."""
+
+    accuracy: float
+    loss: float
+    clients: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Server:
-    """Everything the loop needs. ``evaluate`` gives (accuracy, loss) of global weights."""
+    """Everything the loop needs. ``evaluate`` judges global weights."""
 
     algorithm: Algorithm
     setting: Setting
@@ -49,7 +58,8 @@ class Server:
         round_ = at.state.round + 1
         started = perf_counter()
         assignments = {a.client: a for a in self.algorithm.assign(self.setting, at.state)}
-        sent = {client: self._encode(a, at.held, round_) for client, a in assignments.items()}
+        packer = Packer()
+        sent = {client: self._encode(a, at.held, round_, packer) for client, a in assignments.items()}
         control = perf_counter() - started
 
         self.transport.push(round_, sent)
@@ -67,16 +77,17 @@ class Server:
         }
         time_s = at.time_s + collected.seconds
         last = round_ == self.setting.rounds
-        accuracy, loss, calibration = None, None, None
+        judged, calibration = None, None
         if last or round_ % self.evaluate_every == 0:
             if self.algorithm.calibrate:
                 state, calibration = self._calibrated(state, round_)
-            accuracy, loss = self.evaluate(state.model)
+            judged = self.evaluate(state.model)
         record = {
             "round": round_,
             "time_s": time_s,
-            "accuracy": accuracy,
-            "loss": loss,
+            "accuracy": judged.accuracy if judged else None,
+            "loss": judged.loss if judged else None,
+            "client_accuracy": dict(judged.clients) if judged and judged.clients else None,
             **traffic,
             "participants": [update.client for update in updates],
             "rejected": rejected,
@@ -85,6 +96,9 @@ class Server:
             "parts_s": {reply.client: dict(reply.parts_s) for reply in replies},
             "calibration": calibration,
         }
+        facts = getattr(self.algorithm, "facts", None)
+        if facts is not None:
+            record["facts"] = facts(self.setting, state)
         totals = {
             "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
             "download_bytes": at.totals["download_bytes"] + traffic["download_bytes"],
@@ -93,8 +107,9 @@ class Server:
             "overhead_bytes": at.totals["overhead_bytes"] + self._plan_bytes(assignments, at.held),
         }
         # A device that failed may have lost what it was sent: it is told its plan again.
-        held = {client: a.plan for client, a in assignments.items() if client not in rejected}
-        return Checkpoint(state, held, time_s, totals), record
+        held = {**at.held, **{client: a.plan for client, a in assignments.items()}}
+        held = {client: plan for client, plan in held.items() if client not in rejected}
+        return Checkpoint(state, held, time_s, totals, dict(self.transport.memory())), record
 
     def _calibrated(self, state: State, round_: int) -> tuple[State, dict[str, Any]]:
         """``state`` with batch-norm statistics pooled from the devices' own data, and what finding them cost.
@@ -142,12 +157,17 @@ class Server:
         cost["download_bytes"] += sum(map(len, sent.values()))
         return found
 
-    def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int) -> bytes:
+    def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int, packer: Packer) -> bytes:
         header = {"recipe": asdict(asked.recipe), "seed": seed_of(self.seed, round_, asked.client)}
+        job = {key: value for key, value in asdict(asked.job).items() if value != getattr(Job(), key)}
+        if job:
+            header["job"] = job
         known = asked.client in held and held[asked.client].id == asked.plan.id
         kept = b"" if known else asked.plan.kept_bytes()
+        whole = {name: tensor for name, tensor in asked.state.items() if name not in asked.masks}
+        packed = packer.packed(asked)
         return wire.encode(
-            wire.Message("assignment", round_, asked.client, asked.plan.id, asked.state, header, kept=kept)
+            wire.Message("assignment", round_, asked.client, asked.plan.id, whole, header, kept=kept, packed=packed)
         )
 
     @staticmethod
@@ -169,6 +189,21 @@ class Server:
             except EdgePruneError as error:
                 rejected[name] = str(error)
         return [accepted[client] for client in self.setting.clients if client in accepted], rejected
+
+
+class Packer:
+    """The masked tensors of one round's assignments, packed once for all clients that are sent the same ones."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], dict[str, wire.PackedTensor]] = {}
+
+    def packed(self, asked: Assignment) -> dict[str, wire.PackedTensor]:
+        """By name; the assignments of the round must all be alive."""
+        key = (id(asked.state), id(asked.masks))
+        if key not in self._made:
+            each = asked.masks.items()
+            self._made[key] = {name: wire.pack_tensor(asked.state[name], mask, name=name) for name, mask in each}
+        return self._made[key]
 
 
 def seed_of(seed: int, round_: int, client: str) -> int:

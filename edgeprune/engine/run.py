@@ -22,17 +22,24 @@ from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.config import DataConfig, Experiment, load_experiment
 from edgeprune.engine.emulation import latency_table
+from edgeprune.engine.evaluation import class_shares, client_accuracy
 from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.reporting import fleet_reports
-from edgeprune.engine.rounds import Server
+from edgeprune.engine.rounds import Evaluated, Server
 from edgeprune.engine.worker import ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Fleet, Times, build_fleet
+from edgeprune.nn import densities
 from edgeprune.pruning import ChannelGraph
-from edgeprune.tasks import Task, evaluate
+from edgeprune.tasks import Task, evaluate_by_class
 from edgeprune.tasks import get as get_task
 
-PARTITION_KEYS = {"sorted": ("share",), "shards": ("per_client",), "dirichlet": ("alpha",)}
+PARTITION_KEYS = {
+    "sorted": ("share",),
+    "shards": ("per_client",),
+    "classes": ("per_client", "per_class"),
+    "dirichlet": ("alpha",),
+}
 Watch = Callable[[Checkpoint, Mapping[str, Any]], None]
 
 
@@ -69,7 +76,9 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     own = Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
     recipe = experiment.algorithm.recipe(own)
     samples = {client: len(part) for client, part in local.items()}
-    setting = Setting(graph, fleet.names, samples, recipe, experiment.run.rounds)
+    setting = Setting(
+        graph, fleet.names, samples, recipe, experiment.run.rounds, seed=experiment.run.seed, maskable=_maskable(model)
+    )
     table = latency_table(experiment.fleet.latency, task, graph, local[fleet.names[0]], recipe)
     if getattr(experiment.algorithm, "needs_reports", False):
         noise, seed = experiment.fleet.profile_noise, experiment.run.seed
@@ -81,7 +90,7 @@ def start(prepared: Prepared, out: Path, watch: Watch | None = None) -> dict[str
     """Run from the first round, into the new folder ``out``. Returns the summary."""
     experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
     rundir.create(out, experiment, prepared.table.to_json())
-    server = _server(prepared, {})
+    server = _server(prepared)
     begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     checkpoints.save(out / checkpoints.FILE, begin)
     return _go(prepared, server, begin, out, watch)
@@ -97,11 +106,11 @@ def resume(out: Path, data_dir: str | Path | None, watch: Watch | None = None, r
         written = replace(experiment, fleet=replace(experiment.fleet, latency=rundir.LATENCY))
     prepared = prepare(experiment, data_dir)
     if not (out / checkpoints.FILE).is_file():  # killed before the first round: nothing was done yet
-        server = _server(prepared, {})
+        server = _server(prepared)
         at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     else:
         at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
-        server = _server(prepared, at.held)
+        server = _server(prepared, at)
     if rounds:
         checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())
     rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
@@ -127,20 +136,33 @@ def _split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) 
     }
 
 
-def _server(prepared: Prepared, held: Mapping[str, Any]) -> Server:
-    """The loop with its local transport, the devices holding the plans of ``held``."""
+def _maskable(model: torch.nn.Module) -> tuple[str, ...]:
+    """The weights that can be trained under a mask: those that ``edgeprune.sparsify`` would take."""
+    return tuple(f"{row['name']}.weight" for row in densities(model) if row["note"] == "dense")
+
+
+def _server(prepared: Prepared, at: Checkpoint | None = None) -> Server:
+    """The loop with its local transport, the devices holding what they held at ``at``."""
     run, graph = prepared.experiment.run, prepared.graph
+    held = at.held if at else {}
+    owed: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in (at.devices if at else {}).items():
+        client, _, name = key.partition("/")  # a device's name has no slash
+        owed.setdefault(client, {})[name] = tensor
     shelf = ModelShelf(prepared.model)
     workers = {
-        name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name))
+        name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name), owed.get(name))
         for name, part in prepared.local.items()
     }
     transport = LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed)
     judge = prepared.task.make_model()
 
-    def evaluated(state: Mapping[str, Tensor]) -> tuple[float, float]:
+    shares = class_shares(prepared.local, len(prepared.data.classes))
+
+    def evaluated(state: Mapping[str, Tensor]) -> Evaluated:
         judge.load_state_dict(state)
-        return evaluate(judge, prepared.data, prepared.task)
+        accuracy, loss, by_class = evaluate_by_class(judge, prepared.data, prepared.task)
+        return Evaluated(accuracy, loss, client_accuracy(shares, by_class))
 
     return Server(
         prepared.experiment.algorithm,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -46,4 +48,8 @@ class Transport(Protocol):
 
     def cancel(self, clients: Sequence[str]) -> None:
         """Their answers are no longer wanted."""
+        ...
+
+    def memory(self) -> Mapping[str, Tensor]:
+        """What a checkpoint must keep of devices that end with this process; nothing where they live on."""
         ...

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from edgeprune import wire
+from edgeprune.algorithms import mpfl
 from edgeprune.algorithms.calibration import local_statistics
-from edgeprune.algorithms.protocol import Recipe
-from edgeprune.algorithms.training import LocalData, Trained, train_local
+from edgeprune.algorithms.protocol import Job, Recipe
+from edgeprune.algorithms.readjustment import dense_gradients, mask_bits, readjust
+from edgeprune.algorithms.training import AfterEpoch, LocalData, Trained, train_local
+from edgeprune.engine.acceptance import GRADIENT
+from edgeprune.engine.answers import Answered, answer_with
 from edgeprune.errors import EdgePruneError
+from edgeprune.nn import set_masks, sparsify
+from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
-from edgeprune.pruning.surgery import extract, load_local
+from edgeprune.pruning.surgery import extract, extract_state, load_local
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The update's bytes, and what was done for them (for the clock)."""
+    """The update's bytes, and what was done for them (for the clock). ``masks``: what the bytes take for known."""
 
     blob: bytes
     plan: SubmodelPlan
     steps: int
     forwards: int
     rebuilt: bool
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ModelShelf:
@@ -36,6 +45,9 @@ class ModelShelf:
         self._template = template
         self._size = size
         self._built: OrderedDict[str, nn.Module] = OrderedDict()
+        self._masked: nn.Module | None = None
+        self._patterns: OrderedDict[str, dict[str, SparsityPattern]] = OrderedDict()
+        self.initial = {name: tensor.clone() for name, tensor in template.state_dict().items()}
         self.dense_bytes = sum(t.numel() * t.element_size() for t in template.state_dict().values())
 
     def get(self, plan: SubmodelPlan) -> nn.Module:
@@ -46,6 +58,26 @@ class ModelShelf:
                 self._built.popitem(last=False)
         self._built.move_to_end(plan.id)
         return self._built[plan.id]
+
+    def get_masked(self, masks: Mapping[str, Tensor]) -> nn.Module:
+        """The whole model with layers under ``masks`` (bitmaps by the weight's name); one module serves all masks."""
+        key = wire.mask_id(masks)
+        if key not in self._patterns:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
+            self._patterns[key] = {
+                name.removesuffix(".weight"): SparsityPattern.from_bits(mask, shapes[name])
+                for name, mask in masks.items()
+            }
+            while len(self._patterns) > self._size:
+                self._patterns.popitem(last=False)
+        self._patterns.move_to_end(key)
+        patterns = self._patterns[key]
+        if self._masked is None:
+            self._masked = sparsify(self._template, masks=patterns)
+        layers = dict(self._masked.named_modules())
+        moved = {name: p for name, p in patterns.items() if layers[name].pattern is not p}
+        set_masks(self._masked, moved)
+        return self._masked
 
 
 class Worker:
@@ -59,6 +91,7 @@ class Worker:
         shelf: ModelShelf,
         loss_of: Callable[[Tensor, Tensor], Tensor],
         plan: SubmodelPlan | None = None,
+        residual: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._client = client
         self._data = data
@@ -66,11 +99,19 @@ class Worker:
         self._shelf = shelf
         self._loss_of = loss_of
         self._plan = plan
+        self._residual: dict[str, Tensor] = dict(residual or {})
         self._calibrating: dict[str, Tensor] = {}
+
+    @property
+    def residual(self) -> Mapping[str, Tensor]:
+        """What error feedback still owes the server, by tensor; it must survive a restart of the device."""
+        return self._residual
 
     def handle(self, blob: bytes) -> Answer:
         """Do what ``blob`` asks for. Raises :class:`EdgePruneError` if it is nothing for this device."""
-        message = wire.decode(blob, kind=("assignment", "calibrate"), dense_limit=self._shelf.dense_bytes)
+        message = wire.decode(
+            blob, kind=("assignment", "calibrate"), dense_limit=self._shelf.dense_bytes, keep_packed=True
+        )
         if message.client != self._client:
             raise EdgePruneError(f"{self._client}: was sent an assignment for {message.client!r}; refused")
         return self._train(message) if message.kind == "assignment" else self._calibrate(message)
@@ -99,15 +140,44 @@ class Worker:
     def _train(self, message: wire.Message) -> Answer:
         rebuilt = self._adopt_plan(message)
         assert self._plan is not None
-        recipe = _recipe(message.header.get("recipe"))
-        model = self._shelf.get(self._plan)
-        load_local(model, dict(message.tensors))
-        trained = train_local(model, self._data, self._loss_of, recipe, int(message.header["seed"]))
-        return Answer(self._pack(message, model, trained), self._plan, trained.steps, 0, rebuilt)
+        recipe, job = _filled(Recipe, message.header.get("recipe")), _filled(Job, message.header.get("job", {}))
+        seed = int(message.header["seed"])
+        if job.propose:
+            return self._propose(message, recipe, job, seed, rebuilt)
+        received = {**message.tensors, **{name: packed.tensor() for name, packed in message.packed.items()}}
+        held = {name: packed.mask for name, packed in message.packed.items() if packed.mask is not None}
+        readjusting: AfterEpoch | None = None
+        if held:
+            model = self._shelf.get_masked(held)
+            model.load_state_dict(received)
+            if job.readjust:
+                readjusting = readjust(model, self._data, self._loss_of, recipe, job)
+        else:
+            model = load_local(self._shelf.get(self._plan), received)
+        trained = train_local(model, self._data, self._loss_of, recipe, seed, readjusting)
+        forwards = 0
+        state, masks = model.state_dict(), mask_bits(model) if held else {}
+        gradients: dict[str, Tensor] = {}
+        if held and job.gradient:
+            gradients = {GRADIENT + n: g for n, g in dense_gradients(model, self._data, self._loss_of, recipe).items()}
+        if gradients or readjusting:
+            forwards = 3 * len(self._data.y.split(recipe.batch_size))  # a backward pass is two forward ones
+        answered = answer_with(state, received, masks, held, gradients, job, self._residual)
+        self._residual = answered.residual
+        return Answer(self._pack(message, answered, trained), self._plan, trained.steps, forwards, rebuilt, held)
+
+    def _propose(self, message: wire.Message, recipe: Recipe, job: Job, seed: int, rebuilt: bool) -> Answer:
+        """Train from the initial weights, which every node has from the run's seed, and say what should stay."""
+        assert self._plan is not None
+        model = load_local(self._shelf.get(self._plan), extract_state(self._shelf.initial, self._plan))
+        trained = train_local(model, self._data, self._loss_of, recipe, seed)
+        proposed = mpfl.proposal(model.state_dict(), self._graph, self._plan, job.propose)
+        blob = self._pack(message, Answered({}, {}, "", {}), trained, proposed.kept_bytes())
+        return Answer(blob, self._plan, trained.steps, 0, rebuilt)
 
     def _adopt_plan(self, message: wire.Message) -> bool:
-        """Whether the message brought a plan that the device did not hold."""
-        if self._plan is not None and self._plan.id == message.plan:
+        """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
+        if self._plan is not None and self._plan.id == message.plan and not message.kept:
             return False
         if not message.kept:
             raise EdgePruneError(f"{self._client}: plan {message.plan} is not known here and was not sent; refused")
@@ -117,18 +187,32 @@ class Worker:
         self._plan = plan
         return True
 
-    def _pack(self, message: wire.Message, model: nn.Module, trained: Trained) -> bytes:
+    def _pack(self, message: wire.Message, answered: Answered, trained: Trained, kept: bytes = b"") -> bytes:
         # A loss that is not finite cannot stand in JSON; the values will tell the server what happened.
         loss = trained.loss if abs(trained.loss) < float("inf") else None
         header = {"loss": loss, "steps": trained.steps}
-        state = model.state_dict()
         return wire.encode(
-            wire.Message("update", message.round, self._client, message.plan, state, header, samples=len(self._data))
+            wire.Message(
+                "update",
+                message.round,
+                self._client,
+                message.plan,
+                answered.whole,
+                header,
+                samples=len(self._data),
+                mask=answered.mask,
+                kept=kept,
+                packed=answered.packed,
+            )
         )
 
 
-def _recipe(value: Any) -> Recipe:
+def _filled(cls: type[T], value: Any) -> T:
+    """``cls`` from the JSON of a header: every key known; what a job leaves out has its default."""
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     try:
-        return Recipe(**{f.name: value[f.name] for f in fields(Recipe)})
+        if cls is Recipe:
+            return cls(**{name: value[name] for name in known})
+        return cls(**value)
     except (KeyError, TypeError):
-        raise EdgePruneError("assignment: its recipe is missing or incomplete; refused") from None
+        raise EdgePruneError(f"assignment: its {cls.__name__.lower()} is missing or incomplete; refused") from None

@@ -35,9 +35,31 @@ def cifar10_resnet() -> Task:
     return Task("cifar10-resnet", "cifar-10", models.resnet_like, _images(3, 32, 32), batch_size=64, lr=0.02)
 
 
+def cifar10_feddst() -> Task:
+    """CIFAR-10 with the network and recipe of FedDST (arXiv 2112.09824): no batch-norm, no augmentation."""
+    return Task(
+        "cifar10-feddst", "cifar-10", models.feddst_cifar, _images(3, 32, 32), batch_size=32, lr=0.01, weight_decay=1e-3
+    )
+
+
+def fashion_feddst() -> Task:
+    """Fashion-MNIST with FedDST's network and recipe, its first linear layer narrower for 28x28 pixels."""
+    return Task(
+        "fashion-feddst",
+        "fashion-mnist",
+        lambda: models.feddst_cifar(channels=1, pixels=28),
+        _images(1, 28, 28),
+        batch_size=32,
+        lr=0.01,
+        weight_decay=1e-3,
+    )
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
     "fashion-cnn": fashion_cnn,
     "cifar10-vgg": cifar10_vgg,
     "cifar10-resnet": cifar10_resnet,
+    "cifar10-feddst": cifar10_feddst,
+    "fashion-feddst": fashion_feddst,
 }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +82,20 @@ def get(name: str) -> Task:
 
 def _users(name: str) -> Task:
     """The task that a user's ``"package.module:function"`` returns; whatever goes wrong there is one sentence."""
+    task = call(name, "task.name")
+    if not isinstance(task, Task):
+        raise EdgePruneError(f"task.name {name!r}: it returned {type(task).__name__}, not an edgeprune.tasks.Task")
+    return task
+
+
+def call(name: str, what: str) -> Any:
+    """What a user's ``"package.module:function"`` returns; ``what`` names the setting in the sentence of an error.
+
+    The module is imported with the working directory on the path.
+    """
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
-        raise EdgePruneError(f"task.name {name!r}: write it as 'package.module:function', dots and no slashes")
+        raise EdgePruneError(f"{what} {name!r}: write it as 'package.module:function', dots and no slashes")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -92,10 +104,10 @@ def _users(name: str) -> Task:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise EdgePruneError(
-            f"task.name {name!r}: cannot import {module_name!r} ({error}); run beside it, or install it"
+            f"{what} {name!r}: cannot import {module_name!r} ({error}); run beside it, or install it"
         ) from None
     except Exception as error:
-        raise EdgePruneError(f"task.name {name!r}: importing it failed ({type(error).__name__}: {error})") from error
+        raise EdgePruneError(f"{what} {name!r}: importing it failed ({type(error).__name__}: {error})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [
@@ -104,32 +116,45 @@ def _users(name: str) -> Task:
             if callable(value) and getattr(value, "__module__", "") == module_name
         ]
         raise EdgePruneError(
-            f"task.name {name!r}: {module_name} has no function {function_name!r}{nearest(function_name, functions)}"
+            f"{what} {name!r}: {module_name} has no function {function_name!r}{nearest(function_name, functions)}"
         )
     try:
-        task = function()
+        return function()
     except EdgePruneError:
         raise
     except Exception as error:
-        raise EdgePruneError(f"task.name {name!r}: it raised {type(error).__name__}: {error}") from error
-    if not isinstance(task, Task):
-        raise EdgePruneError(f"task.name {name!r}: it returned {type(task).__name__}, not an edgeprune.tasks.Task")
-    return task
+        raise EdgePruneError(f"{what} {name!r}: it raised {type(error).__name__}: {error}") from error
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, data: DataSet, task: Task, batch: int = 500) -> tuple[float, float]:
     """(accuracy, mean loss) of ``model`` on the test split, on the device it is on. The model is left in eval mode.
 
     Accuracy is right answers over targets: for text every character is one.
     """
+    return evaluate_by_class(model, data, task, batch)[:2]
+
+
+@torch.inference_mode()
+def evaluate_by_class(
+    model: nn.Module, data: DataSet, task: Task, batch: int = 500
+) -> tuple[float, float, list[float] | None]:
+    """As :func:`evaluate`, and the accuracy on each class's test samples (nan for a class without any); None where a
+    sample has more than one target."""
     model.eval()
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     right, loss, total = 0, 0.0, len(data.test)
+    classes = len(data.classes) if data.test.y.dim() == 1 else 0
+    found = [0] * classes
     for start in range(0, total, batch):
         x = data.normalise(data.test.x[start : start + batch].to(device))
         y = data.test.y[start : start + batch].to(device)
         output = model(x)
         right += task.correct(output, y)
         loss += float(task.loss(output, y)) * len(y)
-    return right / data.test.y.numel(), loss / total
+        for label in range(classes):
+            inside = y == label
+            if bool(inside.any()):
+                found[label] += task.correct(output[inside], y[inside])
+    count = torch.bincount(data.test.y, minlength=classes).tolist() if classes else []
+    by_class = [each / n if n else math.nan for each, n in zip(found, count, strict=True)] if classes else None
+    return right / data.test.y.numel(), loss / total, by_class

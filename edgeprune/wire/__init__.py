@@ -8,7 +8,7 @@ the traffic an experiment reports is ``len`` of these bytes. See ``format.md`` b
 from edgeprune.wire.accumulator import Accumulator
 from edgeprune.wire.message import Message, decode, encode, mask_id
 from edgeprune.wire.positions import to_bitmap
-from edgeprune.wire.public import pack, unpack
+from edgeprune.wire.public import pack, pack_largest, unpack
 from edgeprune.wire.tensors import PackedTensor, pack_tensor
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "encode",
     "mask_id",
     "pack",
+    "pack_largest",
     "pack_tensor",
     "to_bitmap",
     "unpack",

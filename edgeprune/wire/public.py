@@ -47,7 +47,7 @@ def pack(
     if density is not None:
         if mask is not None:
             raise EdgePruneError("pack: give either mask or density, not both")
-        packed = _largest(state, density, dtype, residual, seed)
+        packed = pack_largest(state, density, dtype, residual, seed)
         return encode(Message("state", 0, "", "", {n: x for n, x in state.items() if n not in packed}, packed=packed))
     bitmaps = _bitmaps(mask or {}, {name: tuple(x.shape) for name, x in state.items()})
     packed = {
@@ -90,10 +90,14 @@ def _bool(name: str, kept: Tensor) -> Tensor:
     return kept
 
 
-def _largest(
-    state: Mapping[str, Tensor], density: float, dtype: str | None, residual: dict[str, Tensor] | None, seed: int | None
+def pack_largest(
+    state: Mapping[str, Tensor],
+    density: float,
+    dtype: str | None = None,
+    residual: dict[str, Tensor] | None = None,
+    seed: int | None = None,
 ) -> dict[str, PackedTensor]:
-    """The floating tensors of ``state``, of each only what belongs to the largest of all."""
+    """The floating tensors of ``state``, of each only what belongs to the largest of all. As :func:`pack`."""
     if not 0 < density <= 1:
         raise EdgePruneError(f"pack: density is {density}; it is a share of the elements, in (0, 1]")
     names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]

@@ -1,0 +1,76 @@
+"""How a device's weights become the tensors of its answer: whole, narrowed, only the change, only its largest share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeprune import wire
+from edgeprune.algorithms.protocol import Job
+from edgeprune.wire import PackedTensor
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The tensors of an update: ``whole`` and ``packed`` ones, the id of the masks they take for known, and what error
+    feedback now owes."""
+
+    whole: Mapping[str, Tensor]
+    packed: Mapping[str, PackedTensor]
+    mask: str
+    residual: dict[str, Tensor]
+
+
+def answer_with(
+    state: Mapping[str, Tensor],
+    received: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    job: Job,
+    residual: Mapping[str, Tensor],
+) -> Answered:
+    """``state`` after training from ``received``, packed as ``job`` asks. ``masks`` are the device's own now, ``held``
+    those that the server sent: where they are equal, no positions travel.
+    """
+    values = dict(state)
+    owed: dict[str, Tensor] = {}
+    if job.change:
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                change = tensor - received[name]
+                values[name] = change + residual[name] if job.feedback and name in residual else change
+    if not _finite(values):
+        # Nothing can be selected or scaled by such values: they go as they are, and the server refuses them.
+        whole = {name: values[name] for name in state}
+        return Answered({**whole, **gradients}, {}, "", dict(residual))
+    same = bool(held) and all(torch.equal(masks[name], held[name]) for name in held)
+    if job.density < 1:
+        packed = dict(wire.pack_largest(values, job.density, job.dtype))
+    elif masks or job.dtype != "fp32":
+        packed = {
+            name: wire.pack_tensor(x, masks.get(name), job.dtype, name=name, known=same and name in masks)
+            for name, x in values.items()
+            if name in masks or x.is_floating_point()
+        }
+    else:
+        packed = {}
+    if job.feedback:
+        owed = {name: _left(name, values[name], packed[name], masks) for name in packed}
+    whole = {name: x for name, x in values.items() if name not in packed}
+    return Answered({**whole, **gradients}, packed, wire.mask_id(held) if same else "", owed)
+
+
+def _left(name: str, x: Tensor, sent: PackedTensor, masks: Mapping[str, Tensor]) -> Tensor:
+    """What of ``x`` was not sent. Outside the device's mask nothing is owed: the weight is not there any more."""
+    left = x - sent.tensor()
+    if name in masks:
+        left = wire.pack_tensor(left, masks[name], name=name).tensor()
+    return left
+
+
+def _finite(values: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(x).all()) for x in values.values() if x.is_floating_point())
