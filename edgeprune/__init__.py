@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeprune.export import export_onnx
     from edgeprune.nn import densify, sparsify
     from edgeprune.ops import SparsityPattern
-    from edgeprune.pruning import Submodel, merge, prune
+    from edgeprune.pruning import Submodel, load, merge, prune, save
     from edgeprune.wire import pack, unpack
 
 # The public face: name -> module that defines it (None: the name is itself a module of this package).
@@ -26,12 +26,14 @@ _LAZY: dict[str, str | None] = {
     "Submodel": "edgeprune.pruning",
     "densify": "edgeprune.nn",
     "export_onnx": "edgeprune.export",
+    "load": "edgeprune.pruning",
     "merge": "edgeprune.pruning",
     "nn": None,
     "ops": None,
     "pack": "edgeprune.wire",
     "prune": "edgeprune.pruning",
     "pruning": None,
+    "save": "edgeprune.pruning",
     "sparsify": "edgeprune.nn",
     "unpack": "edgeprune.wire",
 }
@@ -43,12 +45,14 @@ __all__ = [
     "__version__",
     "densify",
     "export_onnx",
+    "load",
     "merge",
     "nn",
     "ops",
     "pack",
     "prune",
     "pruning",
+    "save",
     "sparsify",
     "unpack",
 ]

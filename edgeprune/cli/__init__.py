@@ -12,6 +12,7 @@ from edgeprune.errors import EdgePruneError
 
 COMMANDS = {
     "run": "Train one model together on the devices of a fleet.",
+    "prune": "Cut a model down to a budget and write the smaller one.",
     "export": "Write a trained model, or one device's part of it, as ONNX.",
     "report": "Draw one self-contained page about runs.",
     "profile": "Measure what this device needs for a task.",

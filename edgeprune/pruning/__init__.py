@@ -12,6 +12,7 @@ from torch.nn import functional
 from edgeprune.pruning.budget import Costs, Latency, Scope, fit
 from edgeprune.pruning.choice import Ranking, choose, ranking
 from edgeprune.pruning.coupling import Norms
+from edgeprune.pruning.files import load, save
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
 from edgeprune.pruning.merging import MergeMode, Merger
@@ -32,10 +33,12 @@ __all__ = [
     "extract",
     "extract_state",
     "fit",
+    "load",
     "load_local",
     "merge",
     "prune",
     "ranking",
+    "save",
     "scores",
 ]
 

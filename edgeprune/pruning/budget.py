@@ -76,8 +76,9 @@ def fit(
         log(score of its kept channels before / after)   for each unit of ``price`` saved
 
     (``price``: a unit, by default the first of the budget), which tends to the largest product over the groups of the
-    kept shares of their score at that cost. After D. Yang et al., NetAdapt, arXiv 1804.03230, with scores in the place
-    of short training. Groups keep ``min_channels``, and ``min_keep`` of their channels, at least.
+    kept shares of their score at that cost; then groups get steps back where they still fit. Groups keep
+    ``min_channels``, and ``min_keep`` of their channels, at least. After D. Yang et al., NetAdapt, arXiv 1804.03230,
+    with scores in the place of short training.
     Raises EdgePruneError where no plan meets the limits.
     """
     limits = _limits(budget, costs)
@@ -122,26 +123,40 @@ def _by_cost(
 ) -> SubmodelPlan:
     graph = costs.graph
     values = checked_scores(graph, scores)
-    kept_score = {name: _kept_score(values[name]) for name in graph.map.groups}
+    held = {name: np.log(_kept_score(values[name])) for name in graph.map.groups}
     least = floors(graph, min_channels, round_to, min_keep)
-    counts = dict(graph.map.groups)
-    now = costs(price, counts)
+    sizes = dict(graph.map.groups)
+    counts = dict(sizes)
     while not _within(costs, limits, counts):
-        best_rate, best_name, best_count, best_cost = math.inf, None, 0, now
+        now = costs(price, counts)
+        cheapest, change = math.inf, None
         for name, count in counts.items():
             fewer = (count - 1) // round_to * round_to
-            if fewer < least[name] or fewer < 1:
+            if fewer < max(1, least[name]):
                 continue
-            cost = costs(price, {**counts, name: fewer})
-            loss = math.log(kept_score[name][count - 1] / kept_score[name][fewer - 1])
+            saved = now - costs(price, {**counts, name: fewer})
+            loss = float(held[name][count - 1] - held[name][fewer - 1])
             # What saves nothing is taken last: only when it is all that is left to try.
-            rate = loss / (now - cost) if cost < now else 1e30 * (1 + loss)
-            if rate < best_rate:
-                best_rate, best_name, best_count, best_cost = rate, name, fewer, cost
-        if best_name is None:
+            rate = loss / saved if saved > 0 else 1e30 * (1 + loss)
+            if rate < cheapest:
+                cheapest, change = rate, (name, fewer)
+        if change is None:
             raise _too_tight(costs, limits, counts)
-        counts[best_name], now = best_count, best_cost
-    return SubmodelPlan(graph.map, {name: best(values[name], counts[name]) for name in counts})
+        counts[change[0]] = change[1]
+    while True:  # the last step may have saved more than was needed: give back what still fits
+        now = costs(price, counts)
+        dearest, change = 0.0, None
+        for name, count in counts.items():
+            more = min(sizes[name], count + round_to)
+            if more == count or not _within(costs, limits, {**counts, name: more}):
+                continue
+            gain = float(held[name][more - 1] - held[name][count - 1])
+            rate = gain / max(costs(price, {**counts, name: more}) - now, 1e-30)
+            if rate > dearest:
+                dearest, change = rate, (name, more)
+        if change is None:
+            return SubmodelPlan(graph.map, {name: best(values[name], counts[name]) for name in counts})
+        counts[change[0]] = change[1]
 
 
 def _kept_score(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
