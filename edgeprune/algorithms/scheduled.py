@@ -3,6 +3,7 @@
     round 1      fleet.scheduler: the largest nested sub-model of each client that meets the goal by its own profile
     each round   scale_w <- scale_w (phi_w / expected_w)^(1/n): the profile's promise, corrected by what was observed
     a change     two rounds in a row off by more than ``change``: believed at once, everybody is scheduled anew
+    a profile    measured anew (the run was stopped and resumed): what was learnt of the old one is forgotten
     every PI     scheduled anew with the corrected times; at the first such stage channels are ranked by what was learnt
 
 ``correct = "learner"`` leaves all that follows the first assignment to AdaptCL's rate learner.
@@ -23,7 +24,8 @@ from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.clients import assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
-from edgeprune.fleet.correction import Belief, updated
+from edgeprune.fleet import ProfileTimes
+from edgeprune.fleet.correction import Belief, reasons_to_profile, updated
 from edgeprune.fleet.reports import Report, Rung, ladder
 from edgeprune.fleet.scheduler import Decision, Goal, Objective, schedule, target_s
 from edgeprune.pruning import Ranking, SubmodelPlan, ranking
@@ -72,7 +74,7 @@ class Scheduled(AdaptCL):
             return self._for_the_learner(setting, model, order, rungs, decisions)
         beliefs = {client: Belief() for client in setting.clients}
         plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
-        return State(0, model, plans, self._memory(order, False, beliefs, decisions))
+        return State(0, model, plans, self._memory(setting, order, False, beliefs, decisions))
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """Each client that takes part its sub-model, with as many steps as were decided."""
@@ -91,7 +93,7 @@ class Scheduled(AdaptCL):
         if self.correct == "learner":
             return super().merge(setting, state, updates)
         order = Ranking.from_json(state.memory["ranking"], setting.graph)
-        beliefs, changed = self._observed(state.memory, updates)
+        beliefs, changed = self._observed(setting, state.memory, updates)
         state = replace(state, round=state.round + 1, model=self._average(state.model, updates))
         stage = state.round % self.interval == 0
         if not (stage or changed):
@@ -105,14 +107,34 @@ class Scheduled(AdaptCL):
         present = {name: float(said["retention"]) for name, said in state.memory["decided"].items()}
         decisions = schedule(reports, rungs, self.goal(), present)
         plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
-        return replace(state, plans=plans, memory=self._memory(order, ranked, beliefs, decisions))
+        return replace(state, plans=plans, memory=self._memory(setting, order, ranked, beliefs, decisions))
+
+    def facts(self, setting: Setting, state: State) -> dict[str, Any]:
+        """Whom to profile again, and why: for the round's record."""
+        if self.correct == "learner":
+            return {}
+        beliefs = {name: Belief(*value) for name, value in state.memory["beliefs"].items()}
+        reasons = {
+            report.name: reasons_to_profile(report.needs.profile, None, beliefs[report.name], report.noise)
+            for report in _reports(setting)
+            if isinstance(report.needs, ProfileTimes)
+        }
+        again = {name: found for name, found in reasons.items() if found}
+        return {"profile_again": again} if again else {}
 
     # --- what the server remembers --------------------------------------------------------------------------------
 
-    def _observed(self, memory: Mapping[str, Any], updates: Sequence[Update]) -> tuple[dict[str, Belief], bool]:
+    def _observed(
+        self, setting: Setting, memory: Mapping[str, Any], updates: Sequence[Update]
+    ) -> tuple[dict[str, Belief], bool]:
+        """(beliefs after a round, whether anybody is another device than before or has another profile)."""
         beliefs = {name: Belief(*value) for name, value in memory["beliefs"].items()}
-        changed = False
+        anew = [report.name for report in _reports(setting) if memory["measured"][report.name] != report.measured]
+        beliefs.update(dict.fromkeys(anew, Belief()))
+        changed = bool(anew)
         for update in updates:
+            if update.client in anew:
+                continue  # its time belongs to the promise of a profile that is gone
             promised = memory["decided"][update.client]["promised_s"]
             if promised > 0:
                 beliefs[update.client], now = updated(
@@ -122,9 +144,15 @@ class Scheduled(AdaptCL):
         return beliefs, changed
 
     def _memory(
-        self, order: Ranking, reranked: bool, beliefs: Mapping[str, Belief], decisions: Mapping[str, Decision]
+        self,
+        setting: Setting,
+        order: Ranking,
+        reranked: bool,
+        beliefs: Mapping[str, Belief],
+        decisions: Mapping[str, Decision],
     ) -> dict[str, Any]:
         return {
+            "measured": {report.name: report.measured for report in _reports(setting)},
             "ranking": order.to_json(),
             "reranked": reranked,
             "beliefs": {name: _as_json(belief) for name, belief in beliefs.items()},
@@ -187,4 +215,4 @@ def _reports(setting: Setting) -> tuple[Report, ...]:
 
 
 def _as_json(belief: Belief) -> list[float | int | None]:
-    return [belief.scale, belief.rounds, belief.doubt]
+    return [belief.scale, belief.rounds, belief.doubt, belief.error]

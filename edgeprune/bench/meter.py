@@ -151,11 +151,15 @@ class Meter:
             times += mine
         energies = [self._energy(a, b, least_samples, least_s) for a, b in windows]
         flags = self._flags(before, windows[0][0], windows[-1][1], medians)
-        hottest = self.sampler.recording().hottest_c(windows[0][0], windows[-1][1])
-        hottest = hottest or dict(machine_state(self._root).temperatures_c)
+        hottest = self.hottest_c(windows[0][0], windows[-1][1])
         return Result(
             name, batch, tuple(times), tuple(windows), tuple(medians), peak, _sum(energies), tuple(flags), hottest
         )
+
+    def hottest_c(self, start: float, end: float = math.inf) -> dict[str, float]:
+        """The highest temperature of every sensor in the window; without a sampler, what they read now."""
+        sampled = self.sampler.recording().hottest_c(start, end)
+        return sampled or dict(machine_state(self._root).temperatures_c)
 
     def _energy(self, start: float, end: float, least_samples: int, least_s: float) -> Energy:
         # The sample that covers the window's end arrives up to one interval later.

@@ -39,7 +39,7 @@ class Effort:
     length of a window for an energy figure, at ``energy_shapes`` sizes, when there is power to measure."""
 
     seconds: float = 1.2
-    passes: int = 3
+    passes: int = 5
     energy_s: float = 30.0
     energy_shapes: int = 6
 
@@ -79,7 +79,10 @@ def profile_task(
     recipe = recipe or Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
     with threads(thread_count):
         batch = _batch(task, data, recipe.batch_size)
-        model = task.make_model()
+        # The sub-models depend on the initial weights: the same ones in every profile of a task.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = task.make_model()
         graph = ChannelGraph.trace(model, task.example_inputs())
         found = list(shapes.widths_of(model, graph, widths, checks))
         deep = shapes.depths_of(model, task.example_inputs())
@@ -90,6 +93,7 @@ def profile_task(
         meter = Meter(sampler, root)
         idle_before = meter.idle(IDLE_S)
         running = _measure_times([*found, *deep, *sparse], batch, task, recipe, effort, say)
+        hot = meter.hottest_c(began)
         idle_w = Idle(idle_before, meter.idle(IDLE_S)).mean_w
         power = _measure_energy(running, meter, idle_w, effort, say)
         rebuild = _rebuild_ms(model, graph)
@@ -112,6 +116,7 @@ def profile_task(
         noise=_noise(running),
         error=model_error(kept, checked),
         power=power,
+        temperatures_c=hot,
         machine=beside_figures(),
         notes=(*notes, *flags),
     )

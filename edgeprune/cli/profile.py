@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are; without data random inputs serve.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="What training will use.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.2, show_default=True, help="Timed steps a size.")
-@click.option("--passes", type=click.IntRange(1, 20), default=3, show_default=True, help="Rounds over all sizes.")
+@click.option("--passes", type=click.IntRange(1, 20), default=5, show_default=True, help="Rounds over all sizes.")
 @click.option(
     "--power", default="auto", show_default=True, metavar="auto|jtop|hwmon|nvml|none", help="Where power comes from."
 )

@@ -109,6 +109,7 @@ class DeviceProfile:
     """``base_memory``: bytes the process holds before there is a model. ``error``: median and 90th percentile of the
     relative error of the fitted step time on ``checked`` sub-models that were left out of the fit, and their number.
     ``noise``: standard deviation of the logarithm of step times. ``power``: which rail, idle watts, or why none.
+    ``temperatures_c``: the hottest that each sensor read while training.
     """
 
     task: str
@@ -123,6 +124,7 @@ class DeviceProfile:
     noise: float = 0.0
     error: Mapping[str, float] = field(default_factory=dict)
     power: Mapping[str, Any] = field(default_factory=dict)
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

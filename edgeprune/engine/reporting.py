@@ -37,7 +37,10 @@ def fleet_reports(
                 steps,
                 memory_bytes=device.memory_mib * 2**20 or math.inf,
                 energy_j=device.energy_j or math.inf,
+                temperature_c=_temperature(device, needs),
+                hottest_c=device.hottest_c or math.inf,
                 noise=device.noise,
+                measured=f"{needs.profile.fingerprint.id} {needs.profile.created}",
             )
         )
     return tuple(found)
@@ -53,6 +56,14 @@ def _needs(device: Device, times: Times, profile_noise: float, seed: int) -> Pro
     name = int.from_bytes(device.name.encode(), "little")
     normal = np.random.default_rng([seed, 1 << 20, name]).standard_normal()
     return ProfileTimes(times.profile, device.slowdown * math.exp(profile_noise * normal))
+
+
+def _temperature(device: Device, needs: ProfileTimes) -> float | None:
+    """What the device last read, else the hottest that its own profile saw under load; None for a virtual device."""
+    if device.temperature_c:
+        return device.temperature_c
+    seen = needs.profile.temperatures_c if device.profile else {}
+    return max(seen.values(), default=None)
 
 
 def _check(profile: DeviceProfile, name: str, times: Times) -> None:

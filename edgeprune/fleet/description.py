@@ -8,7 +8,7 @@ noise = 0.05
 [[fleet.device]]        # or each by name; what is absent keeps the fleet's value
 name = "orin-nano-2"
 slowdown = 3.0
-memory_mib = 900        # limits that the scheduler keeps; energy_j for a round's joules
+memory_mib = 900        # limits that the scheduler keeps; also energy_j (a round's joules) and hottest_c (degrees)
 profile = "nano.json"   # what "edgeprune profile" wrote there, in place of slowdown times this machine's
 
 [[fleet.event]]         # in the middle of the run
@@ -35,7 +35,8 @@ from edgeprune.fleet.device import Device, Fault, Slowdown
 from edgeprune.fleet.link import Link
 
 _POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
-_AT_LEAST_ZERO = ("latency_ms", "noise", "memory_mib", "energy_j")
+_LIMITS = ("memory_mib", "energy_j", "hottest_c", "temperature_c")
+_AT_LEAST_ZERO = ("latency_ms", "noise", *_LIMITS)
 MAX_DEVICES = 100_000
 
 
@@ -125,7 +126,7 @@ def _spread(count: int, sigma: float) -> list[float]:
 
 
 def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
-    known = {"name", "slowdown", "share", "memory_mib", "energy_j", "profile", *defaults}
+    known = {"name", "slowdown", "share", "profile", *_LIMITS, *defaults}
     _refuse_unknown("fleet.device", entry, known)
     name = entry.get("name")
     if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable() or "/" in name:
@@ -135,7 +136,7 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
         raise EdgePruneError(f"fleet.device {name!r}: profile must be a file's name, got {profile!r}")
     numbers = {key: value for key, value in entry.items() if key not in ("name", "profile")}
     values = {key: _number(f"fleet.device {name!r}: {key}", value) for key, value in numbers.items()}
-    values = {**defaults, "slowdown": 1.0, "share": 1.0, "memory_mib": 0.0, "energy_j": 0.0, **values}
+    values = {**defaults, "slowdown": 1.0, "share": 1.0, **dict.fromkeys(_LIMITS, 0.0), **values}
     for key in _POSITIVE:
         if not values[key] > 0:
             raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be greater than 0")
@@ -152,9 +153,11 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
         link,
         values["share"],
         values["noise"],
+        profile=profile,
         memory_mib=values["memory_mib"],
         energy_j=values["energy_j"],
-        profile=profile,
+        hottest_c=values["hottest_c"],
+        temperature_c=values["temperature_c"],
     )
 
 

@@ -53,8 +53,9 @@ class Device:
     """A virtual device: ``slowdown`` times slower than the machine on which the latency table was measured.
 
     ``share`` is its part of the data relative to the others; ``noise`` the standard deviation of the logarithm of its
-    update times (0.1: about 10 %). ``memory_mib`` and ``energy_j`` (a round's) are limits that the scheduler keeps, 0
-    for none; ``profile`` is the file that ``edgeprune profile`` wrote on the device itself.
+    update times (0.1: about 10 %). ``memory_mib``, ``energy_j`` (a round's) and ``hottest_c`` are limits that the
+    scheduler keeps, 0 for none; ``temperature_c`` is what it last read, 0 for what its profile saw under load;
+    ``profile`` is the file that ``edgeprune profile`` wrote on the device itself.
     """
 
     name: str
@@ -65,6 +66,8 @@ class Device:
     slowdowns: tuple[Slowdown, ...] = ()
     memory_mib: float = 0.0
     energy_j: float = 0.0
+    hottest_c: float = 0.0
+    temperature_c: float = 0.0
     profile: str = ""
     faults: tuple[Fault, ...] = ()
 

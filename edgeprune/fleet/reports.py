@@ -43,6 +43,7 @@ class Report:
     ``steps``: optimiser steps of a full round. ``memory_bytes``, ``energy_j``, ``hottest_c``: limits (infinite: none)
     of the process's memory, of the joules of a round, and of the temperature; ``temperature_c``: measured last.
     ``noise``: standard deviation of the logarithm of its update times. ``scale``: observed over expected update time.
+    ``measured`` names the measurement behind ``needs``; another name is another measurement.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Report:
     hottest_c: float = math.inf
     noise: float = 0.0
     scale: float = 1.0
+    measured: str = ""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

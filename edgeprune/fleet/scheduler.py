@@ -101,6 +101,11 @@ def _check_measured(report: Report, whole: Rung, goal: Goal) -> None:
         raise EdgePruneError(
             f"scheduler: {report.name!r} has a memory limit and its profile no memory figures; measure it on Linux"
         )
+    if report.hottest_c < math.inf and report.temperature_c is None:
+        raise EdgePruneError(
+            f"scheduler: {report.name!r} has a temperature limit and nothing has measured its temperature; profile it "
+            "where its sensors can be read, or set temperature_c"
+        )
     limited = report.energy_j < math.inf or goal.objective == "energy"
     if limited and report.needs.energy_j(whole.size) is None:
         raise EdgePruneError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from edgeprune import engine, tasks
-from edgeprune.device.profile import DeviceProfile, Fingerprint, Point, moments, write_profile
+from edgeprune.algorithms.scheduled import Scheduled
+from edgeprune.device.profile import DeviceProfile, Fingerprint, Point, moments, read_profile, write_profile
+from edgeprune.engine import checkpoint
 from edgeprune.engine.planning import plan_fleet
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import size_of
@@ -106,6 +110,61 @@ def test_a_resumed_run_is_the_same_run(profile: Path, tmp_path: Path) -> None:
     saved = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "part")]
     assert saved[0].keys() == saved[1].keys()
     assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
+
+
+def test_the_record_says_whom_to_profile_again(profile: Path, tmp_path: Path) -> None:
+    options = sets(profile, run__rounds=5, algorithm__interval=50)
+    options.append('fleet.event=[{device="device-2", round=2, slowdown=2.0}]')
+    prepared = engine.prepare(engine.load_experiment(None, options))
+    algorithm, setting = prepared.experiment.algorithm, prepared.setting
+    assert isinstance(algorithm, Scheduled)
+    engine.start(prepared, tmp_path / "a")
+    at = checkpoint.load(tmp_path / "a" / checkpoint.FILE, prepared.graph)
+    (reasons,) = algorithm.facts(setting, at.state)["profile_again"].items()
+    assert reasons[0] == "device-2" and "2.0" in reasons[1][0] and "what the profile promises" in reasons[1][0]
+
+
+def test_a_new_profile_takes_the_place_of_what_was_learnt(profile: Path, tmp_path: Path) -> None:
+    """device-2 became twice as slow and is believed to be; then it is profiled again, which says so itself."""
+    mine = tmp_path / "device-2.json"
+    measured = read_profile(profile)
+    write_profile(measured, mine)
+    options = [item for item in sets(profile, run__rounds=5, algorithm__interval=50) if "fleet.devices" not in item]
+    options.append(f'fleet.device=[{{name="device-0"}}, {{name="device-2", profile="{mine}"}}]')
+    options.append('fleet.event=[{device="device-2", round=2, slowdown=2.0}]')
+    before = run(tmp_path / "a", options)[-1]["retention"]["device-2"]
+    points = tuple(replace(p, step_ms=2 * p.step_ms, inference_ms=2 * p.inference_ms) for p in measured.points)
+    write_profile(replace(measured, points=points, created=measured.expires), mine)
+    engine.resume(tmp_path / "a", None, rounds=9)
+    records = engine.RunDir(tmp_path / "a").metrics()
+    assert records[5]["retention"]["device-2"] == before < 1.0
+    # Nearly all of the factor is in the profile now (its link became slower as well), so the retention all but stays;
+    # with the old factor of two on top of it, half of the channels would go.
+    assert records[-1]["retention"]["device-2"] == pytest.approx(before, abs=0.1)
+    prepared = engine.prepare(engine.load_experiment(tmp_path / "a" / "config.toml"))
+    at = checkpoint.load(tmp_path / "a" / checkpoint.FILE, prepared.graph)
+    assert at.state.memory["beliefs"]["device-2"][0] == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_temperature_limit(profile: Path, tmp_path: Path) -> None:
+    hot = tmp_path / "hot.json"
+    write_profile(replace(read_profile(profile), temperatures_c={"cpu": 71.0, "gpu": 83.0}), hot)
+    fleet = tmp_path / "fleet.toml"
+
+    def steps(limits: str) -> tuple[int, int]:
+        fleet.write_text(f'[fleet]\n[[fleet.device]]\nname = "a"\nprofile = "hot.json"\n{limits}\n')
+        (row,) = plan_fleet(fleet, [item for item in sets(profile) if not item.startswith("fleet.d")]).rows
+        return row["steps"], row["steps_full"]
+
+    whole = steps("")[1]
+    assert steps("hottest_c = 95") == (whole, whole)
+    assert steps("hottest_c = 85")[0] == math.floor(whole * 2 / 5), "two of the last five degrees are left"
+    assert steps("hottest_c = 85\ntemperature_c = 60") == (whole, whole), "it has cooled down since"
+    with pytest.raises(EdgePruneError, match="nobody can take part.*is at its limit of 80 C"):
+        steps("hottest_c = 80")
+    hot.write_bytes(profile.read_bytes())
+    with pytest.raises(EdgePruneError, match="nothing has measured its temperature"):
+        steps("hottest_c = 85")
 
 
 def test_adaptcls_learner_can_take_over(profile: Path, tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_a_hot_device_does_less_and_then_nothing():
     warm = {t: schedule([client("a", 0.001, temperature_c=t, hottest_c=90.0)], RUNGS, EXACT)["a"] for t in (80, 87, 90)}
     assert [decision.steps for decision in warm.values()] == [10, 6, 0]  # 3 of 5 degrees left: 60 %
     assert "near its limit" in warm[87].why and "at its limit" in warm[90].why
+    with pytest.raises(EdgePruneError, match="nothing has measured its temperature"):
+        schedule([client("a", 0.001, hottest_c=90.0)], RUNGS, EXACT)
 
 
 def test_who_is_on_target_stays():
@@ -190,7 +192,7 @@ reports = st.builds(
         steps=steps,
         scale=scale,
         temperature_c=heat,
-        hottest_c=80.0,
+        hottest_c=math.inf if heat is None else 80.0,
     ),
     st.floats(1e-5, 1.0),
     st.one_of(st.just(math.inf), st.floats(0.1, 200)),
@@ -235,7 +237,7 @@ def test_the_order_of_clients_does_not_matter(fleet, goal, random):
 
 @given(fleets)
 def test_equal_keeps_the_fastest_whole_when_it_fits(fleet):
-    free = [replace(r, memory_bytes=math.inf, energy_j=math.inf, temperature_c=None) for r in fleet]
+    free = [replace(r, memory_bytes=math.inf, energy_j=math.inf, temperature_c=None, hottest_c=math.inf) for r in fleet]
     fastest = min(free, key=lambda report: report.update_time_s(RUNGS[0]))
     got = schedule(free, RUNGS, Goal())
     assert got[fastest.name].rung == RUNGS[0] and got[fastest.name].steps == fastest.steps
