@@ -18,11 +18,11 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.axes import Axis, axis_length
 
 _REPAIRED = frozenset(
-    "in_features out_features in_channels out_channels groups num_features num_parameters num_groups num_channels "
-    "normalized_shape embedding_dim num_embeddings embed_dim kdim vdim num_heads head_dim kernel_size stride padding "
-    "dilation output_padding".split()
-)
-_COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|position")
+    ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "num_parameters",
+     "num_groups", "num_channels", "normalized_shape", "embedding_dim", "num_embeddings", "embed_dim", "kdim", "vdim",
+     "num_heads", "head_dim", "kernel_size", "stride", "padding", "dilation", "output_padding")
+)  # fmt: skip
+_COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|place")
 """Names of attributes that seldom hold channels: left alone until the check run fails with them."""
 
 _MOST = 64  # choices of attributes tried for one failing group
@@ -60,43 +60,41 @@ def candidates(model: nn.Module, handled: Mapping[str, Iterable[Axis]], repaired
             same = [] if own and attribute.partition(".")[0] in _REPAIRED else by_length.get(value, [])
             cut = tuple(dict.fromkeys(axis for axis in same if any(s.group for s in axis)))
             if cut:
-                kind = (type(module), attribute)
+                kind = (type(module), attribute.partition(".")[0])
                 name = f"{path}.{attribute}" if path else attribute
                 found.append(Candidate(name, kind, cut, len(cut) < len(set(same))))
     return found
 
 
 def choices(found: list[Candidate], group: str, sizes: Mapping[str, Axis]) -> Iterator[dict[str, Axis]]:
-    """Other readings of the attributes that may be a size of ``group``: one class and attribute changed, then two."""
-    kinds: dict[tuple[type, str], list[Candidate]] = {}
+    """Other readings of the attributes that may be a size of ``group``: all of them are, none is, then the same for one
+    attribute of one class, then for two."""
+    near: dict[tuple[type, str], list[Candidate]] = {}
     for c in found:
-        kinds.setdefault(c.kind, []).append(c)
-    near = [k for k, cs in kinds.items() if any(s.group == group for c in cs for axis in c.options for s in axis)]
-    yield _towards(found, group, sizes, True)
-    yield _towards(found, group, sizes, False)
-    single = []
-    for kind in near:
-        for number in range(-1, max(len(c.options) for c in kinds[kind])):
-            change = {c.name: c.options[number] if 0 <= number < len(c.options) else None for c in kinds[kind]}
-            if any(sizes.get(name) != axis for name, axis in change.items()):
-                single.append((kind, change))
-    both = ([a, b] for a, b in itertools.combinations(single, 2) if a[0] != b[0])
-    for changes in itertools.islice(itertools.chain(([s] for s in single), both), _MOST):
-        new: dict[str, Axis | None] = dict(sizes)
-        for _, change in changes:
-            new.update(change)
-        yield {name: axis for name, axis in new.items() if axis is not None}
+        if any(s.group == group for axis in c.options for s in axis):
+            near.setdefault(c.kind, []).append(c)
+    every = [c for same in near.values() for c in same]
+    changes = [_read(every, group, True), _read(every, group, False)]
+    single = [(kind, _read(same, group, take)) for kind, same in near.items() for take in (True, False)]
+    changes += [change for _, change in single]
+    changes += [{**a, **b} for (k, a), (m, b) in itertools.combinations(single, 2) if k != m]
+    tried = [dict(sizes)]
+    for change in changes[:_MOST]:
+        read: dict[str, Axis | None] = {**sizes, **change}
+        new = {name: axis for name, axis in read.items() if axis is not None}
+        if new not in tried:
+            tried.append(new)
+            yield new
 
 
-def _towards(found: list[Candidate], group: str, sizes: Mapping[str, Axis], take: bool) -> dict[str, Axis]:
-    """Every attribute that may be a size of the group is one, or none is."""
-    new: dict[str, Axis | None] = dict(sizes)
+def _read(found: list[Candidate], group: str, take: bool) -> dict[str, Axis | None]:
+    """Each of these attributes is a size of the group, or is none."""
+    new: dict[str, Axis | None] = {}
     for c in found:
         of = [axis for axis in c.options if any(s.group == group for s in axis)]
         others = [axis for axis in c.options if axis not in of]
-        if of:
-            new[c.name] = of[0] if take else others[0] if others else None
-    return {name: axis for name, axis in new.items() if axis is not None}
+        new[c.name] = of[0] if take else others[0] if others else None
+    return new
 
 
 def resize(model: nn.Module, sizes: Mapping[str, Axis], counts: Mapping[str, int]) -> None:

@@ -83,8 +83,7 @@ def linear(c: Coupling, call: Call) -> Layout:
     c.role(w[1], "in")
     if call.get("bias") is not None:
         c.couple(call, w[0], c.layout(call["bias"])[0])
-    rows = math.prod(shape_of(x)[:-1])
-    c.count(w, shape_of(weight), rows)
+    c.count((*c.layout(x)[:-1], *w), (*shape_of(x)[:-1], *shape_of(weight)), 1)
     return (*c.layout(x)[:-1], w[0])
 
 

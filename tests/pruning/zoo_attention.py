@@ -162,7 +162,7 @@ class Gpt(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """GPT-2: one layer for query, key and value, split by sizes kept in an attribute; fewer key heads, by enable_gqa."""
+    """GPT-2: query, key and value in one layer, split by sizes in an attribute; fewer keys than queries."""
 
     def __init__(self, width, heads, key_heads):
         super().__init__()
