@@ -3,11 +3,12 @@
     python benchmarks/scheduler.py [--tasks fashion-cnn,cifar10-resnet] [--seeds 3] [--rounds 150]
 
 Writes benchmarks/results/scheduler.json. Every cell runs the real algorithms, messages and clock on a profile measured
-with `edgeprune profile` (benchmarks/results/profiles). Nothing is trained: update times depend on weights through the
+with `edgeprune profile` (edgeprune/fleet/profiles). Nothing is trained: update times depend on weights through the
 ranking of channels alone, so batch-norm scales are drawn once (log-normal, seeded) where training would have spread
 them. What the scheduler cannot know is in the clock: each device's profile is off by 3 %, each sub-model's step time by
 the latency model's own measured error, each round by 5 % noise. Memory is measured: the sub-models of devices with a
 limit are trained for two steps in a process of their own.
+``luck_spread`` is what the rounds' noise alone makes of equal devices: no scheduler can do better than that.
 
 Time saved is held against the arithmetic ceiling 1 - 1/sigma of a method that lets the fastest device train everything.
 """
@@ -41,7 +42,7 @@ from edgeprune.fleet.clock import luck
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 HERE = Path(__file__).resolve().parent
-PROFILES = HERE / "results" / "profiles"
+PROFILES = HERE.parent / "edgeprune" / "fleet" / "profiles"
 NOISE, PROFILE_NOISE = 0.05, 0.03
 NORMAL_MEDIAN = 0.6745  # the median of |z|: from the latency model's median error to a deviation
 RATES = (1.0, 0.75, 0.5, 0.25)
@@ -79,8 +80,9 @@ class Whole(Static):
 class TrueTimes(ProfileTimes):
     """What really happens: the profile's model, off by its measured error in a way that is fixed for each size."""
 
-    def __init__(self, profile: DeviceProfile) -> None:
+    def __init__(self, profile: DeviceProfile, seed: int) -> None:
         super().__init__(profile)
+        self.seed = seed
         self.deviation = profile.error["median"] / NORMAL_MEDIAN
         self._known: dict[tuple[int, int], float] = {}
 
@@ -88,7 +90,7 @@ class TrueTimes(ProfileTimes):
         assert isinstance(size, ModelSize)
         key = (size.macs, size.elements)
         if key not in self._known:
-            off = np.random.default_rng([7, *key]).standard_normal()
+            off = np.random.default_rng([7, self.seed, *key]).standard_normal()
             self._known[key] = super().step_s(size) * math.exp(self.deviation * off)
         return self._known[key]
 
@@ -142,7 +144,7 @@ def run(cell: Cell, method: str, algorithm: Algorithm, rounds: int) -> dict[str,
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data = torch.exp(0.4 * torch.randn(module.weight.shape, generator=generator))
     graph = ChannelGraph.trace(model, task.example_inputs())
-    truth = TrueTimes(profile)
+    truth = TrueTimes(profile, cell.seed)
     fleet = fleet_of(cell, truth, rounds, size_of(graph, SubmodelPlan.full(graph).counts))
     recipe = algorithm.recipe(Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay))
     samples = dict.fromkeys(fleet.names, SAMPLES)
@@ -171,12 +173,16 @@ def run(cell: Cell, method: str, algorithm: Algorithm, rounds: int) -> dict[str,
         state = algorithm.merge(setting, state, updates)
     limits = {d.name: d.memory_mib for d in fleet.devices if d.memory_mib}
     asked_of = {plan.id: (plan, limits[name]) for (name, _), plan in seen.items() if name in limits}
+    lucks = [luck(device, 1, cell.seed) for device in fleet.devices]
+    free = [took for name, took in times[0].items() if name not in limits]
     calm = [took / luck(fleet[name], 1, cell.seed) for name, took in times[0].items()]
     spreads = [max(row.values()) / min(row.values()) for row in times]
     return {
         "time_s": math.fsum(max(row.values()) for row in times),
         "first_spread": spreads[0],
         "first_spread_without_noise": max(calm) / min(calm),
+        "first_spread_unlimited": max(free) / min(free) if limits else None,
+        "luck_spread": max(lucks) / min(lucks),
         "median_spread": statistics.median(spreads),
         "spreads": [round(s, 3) for s in spreads],
         "participants": min(map(len, times)),
@@ -233,6 +239,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "share_of_ceiling",
             "first_spread",
             "first_spread_without_noise",
+            "first_spread_unlimited",
+            "luck_spread",
             "median_spread",
             "rounds_to_recover",
         ):
@@ -295,6 +303,7 @@ def main() -> None:
                         f"{rows[-1]['share_of_ceiling'] and round(rows[-1]['share_of_ceiling'], 3)}, first spread "
                         f"{got['first_spread']:.2f} ({got['first_spread_without_noise']:.2f}), "
                         f"median {got['median_spread']:.2f}, recover {recover}, "
+                        f"unlimited {got['first_spread_unlimited'] or 0:.2f}, luck {got['luck_spread']:.2f}, "
                         f"memory {max((m['peak_mib'] / m['limit_mib'] for m in got['memory']), default=0):.2f}",
                         flush=True,
                     )

@@ -209,7 +209,7 @@ def _reports(setting: Setting) -> tuple[Report, ...]:
     if {report.name for report in setting.reports} != set(setting.clients):
         raise EdgePruneError(
             "algorithm 'scheduled' needs a profile of every client; set fleet.latency to a file that 'edgeprune "
-            "profile' wrote, or give every [[fleet.device]] its own profile"
+            'profile\' wrote ("profile": the one shipped for a built-in task), or give every [[fleet.device]] its own'
         )
     return setting.reports
 

@@ -243,7 +243,9 @@ def _measure_energy(
             if joules is None:
                 return {"source": seen.source, "rail": seen.rail, "idle_w": idle_w, "reason": why}
             setattr(each, f"{name}_j", joules)
-    return {"source": seen.source, "rail": seen.rail, "idle_w": idle_w, "samples": first.samples if first else 0}
+    samples = first.samples if first else 0
+    found: dict[str, object] = {"source": seen.source, "rail": seen.rail, "idle_w": idle_w, "samples": samples}
+    return {**found, "instead_of": seen.instead_of} if seen.instead_of else found
 
 
 def _point(each: _Running, flags: Sequence[str]) -> Point:

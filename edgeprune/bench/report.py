@@ -44,6 +44,7 @@ def report(
             "idle_before_w": idle.before_w,
             "idle_after_w": idle.after_w,
             "reason": seen.fault,
+            "instead_of": seen.instead_of,
         },
         "results": [result.to_dict(idle) for result in results],
     }
@@ -94,6 +95,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if power["rail"] and power["reason"] is None:
         idle = ", ".join(f"{power[key]:.2f} W" for key in ("idle_before_w", "idle_after_w") if power[key] is not None)
         shown.append(f"energy of {power['rail']} through {power['source']}, net of idle ({idle or 'not known'})")
+    if power["instead_of"]:
+        shown.append(f"power through {power['source']}, for {power['instead_of']}")
     for reason in reasons:
         shown.append(f"energy: {reason.removeprefix('power: ')}")
     heat: dict[str, float] = {}

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 from edgeprune._version import __version__
 from edgeprune.device import probe
 from edgeprune.device.jtop_state import jtop_state
+from edgeprune.device.power import open_sampler
+from edgeprune.device.samples import now
+from edgeprune.device.state import machine_state
 
 
 def checkup(data_dir: str | None = None) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def checkup(data_dir: str | None = None) -> dict[str, Any]:
         "kernels": kernels,
         "cuda_toolkit": _cuda_toolkit(),
         "jtop": {**vars(jtop), "ready": jtop.ready},
+        "power": _power(),
         "onnx": _onnx(),
         "data": _data(data_dir),
     }
@@ -149,6 +154,31 @@ def _cuda_toolkit() -> dict[str, Any]:
         release = [part for part in shown.stdout.replace(",", " ").split() if part.startswith("V")]
         return {"nvcc": str(place), "version": release[-1][1:] if release else None}
     return {"nvcc": None, "version": None}
+
+
+def _power() -> dict[str, Any]:
+    """Power as it can be sampled here, tried for two seconds, and the state that figures depend on."""
+    sampler = open_sampler("auto", 0.5, deadline_s=10.0)
+    end = now() + _LOOK_S
+    while sampler.recording().fault is None and len(sampler.recording().samples) < 3 and now() < end:
+        time.sleep(0.05)
+    seen, state = sampler.stop(), machine_state()
+    watts = [sample.power_w for sample in seen.samples if sample.power_w is not None]
+    return {
+        "source": seen.source,
+        "rail": seen.rail,
+        "watts": watts[-1] if watts and seen.fault is None else None,
+        "reason": (seen.fault or ("" if watts else f"{seen.source} gives no power")).removeprefix(_PREFIX),
+        "instead_of": seen.instead_of,
+        "mode": state.mode,
+        "clocks_khz": dict(state.clocks_khz),
+        "temperatures_c": dict(state.temperatures_c),
+        "cooling": dict(state.cooling),
+    }
+
+
+_LOOK_S = 2.0
+_PREFIX = "power: not measured: "
 
 
 def _onnx() -> dict[str, Any]:

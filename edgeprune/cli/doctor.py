@@ -58,6 +58,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         *_torch_rows(found["torch"]),
         *_kernel_rows(found["kernels"], found["cuda_toolkit"], bool(found["torch"].get("gpu"))),
         *_jtop_rows(found["jtop"], found["machine"]["board"] is not None),
+        *_power_rows(found["power"], found["machine"]["board"] is not None),
         *_onnx_rows(found["onnx"]),
         *_data_rows(found["data"]),
     ]
@@ -123,6 +124,19 @@ def _jtop_rows(jtop: Mapping[str, Any], is_jetson: bool) -> list[tuple[str, str,
         return [("jtop", "ok", f"jetson-stats {jtop['version']}, service answers")]
     version = f"jetson-stats {jtop['version']}: " if jtop["version"] else ""
     return [("jtop", "bad" if is_jetson else "", f"{version}{jtop['remedy']}")]
+
+
+def _power_rows(power: Mapping[str, Any], is_jetson: bool) -> list[tuple[str, str, str]]:
+    clocks = [f"{name} up to {value // 1000} MHz" for name, value in power["clocks_khz"].items()]
+    state = [*([f"power mode {power['mode']}"] if power["mode"] else []), *clocks]
+    hot = max(power["temperatures_c"].items(), key=lambda item: item[1], default=None)
+    state += [f"{hot[0]} {hot[1]:.0f} C"] if hot else []
+    state += [f"slowed down by heat ({', '.join(power['cooling'])})"] if power["cooling"] else []
+    out = [("state", "bad" if power["cooling"] else "", ", ".join(state))] if state else []
+    if power["watts"] is None:
+        return [*out, ("power", "bad" if is_jetson else "", f"not measured: {power['reason']}")]
+    reason = f"; not a better source, for {power['instead_of']}" if power["instead_of"] else ""
+    return [*out, ("power", "ok", f"{power['watts']:.2f} W on {power['rail']} through {power['source']}{reason}")]
 
 
 def _onnx_rows(onnx: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -38,7 +38,7 @@ def command(
     """Say what the scheduler would give every device of FLEET, a TOML file with a [fleet] section, and why.
 
     Each [[fleet.device]] names its own profile, or is "slowdown" times as slow as the machine of --profile. Limits are
-    memory_mib and energy_j (a round's). A whole experiment serves as well.
+    memory_mib, energy_j (a round's) and hottest_c. A whole experiment serves as well.
     """
     from edgeprune.engine.planning import plan_fleet
 
@@ -72,8 +72,10 @@ def table(found: FleetPlan) -> Table:
 
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     limits = any(row["memory_limit_mib"] is not None for row in found.rows)
+    budgets = any(row["energy_limit_j"] is not None for row in found.rows)
     names = ["device", "keeps", "steps", "down s", "train s", "up s", "total s", "whole s"]
     names += ["MiB", "limit"] if limits else []
+    names += ["J", "limit J"] if budgets else []
     for name in names:
         shown.add_column(name, justify="left" if name == "device" else "right", no_wrap=True)
     for row in found.rows:
@@ -85,7 +87,9 @@ def table(found: FleetPlan) -> Table:
             cells += ["-", "0", "", "", "", ""]
         cells.append(f"{row['whole_s']:.3g}")
         if limits:
-            cells += [_mib(row["memory_mib"]), _mib(row["memory_limit_mib"])]
+            cells += [_shown(row["memory_mib"]), _shown(row["memory_limit_mib"])]
+        if budgets:
+            cells += [_shown(row["energy_j"], ".3g"), _shown(row["energy_limit_j"], ".3g")]
         shown.add_row(*cells)
     return shown
 
@@ -102,5 +106,5 @@ def lines(found: FleetPlan) -> list[str]:
     return shown + [f"profile: {warning}" for warning in found.warnings]
 
 
-def _mib(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def _shown(value: float | None, form: str = ".0f") -> str:
+    return "" if value is None else f"{value:{form}}"

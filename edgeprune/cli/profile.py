@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 @click.option(
     "--check", "check_file", type=click.Path(path_type=Path), help="Measure nothing; is this profile still valid here?"
 )
+@click.option(
+    "--if-needed", is_flag=True, help="Measure only if the file in -o is missing, expired or of another state."
+)
 @click.option("--quiet", is_flag=True, help="Print the result only.")
 def command(
     task_name: str,
@@ -49,6 +52,7 @@ def command(
     energy_seconds: float,
     valid_days: int,
     check_file: Path | None,
+    if_needed: bool,
     quiet: bool,
 ) -> None:
     """Measure TASK's training step and inference on this device, at many sizes of its model.
@@ -66,12 +70,20 @@ def command(
     console = Console(highlight=False)
     task = tasks.get(task_name)
     if check_file is not None:
-        _check(check_file, task.name, threads)
+        reasons = _reasons(check_file, task.name, threads)
+        if reasons:
+            raise EdgePruneError(f"profile {check_file}: measure it again, {'; '.join(reasons)}")
         click.echo(f"{check_file} is valid here")
         return
     output = output or Path(f"{task.name.replace(':', '-').replace('/', '-')}.profile.json")
     if not output.parent.is_dir():
         raise EdgePruneError(f"{output}: there is no folder {output.parent}; make it first")
+    if if_needed and output.exists():
+        reasons = _reasons(output, task.name, threads)
+        if not reasons:
+            click.echo(f"{output} is valid here; nothing to measure")
+            return
+        console.print(f"{output} is measured again: {'; '.join(reasons)}", markup=False, soft_wrap=True)
     data, note = _data(task_name, data_dir)
     sampler = open_sampler(power, interval)
     try:
@@ -92,15 +104,15 @@ def command(
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _check(path: Path, task: str, threads: int) -> None:
+def _reasons(path: Path, task: str, threads: int) -> list[str]:
+    """Why the profile in ``path`` does not hold for ``task`` on this machine as it is now."""
     from edgeprune.device.profile import fingerprint, read_profile
 
     profile = read_profile(path)
     reasons = profile.stale(fingerprint(threads))
     if profile.task != task:
         reasons.insert(0, f"it was measured for {profile.task!r}, not {task!r}")
-    if reasons:
-        raise EdgePruneError(f"profile {path}: measure it again, {'; '.join(reasons)}")
+    return reasons
 
 
 def _data(task_name: str, data_dir: str | None) -> tuple[LocalData | None, list[str]]:
@@ -158,4 +170,9 @@ def lines(profile: DeviceProfile) -> list[str]:
         found.append(
             f"power of {profile.power['rail']} through {profile.power['source']}, idle {profile.power['idle_w']:.2f} W"
         )
+    if "instead_of" in profile.power:
+        found.append(f"power through {profile.power['source']}, for {profile.power['instead_of']}")
+    if profile.temperatures_c:
+        hot = ", ".join(f"{name} {value:.0f} C" for name, value in profile.temperatures_c.items())
+        found.append(f"temperatures at most {hot}")
     return [*found, *profile.notes, f"valid until {profile.expires[:10]}"]

@@ -26,6 +26,7 @@ class Progress:
         self._rounds = rounds or experiment.run.rounds
         self._console = Console(quiet=quiet, highlight=False)
         self._accuracy: float | None = None
+        self._told: set[str] = set()
         self._live = (
             Live(console=self._console, refresh_per_second=8, transient=False) if self._is_live(quiet) else None
         )
@@ -56,6 +57,11 @@ class Progress:
             self._console.print(self._headline(record))
         for client, reason in record["rejected"].items():
             self._console.print(Text(f"round {record['round']}: {client} left out: {reason}", style="yellow"))
+        again = (record.get("facts") or {}).get("profile_again", {})
+        for client in sorted(again.keys() - self._told):
+            self._told.add(client)
+            text = f"round {record['round']}: profile {client} again: {'; '.join(again[client])}"
+            self._console.print(Text(text, style="yellow"))
 
     def finish(self, summary: Mapping[str, Any], out: Path) -> None:
         """The result, in one line, and where it lies."""

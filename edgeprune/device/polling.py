@@ -18,6 +18,7 @@ class PollingSampler:
         self._interval = interval_s
         self._samples: list[Sample] = []
         self._fault: str | None = None
+        self.instead_of: str | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._poll, name=f"{source} sampler", daemon=True)
 
@@ -30,7 +31,8 @@ class PollingSampler:
 
     def recording(self) -> Recording:
         """What was seen so far."""
-        return Recording(self._source, tuple(self._samples), self._rail, self._interval, 0, self._fault)
+        seen = tuple(self._samples)
+        return Recording(self._source, seen, self._rail, self._interval, 0, self._fault, self.instead_of)
 
     def stop(self) -> Recording:
         """A last sample, so that the window's end is covered, and everything that was seen."""

@@ -36,7 +36,8 @@ def open_sampler(
     deadline_s: float = 15.0,
 ) -> Sampler:
     """A started sampler. ``auto``: jtop where there is a Jetson or its service, the board's own sensors where that
-    fails, a GPU's through NVML, else none. What stood in the way of the better ones is in the recording's fault.
+    fails, a GPU's through NVML, else none. What stood in the way of the better ones is in the recording:
+    ``instead_of``, or ``fault`` when nothing is left.
     """
     if source not in SOURCES:
         raise EdgePruneError(f"power source: unknown {source!r}{nearest(source, SOURCES)}")
@@ -55,12 +56,14 @@ def open_sampler(
     if source in ("auto", "hwmon"):
         direct = hwmon.sampler(interval_s, root / "sys")
         if direct is not None:
+            direct.instead_of = "; ".join(said) or None
             return direct.start()
         if source == "hwmon" or board(root) is not None:
             said.append("no INA3221 sensor under /sys/bus/i2c/drivers can be read")
     if source in ("auto", "nvml"):
         gpu = nvml.sampler(interval_s)
         if not isinstance(gpu, str):
+            gpu.instead_of = "; ".join(said) or None
             return gpu.start()
         said.append(gpu)
     return NoSampler("power: not measured: " + "; ".join(said))

@@ -59,7 +59,8 @@ class Energy:
 class Recording:
     """What a sampler saw. ``fault``: one sentence on why there is nothing, or nothing more; ``dropped``: stale samples.
 
-    ``rail`` is the input rail, or ``sum of A + B`` where the board has no sensor at its input.
+    ``rail`` is the input rail, or ``sum of A + B`` where the board has no sensor at its input. ``instead_of``: one
+    sentence on why a better source was not used.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Recording:
     interval_s: float = math.nan
     dropped: int = 0
     fault: str | None = None
+    instead_of: str | None = None
 
     def energy(
         self, start: float, end: float, least_samples: int = LEAST_SAMPLES, least_s: float = LEAST_SECONDS

@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/")
+# A Jetson's *-throttle-alert, the kernel's frequency and ACPI processor cooling.
+_SLOWS = re.compile(r"throttle|cpufreq|devfreq|^Processor$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class MachineState:
-    """``clocks_khz``: upper limits by name; ``governor`` of the first core; ``throttled``: events since boot."""
+    """``clocks_khz``: upper limits by name; ``governor`` of the first core; ``throttled``: events since boot;
+    ``cooling``: what is slowed down now because it is hot, with the level.
+    """
 
     mode: str | None = None
     governor: str | None = None
     clocks_khz: Mapping[str, int] = field(default_factory=dict)
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
     throttled: Mapping[str, int] = field(default_factory=dict)
+    cooling: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -50,6 +55,7 @@ def machine_state(root: Path = ROOT) -> MachineState:
         clocks,
         temperatures(root / "sys"),
         _throttled(root),
+        _cooling(root),
     )
 
 
@@ -68,6 +74,9 @@ def changes(before: MachineState, after: MachineState) -> list[str]:
         events = after.throttled[name] - before.throttled.get(name, 0)
         if events > 0:
             found.append(f"throttled during the measurement: {events} {name} events")
+    for name in sorted({*before.cooling, *after.cooling}):
+        when = "before" if name not in after.cooling else "after" if name not in before.cooling else "before and after"
+        found.append(f"slowed down by heat, as seen {when} the measurement: {name}")
     return found
 
 
@@ -115,6 +124,16 @@ def _throttled(root: Path) -> dict[str, int]:
         count = _integer(path)
         if count is not None:
             found["thermal"] = found.get("thermal", 0) + count
+    return found
+
+
+def _cooling(root: Path) -> dict[str, int]:
+    """Cooling devices that slow a processor down and are at work; fans are not among them."""
+    found: dict[str, int] = {}
+    for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        name, level = _text(device / "type") or "", _integer(device / "cur_state")
+        if level is not None and level > 0 and _SLOWS.search(name):
+            found[name] = max(level, found.get(name, 0))
     return found
 
 

@@ -17,6 +17,7 @@ from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.protocol import Algorithm
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet import FleetConfig
+from edgeprune.fleet.description import LATENCIES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -147,7 +148,7 @@ def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
                 raise EdgePruneError(f"{config.file}: unknown section [{key}]; a fleet file holds only [fleet]")
         inside = {**inner.get("fleet", {}), **{k: v for k, v in section.items() if k != "file"}}
         config = replace(_fill(FleetConfig, f"{config.file}: fleet", inside), file="")
-    if config.latency not in ("builtin", "measure"):
+    if config.latency not in LATENCIES:
         config = replace(config, latency=str((folder / config.latency).resolve()))
     if any(isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in config.device):
         config = replace(config, device=tuple(_with_profile(entry, folder) for entry in config.device))

@@ -15,6 +15,7 @@ from edgeprune.algorithms.training import LocalData, make_step
 from edgeprune.device.probe import beside_figures
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import LatencyTable, Probe, Times, measure, read_times
+from edgeprune.fleet.description import LATENCIES
 from edgeprune.pruning import ChannelGraph
 from edgeprune.pruning.cost import plan_macs
 from edgeprune.pruning.importance import scores
@@ -22,17 +23,20 @@ from edgeprune.pruning.plan import choose
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
 
+PROFILES = Path(__file__).resolve().parents[1] / "fleet" / "profiles"
+
 
 def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData, recipe: Recipe) -> Times:
-    """The times that ``fleet.latency`` asks for: ``"builtin"``, ``"measure"``, or the path of a table or a profile.
+    """The times that ``fleet.latency`` asks for: ``"builtin"``, ``"profile"``, ``"measure"``, or the path of a table or
+    a profile.
 
-    A built-in table serves only the batch size it was measured with; for another, times are measured here.
+    What ships with the package serves only the batch size it was measured with; for another, times are measured here.
     """
-    if choice not in ("builtin", "measure"):
-        table = read_times(Path(choice))
+    if choice == "profile" or choice not in LATENCIES:
+        table = read_times(shipped_profile(task.name) if choice == "profile" else Path(choice))
         if (table.task, table.batch_size) != (task.name, recipe.batch_size):
             raise EdgePruneError(
-                f"fleet.latency: {choice} holds times of {table.task!r} with batches of {table.batch_size}, the "
+                f"fleet.latency: {choice!r} holds times of {table.task!r} with batches of {table.batch_size}, the "
                 f"experiment trains {task.name!r} with {recipe.batch_size}; use latency = 'measure'"
             )
         return table
@@ -42,6 +46,17 @@ def latency_table(choice: str, task: Task, graph: ChannelGraph, data: LocalData,
         if table.batch_size == recipe.batch_size:
             return table
     return measure_task(task, graph, data, recipe)
+
+
+def shipped_profile(task: str) -> Path:
+    """The device profile that ships for a built-in task: of the machine that it names, not of this one."""
+    path = PROFILES / f"{task}.json"
+    if not path.is_file():
+        raise EdgePruneError(
+            f"fleet.latency is 'profile' and none ships for {task!r}; set it to a file that 'edgeprune profile {task}' "
+            "wrote"
+        )
+    return path
 
 
 def measure_task(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.algorithms.scheduled import Scheduled, initial_ranking
-from edgeprune.engine.config import experiment_from, load_raw
+from edgeprune.engine.config import TaskConfig, experiment_from, load_raw
+from edgeprune.engine.emulation import PROFILES
 from edgeprune.engine.run import Prepared, prepare
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import ProfileTimes
@@ -40,13 +41,31 @@ def plan_fleet(path: Path, sets: Sequence[str] = (), data_dir: Path | None = Non
             key: value for key, value in algorithm.items() if key in known or algorithm.get("name") == Scheduled.name
         }
         raw["algorithm"] = {**kept, "name": Scheduled.name}
+    borrowed = _with_shipped_profile(raw)
     prepared = prepare(experiment_from(raw, path.parent), data_dir)
     if not prepared.setting.reports:
         raise EdgePruneError(
             f"{path}: a plan needs measured profiles; give --profile FILE (edgeprune profile "
             f"{prepared.task.name} writes one), or every [[fleet.device]] its own"
         )
-    return explained(prepared)
+    found = explained(prepared)
+    if not borrowed:
+        return found
+    machine = prepared.table.machine.get("cpu", "another machine")
+    note = f"the package's own, measured on {machine}: times for comparing, not your devices'; --profile FILE"
+    return replace(found, warnings=(note, *found.warnings))
+
+
+def _with_shipped_profile(raw: dict[str, Any]) -> bool:
+    """Where no step times are named, those that ship for the task, if any do: whether they are used."""
+    fleet, task = raw.setdefault("fleet", {}), raw.get("task", {})
+    if not isinstance(fleet, dict) or not isinstance(task, dict) or fleet.get("latency", "builtin") != "builtin":
+        return False
+    if fleet.get("file") or not (PROFILES / f"{task.get('name', TaskConfig().name)}.json").is_file():
+        return False
+    fleet["latency"] = "profile"
+    devices = fleet.get("device", [])
+    return not (devices and all(isinstance(entry, dict) and entry.get("profile") for entry in devices))
 
 
 def explained(prepared: Prepared) -> FleetPlan:

@@ -38,6 +38,7 @@ _POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
 _LIMITS = ("memory_mib", "energy_j", "hottest_c", "temperature_c")
 _AT_LEAST_ZERO = ("latency_ms", "noise", *_LIMITS)
 MAX_DEVICES = 100_000
+LATENCIES = ("builtin", "profile", "measure")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class FleetConfig:
 
     ``heterogeneity`` is sigma: the slowest device's unpruned update time over the fastest's; compute and link are
     slowed alike, and the devices between are spaced evenly in time. ``latency`` is ``"builtin"`` (the table shipped
-    for a built-in task, measured on the machine it names; measured here if there is none), ``"measure"``, or a file:
-    a table, or what ``edgeprune profile`` wrote. ``profile_noise``: how far a virtual device's profile is off, as the
+    for a built-in task, measured on the machine it names; measured here if there is none), ``"profile"`` (the device
+    profile shipped for it, which the scheduler needs), ``"measure"``, or a file: a table, or what ``edgeprune profile``
+    wrote. ``profile_noise``: how far a virtual device's profile is off, as the
     standard deviation of its logarithm.
     """
 

@@ -77,7 +77,18 @@ def test_json_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, 0, json.dumps({"info": INFO}))
     shown = CliRunner().invoke(doctor.command, ["--json"])
     found = json.loads(shown.output)
-    assert set(found) == {"edgeprune", "ok", "machine", "torch", "kernels", "cuda_toolkit", "jtop", "onnx", "data"}
+    assert set(found) == {
+        "edgeprune",
+        "ok",
+        "machine",
+        "torch",
+        "kernels",
+        "cuda_toolkit",
+        "jtop",
+        "onnx",
+        "data",
+        "power",
+    }
     assert found["torch"]["threads"] >= 1
 
 
@@ -124,6 +135,17 @@ def a_jetson() -> dict[str, Any]:
         "kernels": {"ok": True, "reason": "", "remedy": "", "info": {**INFO, "cuda_built": True, "cuda": "87"}},
         "cuda_toolkit": {"nvcc": None, "version": None},
         "jtop": {"ready": False, "version": "4.3.2", "remedy": "start the service"},
+        "power": {
+            "source": "hwmon INA3221",
+            "rail": "VDD_IN",
+            "watts": 6.04,
+            "reason": "",
+            "instead_of": "no jtop service runs here",
+            "mode": "15W",
+            "clocks_khz": {"GPU clock": 612_000},
+            "temperatures_c": {"cpu": 51.0, "tj": 52.4},
+            "cooling": {"gpu-throttle-alert": 1},
+        },
         "onnx": {"onnx": None, "onnxruntime": None, "providers": [], "remedy": "pip install 'edgeprune[onnx]'"},
         "data": {"digits": "built in", "mnist": ""},
     }
@@ -137,6 +159,23 @@ def test_lines_of_a_jetson() -> None:
     assert lines["CUDA"] == ("ok", "kernels built for 87")
     assert lines["ONNX"] == ("", "not installed; pip install 'edgeprune[onnx]'")
     assert lines["data"][1] == "found: digits"
+    assert lines["state"] == (
+        "bad", "power mode 15W, GPU clock up to 612 MHz, tj 52 C, slowed down by heat (gpu-throttle-alert)"
+    )  # fmt: skip
+    assert lines["power"][0] == "ok" and lines["power"][1].startswith("6.04 W on VDD_IN through hwmon INA3221; not a")
+
+
+def test_power_that_cannot_be_measured() -> None:
+    """A fault on a Jetson, a fact on any other machine."""
+    power = {**a_jetson()["power"], "watts": None, "reason": "no jtop service runs here", "cooling": {}}
+    assert doctor._power_rows(power, True)[1] == ("power", "bad", "not measured: no jtop service runs here")
+    bare = {**power, "mode": None, "clocks_khz": {}, "temperatures_c": {}}
+    assert doctor._power_rows(bare, False) == [("power", "", "not measured: no jtop service runs here")]
+
+
+def test_power_of_this_machine_is_tried() -> None:
+    found = checkup._power()
+    assert (found["watts"] is None) == bool(found["reason"]), found
 
 
 def test_names_are_not_markup() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ def test_auto_falls_back_to_the_sensors(tmp_path: Path):
     put(root, "proc/device-tree/model", "NVIDIA Jetson Orin Nano\0")
     recording = power.open_sampler("auto", 0.1, root, deadline_s=10).stop()
     assert recording.source == "hwmon INA3221" and recording.samples[0].power_w == pytest.approx(6.0)
+    assert recording.fault is None and recording.instead_of, "why it is not jtop is said as well"
 
 
 def test_none_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +130,11 @@ def test_state_of_a_jetson(tmp_path: Path):
     put(tmp_path, "sys/class/devfreq/17000000.gpu/max_freq", "624750000\n")
     put(tmp_path, "sys/class/hwmon/hwmon1/oc1_event_cnt", "3\n")
     put(tmp_path, "sys/class/hwmon/hwmon1/oc3_event_cnt", "4\n")
+    for number, (kind, level) in enumerate((("pwm-fan", 2), ("gpu-throttle-alert", 1), ("cpufreq-cpu0", 0))):
+        put(tmp_path, f"sys/class/thermal/cooling_device{number}/type", f"{kind}\n")
+        put(tmp_path, f"sys/class/thermal/cooling_device{number}/cur_state", f"{level}\n")
     state = machine_state(tmp_path)
+    assert state.cooling == {"gpu-throttle-alert": 1}, "a fan takes nothing away"
     assert (state.mode, state.governor) == ("MAXN_SUPER", "schedutil")
     assert state.clocks_khz == {"CPU clock": 1_510_400, "GPU clock": 624_750}
     assert state.throttled == {"over-current": 7}
@@ -147,3 +153,6 @@ def test_changes_are_sentences():
         "the GPU clock limit changed during the measurement: 624 -> 420 MHz",
         "throttled during the measurement: 3 thermal events",
     ]
+    hot = replace(before, cooling={"cpu-throttle-alert": 1})
+    assert changes(before, hot) == ["slowed down by heat, as seen after the measurement: cpu-throttle-alert"]
+    assert "before and after" in changes(hot, hot)[0] and "seen before the" in changes(hot, before)[0]
