@@ -2,10 +2,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+
+#include "base/openmp.h"
 
 namespace edgeprune {
 namespace {
@@ -25,8 +28,6 @@ struct Job {
 };
 
 struct Pool {
-    std::atomic_flag busy = ATOMIC_FLAG_INIT;  // set while a caller's job is running
-
     std::mutex mutex;  // guards what follows
     std::condition_variable wake, done;
     Job* job = nullptr;
@@ -80,15 +81,21 @@ struct Pool {
     }
 };
 
+std::atomic<bool> busy{false};  // while a caller's job is running
+
 // Never destroyed: its threads sleep in it until the process ends.
 std::atomic<Pool*> the_pool{nullptr};
 
-Pool& pool() {
+// A child by fork() has none of the threads and perhaps a locked mutex: it leaves the old pool alone and makes its own.
+void start_anew_after_fork() {
     static const int registered = pthread_atfork(nullptr, nullptr, [] {
-        // The child has none of the threads and perhaps a locked mutex: it leaves the old pool alone and makes its own.
         the_pool.store(nullptr, std::memory_order_relaxed);
+        busy.store(false, std::memory_order_relaxed);
     });
     (void)registered;
+}
+
+Pool& pool() {
     Pool* current = the_pool.load(std::memory_order_acquire);
     if (!current) {
         Pool* fresh = new Pool;
@@ -105,13 +112,13 @@ void parallel_pieces(int threads, int64_t pieces, void (*work)(void*, int64_t), 
     job.work = work;
     job.context = context;
     job.pieces = pieces;
-    int helpers = (threads < kMaxThreads ? threads : kMaxThreads) - 1;
-    if (helpers > pieces - 1) helpers = static_cast<int>(pieces - 1);
-    if (helpers < 1) return job.run();
-    Pool& mine = pool();
-    if (mine.busy.test_and_set(std::memory_order_acquire)) return job.run();
-    mine.run(helpers, job);
-    mine.busy.clear(std::memory_order_release);
+    if (threads > kMaxThreads) threads = kMaxThreads;
+    if (threads < 2 || pieces < 2 || busy.exchange(true, std::memory_order_acquire)) return job.run();
+    start_anew_after_fork();
+    // As many threads as torch has, even where there are fewer pieces: a team that changes its size is made anew.
+    if (!run_on_openmp(threads, [](void* mine) { static_cast<Job*>(mine)->run(); }, &job))
+        pool().run(static_cast<int>(std::min<int64_t>(threads, pieces)) - 1, job);
+    busy.store(false, std::memory_order_release);
 }
 
 }  // namespace edgeprune

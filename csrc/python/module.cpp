@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "base/error.h"
+#include "base/openmp.h"
 #include "ops/build_info.h"
 #include "python/bind.h"
 
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("compiled_variants", &edgeprune::compiled_variants, "Instruction sets compiled in, best first.");
     module.def("present_variants", &edgeprune::present_variants, "Of these, the ones this processor runs.");
     module.def("chosen_variant", &edgeprune::chosen_variant, "The best one that EDGEPRUNE_ISA allows.");
+    module.def("openmp_usable", &edgeprune::openmp_usable, "Whether kernels run on the process's OpenMP threads.");
     module.def("compiler", &edgeprune::compiler_text);
     module.def("cuda_built", &edgeprune::cuda_built);
     module.def("cuda_text", &edgeprune::cuda_text, "CUDA architectures, or why there are no CUDA kernels.");
