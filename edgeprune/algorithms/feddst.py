@@ -40,8 +40,8 @@ class FedDST(ClientSide):
 
     ``interval`` is dR, ``end`` R_end (0: half of the rounds), ``after`` the epoch after which masks move (0: half of
     them). ``start`` "random" and ``moves`` "never" make the baselines with a fixed mask. ``moves`` "server" is
-    PruneFL's way (arXiv 1909.12326) at a fixed density: clients send their dense gradient, and the server exchanges the share
-    alpha_r of the smallest weights for the largest mean gradients; one mask for all.
+    PruneFL's way (arXiv 1909.12326) at a fixed density: clients send their dense gradient, and the server exchanges the
+    share alpha_r of the smallest weights for the largest mean gradients; one mask for all.
     """
 
     sparsity: float = 0.8

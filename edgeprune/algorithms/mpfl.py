@@ -96,7 +96,8 @@ class MPFL(ClientSide):
         if state.round >= self.iterations:
             return replace(state, round=after, model=average(state.model, updates))
         plan = state.plans[setting.clients[0]]
-        votes = votes_to_drop(setting.graph, plan, [update.plan for update in updates])
+        heard = updates[:1] if self.consensus == "single" else updates
+        votes = votes_to_drop(setting.graph, plan, [update.plan for update in heard])
         before = state.memory["votes"]
         new = SubmodelPlan(
             setting.graph.map,
@@ -104,7 +105,7 @@ class MPFL(ClientSide):
                 **plan.kept,
                 **{
                     name: self._agreed(
-                        setting, name, plan.kept[name], counts, before.get(name), after, state, len(updates)
+                        setting, name, plan.kept[name], counts, before.get(name), after, state, len(heard)
                     )
                     for name, counts in votes.items()
                 },
@@ -116,7 +117,7 @@ class MPFL(ClientSide):
             # Dropped filters are zero from here on, with all that belongs to them: so the whole model computes what the
             # small one does.
             model = expand_state(extract_state(model, new), new, 0.0)
-        memory = {"votes": total, "agreement": agreement(votes, len(updates))}
+        memory = {"votes": total, "agreement": agreement(votes, len(heard))}
         return replace(state, round=after, model=model, plans=dict.fromkeys(state.plans, new), memory=memory)
 
     def facts(self, setting: Setting, state: State) -> dict[str, Any]:

@@ -90,20 +90,23 @@ def resnet_like(widths: Sequence[int] = (16, 32, 64, 128), blocks: int = 2, clas
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def feddst_cifar(classes: int = 10, channels: int = 3, pixels: int = 32) -> nn.Module:
+def feddst_cifar(
+    classes: int = 10, channels: int = 3, pixels: int = 32, widths: Sequence[int] = (6, 16, 120, 84)
+) -> nn.Module:
     """[N, 3, 32, 32] -> [N, classes]: the network of FedDST's CIFAR-10 runs (781,770 weights, 236 biases)."""
+    a, b, c, d = widths
     side = pixels - 12  # two 5x5 convolutions and two 3x3 pools of stride 1, none padded
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5),
+        nn.Conv2d(channels, a, 5),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 1),
-        nn.Conv2d(6, 16, 5),
+        nn.Conv2d(a, b, 5),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 1),
         nn.Flatten(),
-        nn.Linear(16 * side * side, 120),
+        nn.Linear(b * side * side, c),
         nn.ReLU(inplace=True),
-        nn.Linear(120, 84),
+        nn.Linear(c, d),
         nn.ReLU(inplace=True),
-        nn.Linear(84, classes),
+        nn.Linear(d, classes),
     )

@@ -1,0 +1,160 @@
+"""Resumable grids of engine runs: what feddst.py and mpfl.py share.
+
+Every cell is one run of the engine. Its outcome is kept as one JSON file and it is not run again; a run that was
+stopped half-way goes on from its checkpoint (`--work`, a folder outside the repository).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: ``key`` names its file, ``row`` says which line of the table it belongs to, ``sets`` are overrides.
+    ``change`` names a function of the grid that alters what was prepared (a noisy node)."""
+
+    key: str
+    row: str
+    seed: int
+    sets: tuple[str, ...]
+    change: str = ""
+
+
+def run_cell(cell: Cell, work: Path, change: Callable[[Any, int], Any] | None = None) -> dict[str, Any]:
+    """Run or go on with ``cell``; what the tables need of it."""
+    from edgeprune import engine
+
+    folder = work / cell.key
+    began = perf_counter()
+    sets = [f"run.seed={cell.seed}", "run.threads=1", "run.checkpoint_every=10", *cell.sets]
+    if (folder / "checkpoint.safetensors").exists() and change is None:
+        engine.resume(folder, None)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        prepared = engine.prepare(engine.load_experiment(None, sets))
+        engine.start(prepared if change is None else change(prepared, cell.seed), folder)
+    run = engine.RunDir(folder)
+    records, summary = run.metrics(), run.summary()
+    outcome = {
+        "cell": {"key": cell.key, "row": cell.row, "seed": cell.seed, "sets": list(cell.sets), "change": cell.change},
+        "upload_bytes": [record["upload_bytes"] for record in records],
+        "download_bytes": summary["download_bytes"],
+        "accuracy": {r["round"]: r["accuracy"] for r in records if r["accuracy"] is not None},
+        "client_accuracy": {r["round"]: r["client_accuracy"] for r in records if r["client_accuracy"]},
+        "facts": {r["round"]: r["facts"] for r in records if "facts" in r},
+        "retention": statistics.fmean(records[-1]["retention"].values()),
+        "rejected": summary["rejected"],
+        "virtual_s": summary["time_s"],
+        "run_wall_s": summary["wall_s"],  # of the last process alone, where a run was resumed
+        "cell_wall_s": perf_counter() - began,
+        "data_note": run.task().load_data().note,
+        "machine": summary["machine"],
+    }
+    shutil.rmtree(folder, ignore_errors=True)
+    return outcome
+
+
+def _run_and_keep(cell: Cell, into: Path, work: Path, changes: dict[str, Callable[[Any, int], Any]]) -> str:
+    import torch
+
+    torch.set_num_threads(1)
+    path = into / f"{cell.key}.json"
+    if not path.exists():
+        outcome = run_cell(cell, work, changes.get(cell.change))
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(rounded(outcome)))
+        beside.replace(path)
+    return cell.key
+
+
+def run_all(
+    cells: Sequence[Cell],
+    name: str,
+    processes: int,
+    work: Path | None = None,
+    changes: dict[str, Callable[[Any, int], Any]] | None = None,
+) -> None:
+    """Run every cell that has no result yet, in order."""
+    into = RESULTS / name
+    into.mkdir(parents=True, exist_ok=True)
+    work = work or Path(tempfile.gettempdir()) / f"edgeprune-{name}-{os.getuid()}"
+    work.mkdir(parents=True, exist_ok=True)
+    todo = [cell for cell in cells if not (into / f"{cell.key}.json").exists()]
+    print(f"{len(todo)} of {len(cells)} cells to run", flush=True)
+    one = partial(_run_and_keep, into=into, work=work, changes=changes or {})
+    if processes == 1:
+        for i, cell in enumerate(todo, start=1):
+            print(f"{i}/{len(todo)} {one(cell)}", flush=True)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
+        for i, key in enumerate(pool.imap_unordered(one, todo), start=1):
+            print(f"{i}/{len(todo)} {key}", flush=True)
+
+
+def load(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Every outcome there is, by row, in order of seed."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((RESULTS / name).glob("*.json")):
+        outcome = json.loads(path.read_text())
+        rows.setdefault(outcome["cell"]["row"], []).append(outcome)
+    return {row: sorted(found, key=lambda o: o["cell"]["seed"]) for row, found in rows.items()}
+
+
+def accuracy_at(outcome: dict[str, Any], cap: float) -> float | None:
+    """Accuracy in per cent when ``cap`` bytes had been uploaded: mean of the last three evaluations up to there; None
+    where the run ended before."""
+    total, reached = 0, 0
+    for round_, sent in enumerate(outcome["upload_bytes"], start=1):
+        total += sent
+        if total > cap:
+            break
+        reached = round_
+    if total < cap * 0.98:
+        return None
+    before = [value for round_, value in outcome["accuracy"].items() if int(round_) <= reached]
+    return 100 * statistics.fmean(before[-3:]) if before else None
+
+
+def final_accuracy(outcome: dict[str, Any]) -> float:
+    """Mean of the last three evaluations, in per cent."""
+    return 100 * statistics.fmean(list(outcome["accuracy"].values())[-3:])
+
+
+def paired(
+    ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], cap: float, their_cap: float
+) -> list[float]:
+    """Differences in points, seed by seed, at ``cap`` and ``their_cap`` bytes."""
+    other = {o["cell"]["seed"]: accuracy_at(o, their_cap) for o in theirs}
+    found = []
+    for o in ours:
+        a, b = accuracy_at(o, cap), other.get(o["cell"]["seed"])
+        if a is not None and b is not None:
+            found.append(a - b)
+    return found
+
+
+def rounded(value: Any) -> Any:
+    """``value`` with every number to six digits: the files are for reading and for git."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {str(key): rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
