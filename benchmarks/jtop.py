@@ -73,6 +73,43 @@ def step(version: str, interval: float, half_s: float) -> dict[str, Any]:
             "error": energy.joules / true - 1, "samples": energy.samples}  # fmt: skip
 
 
+def told(taken: JtopSampler, since: float) -> dict[str, Any]:
+    """The sentence, and how long it took."""
+    while taken.recording().fault is None and now() < since + 30:
+        time.sleep(0.01)
+    return {"seconds": now() - since, "sentence": taken.recording().fault}
+
+
+def faults(version: str) -> dict[str, Any]:
+    """What goes wrong in the field, done to the service: how soon a sampler at 0.5 s says so."""
+    environments = jtop_service.environments()
+    found: dict[str, Any] = {}
+    for name, happens in (("killed", jtop_service.Service.kill), ("hung", jtop_service.Service.hang)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            jtop_service.running(environments[version], Path(folder)) as service,
+            sampler(version, 0.5) as taken,
+        ):
+            time.sleep(1)
+            began = now()
+            happens(service)
+            found[name] = told(taken, began)
+    with tempfile.TemporaryDirectory() as folder, jtop_service.running(environments[version], Path(folder)) as service:
+        service.hang()
+        began = now()
+        with JtopSampler(0.5, 5.0, python=str(environments[version] / "bin/python")) as taken:
+            found["hung from the start, deadline 5 s"] = told(taken, began)
+    began = now()
+    with sampler(version, 0.5) as taken:
+        found["no service"] = told(taken, began)
+    for other in sorted(environments.keys() - {version}):
+        with tempfile.TemporaryDirectory() as folder, jtop_service.running(environments[other], Path(folder)):
+            began = now()
+            with sampler(version, 0.5) as taken:
+                found[f"service {other}"] = told(taken, began)
+    return found
+
+
 def main() -> None:
     why = jtop_service.why_not()
     if why:
@@ -82,6 +119,7 @@ def main() -> None:
     for version in sorted(jtop_service.environments()):
         row = {"jetson_stats": version, "share_of_a_core_at_0.5_s": cost(version)}
         row["step"] = [step(version, 0.5, 15.0), step(version, 0.1, 5.0)]
+        row["faults"] = faults(version)
         print(row, flush=True)
         results.append(row)
     print("wrote", harness.write_result("jtop", about, results).name)

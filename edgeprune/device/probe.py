@@ -98,7 +98,8 @@ def beside_figures() -> dict[str, Any]:
 
 def board(root: Path = ROOT) -> str | None:
     """The board's model from the device tree (such as ``NVIDIA Jetson Orin Nano``); None where there is none."""
-    text = _read(root / "proc/device-tree/model")
+    # The second is what the first is a link to; containers often show only that.
+    text = _read(root / "proc/device-tree/model") or _read(root / "sys/firmware/devicetree/base/model")
     return text.replace("\0", "").strip() or None if text else None
 
 
