@@ -37,7 +37,7 @@ def sampler(version: str, interval: float) -> JtopSampler:
     return JtopSampler(interval, python=str(jtop_service.environments()[version] / "bin/python"))
 
 
-def cost(version: str, seconds: float = 20.0) -> dict[str, float]:
+def cost(version: str, seconds: float = 10.0) -> dict[str, float]:
     environment = jtop_service.environments()[version]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -118,7 +118,7 @@ def main() -> None:
     results = []
     for version in sorted(jtop_service.environments()):
         row = {"jetson_stats": version, "share_of_a_core_at_0.5_s": cost(version)}
-        row["step"] = [step(version, 0.5, 15.0), step(version, 0.1, 5.0)]
+        row["step"] = [step(version, 0.5, 10.0), step(version, 0.1, 4.0)]
         row["faults"] = faults(version)
         print(row, flush=True)
         results.append(row)
