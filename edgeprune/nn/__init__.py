@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from edgeprune.nn.convert import densify, densities, masks, set_masks, sparsify
 from edgeprune.nn.densities import erdos_renyi_kernel, uniform
+from edgeprune.nn.exits import ExitHead, Exits
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
 
 __all__ = [
+    "ExitHead",
+    "Exits",
     "MaskedConv2d",
     "MaskedLinear",
     "densify",

@@ -40,11 +40,13 @@ Axis = tuple[Segment, ...]
 @dataclass(frozen=True)
 class AxisMap:
     """``groups``: prunable channels per group; ``tensors``: the axes of every parameter and buffer by name;
-    ``sizes``: attributes of modules that hold the length of a dimension ("blocks.0.attn.num_heads")."""
+    ``sizes``: attributes of modules that hold the length of a dimension ("blocks.0.attn.num_heads"); ``blocks``: what
+    can be left out as a whole, each with the modules that go (depth.py)."""
 
     groups: Mapping[str, int]
     tensors: Mapping[str, tuple[Axis, ...]]
     sizes: Mapping[str, Axis] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def total(self) -> int:

@@ -5,6 +5,7 @@
      "kinds":  ["weight=$0 $1 3 3", "weight=$0;bias=$0;...", ...],
      "axes":   {"layer1.0.conv1": "0 #2 #1", ...},              module -> kind, what $0, $1 ... stand for
      "sizes":  {"blocks.0.attn.num_heads": "#7", ...}}          attributes of modules; left out when there are none
+     "blocks": {"layer1.1": [1, "layer1.1"], ...}}              0 when left out, then the modules; as above
 
 Kept channels: "" all, "r0-31,40" runs, "b" + base64 of the bitmap (lowest bit first); the shortest is written.
 An axis is a sum of segments: ``17`` positions that stay, ``#2`` the channels of group number 2, ``#2*49`` each as a
@@ -61,8 +62,8 @@ def from_bitmap(data: bytes, size: int, group: str) -> tuple[int, ...]:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def encode(axes: AxisMap, kept: Mapping[str, npt.NDArray[np.int64]]) -> str:
-    """The JSON text of a map and its kept channels."""
+def encode(axes: AxisMap, kept: Mapping[str, npt.NDArray[np.int64]], dropped: tuple[str, ...] = ()) -> str:
+    """The JSON text of a map, its kept channels and the blocks left out."""
     number = {name: i for i, name in enumerate(axes.groups)}
     modules: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, tensor_axes in axes.tensors.items():
@@ -79,9 +80,11 @@ def encode(axes: AxisMap, kept: Mapping[str, npt.NDArray[np.int64]]) -> str:
         kind = kinds.setdefault(";".join(parts), len(kinds))
         lines[module] = " ".join([str(kind), *slots])
     groups = {name: [size, _kept_text(kept[name], size)] for name, size in axes.groups.items()}
-    text = {"format": FORMAT, "groups": groups, "kinds": list(kinds), "axes": lines}
+    text: dict[str, Any] = {"format": FORMAT, "groups": groups, "kinds": list(kinds), "axes": lines}
     if axes.sizes:
         text["sizes"] = {name: _axis_text(axis, number) for name, axis in axes.sizes.items()}
+    if axes.blocks:
+        text["blocks"] = {name: [int(name not in dropped), *modules] for name, modules in axes.blocks.items()}
     return json.dumps(text, separators=(",", ":"))
 
 
@@ -108,8 +111,8 @@ def _kept_text(kept: npt.NDArray[np.int64], size: int) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def decode(text: str | bytes) -> tuple[AxisMap, dict[str, tuple[int, ...]]]:
-    """The map and the kept channels of a text; one sentence of EdgePruneError on anything else."""
+def decode(text: str | bytes) -> tuple[AxisMap, dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """The map, the kept channels and the blocks left out; one sentence of EdgePruneError on any other text."""
     if len(text) > MAX_TEXT:
         raise EdgePruneError(f"a plan of {len(text)} characters is too long, the limit is {MAX_TEXT}")
     try:
@@ -122,7 +125,9 @@ def decode(text: str | bytes) -> tuple[AxisMap, dict[str, tuple[int, ...]]]:
         raise EdgePruneError(f"the plan lacks the key {min(missing)!r}")
     groups, kept = _groups(data["groups"])
     sizes = _sizes(data.get("sizes", {}), groups)
-    return AxisMap(groups, _tensors(data["kinds"], data["axes"], groups), sizes), kept
+    blocks = _blocks(data.get("blocks", {}))
+    axes = AxisMap(groups, _tensors(data["kinds"], data["axes"], groups), sizes, {n: m for n, (_, m) in blocks.items()})
+    return axes, kept, tuple(name for name, (held, _) in blocks.items() if not held)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,6 +212,23 @@ def _sizes(data: Any, groups: Mapping[str, int]) -> dict[str, Axis]:
     if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()) or len(data) > MAX_TENSORS:
         raise EdgePruneError("the plan's 'sizes' must be an object of texts")
     return {name: _axis(text, list(groups), groups, name) for name, text in data.items()}
+
+
+def _blocks(data: Any) -> dict[str, tuple[bool, tuple[str, ...]]]:
+    found: dict[str, tuple[bool, tuple[str, ...]]] = {}
+    if not isinstance(data, dict) or len(data) > MAX_TENSORS:
+        raise EdgePruneError("the plan's 'blocks' must be an object")
+    for name, entry in data.items():
+        held, modules = (entry[0], entry[1:]) if isinstance(entry, list) and entry else (None, [])
+        if (
+            type(held) is not int
+            or held not in (0, 1)
+            or not modules
+            or not all(m and isinstance(m, str) for m in modules)
+        ):
+            raise EdgePruneError(f"the plan's block {name!r} must be [0 or 1, modules]")
+        found[name] = (bool(held), tuple(modules))
+    return found
 
 
 def _kind_part(text: str) -> tuple[str, list[str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def plan_macs(graph: ChannelGraph, plan: SubmodelPlan) -> int:
     """Multiply-adds of the sub-model for one sample; equals ``macs(extract(model, plan), example_inputs)``."""
-    return graph.macs(plan.counts)
+    return graph.macs(plan.counts, plan.dropped)
 
 
 def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:

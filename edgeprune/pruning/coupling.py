@@ -7,6 +7,7 @@ A rule says which channel positions of the operands belong together and where th
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,8 @@ class Coupling:
         self._spread: list[tuple[int, int]] = []
         self.layouts: dict[Node, Layout | list[Layout]] = {}
         self.costs: list[tuple[Layout, Shape, int]] = []
+        self.cost_nodes: list[Node] = []
+        self.at: Node  # the node being walked
         self.notes: list[str] = []
         self.roles: dict[int, str] = {}
         self.random = False
@@ -155,6 +158,13 @@ class Coupling:
     def count(self, layout: Layout, shape: Shape, times: int) -> None:
         """``times`` multiply-adds for every element of a (weight-like) tensor of this layout."""
         self.costs.append((layout, shape, times))
+        self.cost_nodes.append(self.at)
+
+    def count_product(self, layout: Layout, shape: Shape) -> None:
+        """A multiply-add for every position of these dimensions (a product of two computed matrices)."""
+        cut = [d for d, ids in enumerate(layout) if self.atoms.prunable(ids)]
+        times = math.prod(s for d, s in enumerate(shape) if d not in cut)
+        self.count(tuple(layout[d] for d in cut) or (None,), tuple(shape[d] for d in cut) or (1,), times)
 
     def spread(self, size: int) -> Ids:
         """Fresh positions of a dimension that is one value repeated; they follow what they meet next."""
@@ -172,6 +182,7 @@ class Coupling:
 
     def step(self, node: Node, module: str) -> None:
         """Couple what this node couples and note the layout of its result."""
+        self.at = node
         if node.target is operator.getitem:
             source, index = node.args
             parts = self.layouts.get(source)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from edgeprune.pruning.attributes import Candidate, candidates
 from edgeprune.pruning.axes import Axis, AxisMap, local_size
 from edgeprune.pruning.capture import Walk, batch_size, export, module_path, tensors, unfused_attention
 from edgeprune.pruning.coupling import Coupling, Norms, Shape, shape_of, shapes_of
+from edgeprune.pruning.depth import block_of, droppable
 from edgeprune.pruning.grouping import AxisMaker, Found, find_groups
 from edgeprune.pruning.surgery import REPAIRS
 
@@ -57,6 +58,7 @@ class ChannelGraph:
     notes: tuple[str, ...]
     costs: tuple[tuple[tuple[Axis, ...], int], ...]
     batch: int
+    cost_blocks: tuple[tuple[str, ...], ...] = ()
 
     @property
     def axes(self) -> Mapping[str, tuple[Axis, ...]]:
@@ -68,9 +70,18 @@ class ChannelGraph:
         """The groups that a plan may cut, in the order of the network."""
         return {name: g for name, g in self.groups.items() if g.prunable}
 
-    def macs(self, counts: Mapping[str, int]) -> int:
-        """Multiply-adds of convolutions and linear layers for one sample, with ``counts`` kept channels per group."""
-        return sum(times * local_size(axes, counts) for axes, times in self.costs) // self.batch
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that a plan may leave out (``plan.drop(name)``), in the order of the network; see depth.py."""
+        return tuple(self.map.blocks)
+
+    def macs(self, counts: Mapping[str, int], dropped: Sequence[str] = ()) -> int:
+        """Multiply-adds of convolutions and linear layers for one sample, with ``counts`` kept channels per group and
+        without the blocks ``dropped``."""
+        costs = self.costs
+        if gone := set(dropped):
+            costs = tuple(c for c, blocks in zip(costs, self.cost_blocks, strict=True) if not gone.intersection(blocks))
+        return sum(times * local_size(axes, counts) for axes, times in costs) // self.batch
 
     @staticmethod
     def trace(
@@ -110,9 +121,13 @@ class ChannelGraph:
                 builder.keep_whole(pattern)
             graph = builder.graph()
             if verify:
-                from edgeprune.pruning.verify import check
+                from edgeprune.pruning.verify import check, failing_blocks
 
                 while True:
+                    for name, why in failing_blocks(model, graph, builder.inputs).items():
+                        del builder.blocks[name]
+                        builder.notes.append(f"the block {name} cannot be left out: {why}")
+                        graph = builder.graph()
                     failing, sizes = check(model, graph, builder.inputs, builder.walks, builder.candidates)
                     if not failing:
                         return replace(graph, map=replace(graph.map, sizes=sizes))
@@ -128,6 +143,8 @@ class _Builder:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], norms: Norms, heads: bool) -> None:
         self.model, self.inputs = model, inputs
         self.norms, self.heads = norms, heads
+        self.blocks: dict[str, tuple[str, ...]] = {}
+        self.cost_modules: list[str] = []
         self.walks: dict[bool, Walk] = {}
         self.candidates: list[Candidate] = []
         self._handled: dict[str, dict[bytes, tuple[Ids | None, int]]] = {}
@@ -167,6 +184,8 @@ class _Builder:
                 self._outputs(c, node, program.graph_signature.output_specs)
         if not training:
             self.costs, self.batch = c.costs, batch_size(self.inputs)
+            self.cost_modules = [module_path(node) for node in c.cost_nodes]
+            self.blocks = droppable(self.model, program, self.inputs)
         self.notes += [note for note in c.notes if note not in self.notes]
         self.walks[training] = Walk(
             program, {n: (c.layout(n.args[0]), shape_of(n.args[0])) for n in c.normed}, c.random
@@ -263,10 +282,11 @@ class _Builder:
         groups = {g.name: g for g in self._channel_groups(names)}
         return ChannelGraph(
             groups=groups,
-            map=AxisMap({n: sizes[n] for n in used}, {n: axes[a] for n, a in self.alias.items()}, first),
+            map=AxisMap({n: sizes[n] for n in used}, {n: axes[a] for n, a in self.alias.items()}, first, self.blocks),
             notes=tuple(self.notes),
             costs=tuple((a, times) for a, (_, _, times) in zip(cost_axes, self.costs, strict=True)),
             batch=self.batch,
+            cost_blocks=tuple(block_of(module, self.blocks) for module in self.cost_modules),
         )
 
     def _ordered(self) -> dict[str, Layout]:

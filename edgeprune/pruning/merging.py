@@ -44,6 +44,8 @@ class Merger:
         for name, base in self._base.items():
             if not isinstance(base, Tensor):
                 continue
+            if not plan.holds(name):
+                continue
             if name not in local_state:
                 raise EdgePruneError(f"the sub-model lacks {name!r}")
             if plan.map.shape(name) != tuple(base.shape):
@@ -58,7 +60,7 @@ class Merger:
 
     def _add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
         by_dtype: dict[torch.dtype, list[str]] = {}
-        for name in self._floats:
+        for name in filter(plan.holds, self._floats):
             by_dtype.setdefault(self._totals[name].dtype, []).append(name)
         for dtype, names in by_dtype.items():
             ops.scatter_accumulate_many_(
@@ -69,7 +71,7 @@ class Merger:
                 weight,
             )
         for name, base in self._base.items():
-            if isinstance(base, Tensor) and not base.is_floating_point():
+            if isinstance(base, Tensor) and not base.is_floating_point() and plan.holds(name):
                 self._raise(name, base, plan.indices(name), local_state[name].detach().to(base.device, base.dtype))
         self._weight += weight
 

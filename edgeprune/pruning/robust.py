@@ -45,10 +45,10 @@ def merge_robust(
         raise EdgePruneError("there is nothing to merge; add at least one sub-model")
     for plan, local in submodels:
         plan.check_local(local)
-        if odd := sorted(local.keys() ^ state.keys()):
+        if odd := sorted(local.keys() ^ {n for n in state if plan.holds(n)}):
             raise EdgePruneError(f"a sub-model and the model differ in tensor {odd[0]!r}")
         for name, base in state.items():
-            if local[name].is_floating_point() != base.is_floating_point():
+            if name in local and local[name].is_floating_point() != base.is_floating_point():
                 raise EdgePruneError(f"the sub-model's {name!r} is {local[name].dtype}, the model's {base.dtype}")
     return {name: _merged(name, base, submodels, rule, trim, mode) for name, base in state.items()}
 
@@ -86,11 +86,11 @@ def _merged(
     mode: MergeMode,
 ) -> Tensor:
     if not base.is_floating_point():
-        every = [_placed(base.clone(), plan, name, local[name]) for plan, local in submodels]
+        every = [_placed(base.clone(), plan, name, local) for plan, local in submodels]
         return torch.stack([base, *every]).amax(0) if base.dtype != torch.bool else torch.stack([base, *every]).any(0)
     missing = {"unit": math.nan, "worker": 0.0, "delta": 0.0}[mode]
     fill = base.detach().double() if mode == "delta" else torch.full(base.shape, missing, dtype=torch.float64)
-    stacked = torch.stack([_placed(fill.clone(), plan, name, local[name]) for plan, local in submodels])
+    stacked = torch.stack([_placed(fill.clone(), plan, name, local) for plan, local in submodels])
     held = (~stacked.isnan()).sum(0)
     if rule == "median":
         first, last = (held - 1).div(2, rounding_mode="floor"), held.div(2, rounding_mode="floor")
@@ -104,11 +104,13 @@ def _merged(
     return torch.where(held > 0, mean.to(base.dtype), base)
 
 
-def _placed(into: Tensor, plan: SubmodelPlan, name: str, local: Tensor) -> Tensor:
-    """``into`` [shape of the full tensor] with ``local`` at the plan's positions."""
+def _placed(into: Tensor, plan: SubmodelPlan, name: str, local: Mapping[str, Tensor]) -> Tensor:
+    """``into`` [shape of the full tensor] with the sub-model's values, if it has any, at the plan's positions."""
+    if not plan.holds(name):
+        return into
     mesh = []
     for d, index in enumerate(plan.indices(name)):
         kept = torch.arange(into.shape[d]) if index is None else index
         mesh.append(kept.reshape([-1 if e == d else 1 for e in range(into.dim())]))
-    into[tuple(mesh) if mesh else ...] = local.detach().to(into.dtype)
+    into[tuple(mesh) if mesh else ...] = local[name].detach().to(into.dtype)
     return into

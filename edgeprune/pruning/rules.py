@@ -83,7 +83,9 @@ def linear(c: Coupling, call: Call) -> Layout:
     c.role(w[1], "in")
     if call.get("bias") is not None:
         c.couple(call, w[0], c.layout(call["bias"])[0])
-    c.count((*c.layout(x)[:-1], *w), (*shape_of(x)[:-1], *shape_of(weight)), 1)
+    rows = [d for d in range(len(shape_of(x)) - 1) if c.atoms.prunable(c.layout(x)[d])]
+    positions = math.prod(s for d, s in enumerate(shape_of(x)[:-1]) if d not in rows)
+    c.count((*w, *(c.layout(x)[d] for d in rows)), (*shape_of(weight), *(shape_of(x)[d] for d in rows)), positions)
     return (*c.layout(x)[:-1], w[0])
 
 
@@ -101,7 +103,7 @@ def matmul(c: Coupling, call: Call) -> Layout | None:
     c.role(lb[-1], "out")
     out = shape_of(call.node)
     batch = _batch(c, call, a, b, out)
-    c.count((*batch, la[-2], *lb[-2:]), (*out[:-1], *sb[-2:]), 1)
+    c.count_product((*batch, la[-2], *lb[-2:]), (*out[:-1], *sb[-2:]))
     return (*batch, la[-2], lb[-1])
 
 

@@ -39,9 +39,8 @@ def attention(c: Coupling, call: Call) -> Layout | list[Layout]:
         if shape_of(mask)[back] > 1 and len(outer) >= -(back + 2):
             c.couple(call, outer[back + 2], c.layout(mask)[back])
     c.whole_dims(call, c.layout(mask), [d for d in range(len(c.layout(mask))) if d >= len(c.layout(mask)) - 2], "masks")
-    positions = shapes[1][-2]
-    c.count((*outer, None, q[-1]), shapes[0], positions)
-    c.count((*outer, None, v[-1]), (*shapes[0][:-1], shapes[2][-1]), positions)
+    c.count_product((*outer, None, q[-1], None), (*shapes[0], shapes[1][-2]))
+    c.count_product((*outer, None, v[-1], None), (*shapes[0][:-1], shapes[2][-1], shapes[1][-2]))
     out: Layout = (*outer, None, v[-1])
     if not isinstance(call.node.meta.get("val"), (tuple, list)):
         return out

@@ -13,6 +13,13 @@ _ATOMIC = (int, float, str, bool, bytes, complex, type(None), type)
 _OWN_WAY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__slots__")
 
 
+class Skip(nn.Module):
+    """Stands for a block that was left out: its first argument passes unchanged."""
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x
+
+
 def copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
     """What ``copy.deepcopy(module, memo)`` gives; classes that say themselves how they are copied are asked."""
     return _copy(module, memo)

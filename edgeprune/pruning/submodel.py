@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 
 class SubmodelPlan:
-    """The kept channels of every prunable group and the map from channels to tensor elements. Immutable.
+    """The kept channels of every prunable group, the blocks left out, and the map from channels to tensor elements.
+    Immutable.
 
     ``kept``: strictly increasing channel numbers per group, at least one each; groups left out keep all their channels.
-    Raises EdgePruneError on unknown groups and on numbers that are out of range, repeated or out of order.
+    ``dropped``: blocks of the map (``ChannelGraph.blocks``) that the sub-model does without.
+    Raises EdgePruneError on unknown groups and blocks and on numbers that are out of range, repeated or out of order.
     """
 
-    def __init__(self, axes: AxisMap, kept: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, axes: AxisMap, kept: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:
         for name in kept:
             if name not in axes.groups:
                 raise EdgePruneError(f"the plan names an unknown group {name!r}{nearest(name, axes.groups)}")
@@ -38,6 +40,13 @@ class SubmodelPlan:
             channels = kept.get(name)
             self.kept[name] = tuple(range(size)) if channels is None else tuple(channels)
             self._kept[name] = _checked(name, size, self.kept[name])
+        gone = set(dropped)
+        for name in gone:
+            if name not in axes.blocks:
+                raise EdgePruneError(f"the plan drops an unknown block {name!r}{nearest(name, axes.blocks)}")
+        self.dropped = tuple(name for name in axes.blocks if name in gone)
+        self.dropped_modules = tuple(dict.fromkeys(m for name in self.dropped for m in axes.blocks[name]))
+        self._gone = tuple(f"{m}." for m in self.dropped_modules)
         self._indices: dict[Axis, Tensor | None] = {}
         self._tensors: dict[str, tuple[Tensor | None, ...]] = {}
 
@@ -53,6 +62,14 @@ class SubmodelPlan:
         """Per tensor name one Axis per dimension."""
         return self.map.tensors
 
+    def drop(self, *blocks: str) -> SubmodelPlan:
+        """This plan without these blocks too."""
+        return SubmodelPlan(self.map, self.kept, (*self.dropped, *blocks))
+
+    def holds(self, tensor: str) -> bool:
+        """Whether the sub-model has this tensor, or a part of it; False for those of blocks left out."""
+        return not self._gone or not tensor.startswith(self._gone)
+
     @cached_property
     def counts(self) -> dict[str, int]:
         """The number of kept channels per group."""
@@ -66,7 +83,7 @@ class SubmodelPlan:
     @cached_property
     def parameters(self) -> int:
         """Elements of all parameters and buffers of the sub-model."""
-        return sum(local_size(axes, self.counts) for axes in self.map.tensors.values())
+        return sum(local_size(axes, self.counts) for name, axes in self.map.tensors.items() if self.holds(name))
 
     @cached_property
     def id(self) -> str:
@@ -96,6 +113,8 @@ class SubmodelPlan:
         for name, t in local_state.items():
             if not isinstance(t, Tensor):
                 continue
+            if not self.holds(name):
+                raise EdgePruneError(f"the sub-model has {name!r}, which is in a block that its plan leaves out")
             if tuple(t.shape) != self.shape(name):
                 raise EdgePruneError(
                     f"the sub-model's {name!r} has shape {tuple(t.shape)}, its plan says {self.shape(name)}"
@@ -114,37 +133,45 @@ class SubmodelPlan:
         return hash(self.id)
 
     def __repr__(self) -> str:
-        return f"SubmodelPlan({self.id}, {sum(self.counts.values())} of {self.map.total} channels)"
+        blocks = f", {len(self.dropped)} of {len(self.map.blocks)} blocks left out" if self.dropped else ""
+        return f"SubmodelPlan({self.id}, {sum(self.counts.values())} of {self.map.total} channels{blocks})"
 
     # --- as text and bytes ---
 
     def to_json(self) -> str:
         """The whole plan, map included, as a small JSON text (format: codec.py)."""
-        return codec.encode(self.map, self._kept)
+        return codec.encode(self.map, self._kept, self.dropped)
 
     @staticmethod
     def from_json(text: str | bytes) -> SubmodelPlan:
         """Raises EdgePruneError (one sentence) on anything that is not a plan; allocates nothing on a count's word."""
-        axes, kept = codec.decode(text)
-        return SubmodelPlan(axes, kept)
+        return SubmodelPlan(*codec.decode(text))
 
     def kept_bytes(self) -> bytes:
-        """One bitmap per group, in the map's order, each filled up to whole bytes (lowest bit first)."""
-        return b"".join(codec.bitmap(kept, self.map.groups[name]) for name, kept in self._kept.items())
+        """One bitmap per group, in the map's order, each filled up to whole bytes (lowest bit first); where blocks are
+        left out, one more of the kept blocks."""
+        channels = b"".join(codec.bitmap(kept, self.map.groups[name]) for name, kept in self._kept.items())
+        if not self.dropped:
+            return channels
+        held = [i for i, name in enumerate(self.map.blocks) if name not in self.dropped]
+        return channels + codec.bitmap(np.array(held, np.int64), len(self.map.blocks))
 
     @staticmethod
     def from_kept_bytes(graph: ChannelGraph | AxisMap, data: bytes) -> SubmodelPlan:
         """The way back from kept_bytes() for one who already has the graph or its map."""
         axes = _map(graph)
         need = sum((size + 7) // 8 for size in axes.groups.values())
-        if len(data) != need:
+        depth = (len(axes.blocks) + 7) // 8
+        if len(data) not in (need, need + depth):
             raise EdgePruneError(f"the kept channels of this model take {need} bytes, not {len(data)}")
         kept, start = {}, 0
         for name, size in axes.groups.items():
             part = data[start : start + (size + 7) // 8]
             kept[name] = codec.from_bitmap(part, size, name)
             start += len(part)
-        return SubmodelPlan(axes, kept)
+        held = codec.from_bitmap(data[start:], len(axes.blocks), "the blocks") if len(data) > need else None
+        dropped = () if held is None else [name for i, name in enumerate(axes.blocks) if i not in set(held)]
+        return SubmodelPlan(axes, kept, dropped)
 
 
 def _map(graph: ChannelGraph | AxisMap) -> AxisMap:

@@ -16,14 +16,15 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.attention import slim
 from edgeprune.pruning.attributes import resize
 from edgeprune.pruning.merging import Merger
-from edgeprune.pruning.structure import copy_module
+from edgeprune.pruning.structure import Skip, copy_module
 from edgeprune.pruning.submodel import SubmodelPlan
 
 __all__ = ["Merger", "REPAIRS", "expand_state", "extract", "extract_state", "load_local"]
 
 
 def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
-    """A physically smaller copy of ``model``: cut parameters and buffers, repaired sizes in the modules' attributes.
+    """A physically smaller copy of ``model``: cut parameters and buffers, repaired sizes in the modules' attributes,
+    a Skip in the place of every block left out.
 
     Training flags, hooks and everything else are copied; shared tensors stay shared; the model is not changed. Raises
     EdgePruneError when the plan was made for another model.
@@ -31,28 +32,33 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
     names: dict[int, str] = {}
     tensors: list[Tensor] = []
     for name, t in _tensors(model):
-        if id(t) not in names:
+        if id(t) not in names and plan.holds(name):
             names[id(t)] = name
             tensors.append(t)
     cut = _cut(list(names.values()), tensors, plan)
     memo: dict[int, Any] = {}
     for old, new in zip(tensors, cut, strict=True):
         memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for path in plan.dropped_modules:
+        try:
+            memo[id(model.get_submodule(path))] = Skip()
+        except AttributeError:
+            raise EdgePruneError(f"the plan was made for another model: it has no {path!r} to leave out") from None
     small = copy_module(model, memo)
     for module in small.modules():
         for kind, repair in REPAIRS.items():
             if isinstance(module, kind):
                 repair(module)
                 break
-    resize(small, plan.map.sizes, plan.counts)
+    resize(small, {n: axis for n, axis in plan.map.sizes.items() if plan.holds(n)}, plan.counts)
     return small
 
 
 def extract_state(state: Mapping[str, Tensor], plan: SubmodelPlan) -> dict[str, Tensor]:
     """The sub-model's state dict, cut out of the full one (always new memory)."""
-    names = [n for n, t in state.items() if isinstance(t, Tensor)]
+    names = [n for n, t in state.items() if isinstance(t, Tensor) and plan.holds(n)]
     cut = dict(zip(names, _cut(names, [state[n] for n in names], plan), strict=True))
-    return {n: cut.get(n, t) for n, t in state.items()}
+    return {n: cut.get(n, t) for n, t in state.items() if plan.holds(n)}
 
 
 def expand_state(
@@ -60,6 +66,7 @@ def expand_state(
 ) -> dict[str, Tensor]:
     """The full state with the sub-model's values at their global places, and ``fill`` (number or full state) elsewhere.
 
+    Tensors of blocks left out come from a full state to fill from; a number does not bring them back.
     Allocates what the plan's map says, so use it with plans of your own.
     """
     plan.check_local(local)
@@ -76,6 +83,8 @@ def expand_state(
         indices = plan.indices(name)
         full[tuple(_mesh(full, indices))] = t.detach()
         result[name] = full
+    if isinstance(fill, Mapping):
+        result.update({n: fill[n].detach().clone() for n in plan.map.tensors if n in fill and not plan.holds(n)})
     return result
 
 

@@ -74,6 +74,27 @@ def check(
     return failing, sizes
 
 
+def failing_blocks(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...]) -> dict[str, str]:
+    """The blocks without which the model does not run or puts out another shape, with the reason."""
+    failing = {}
+    shapes = [getattr(y, "shape", None) for y in _outputs(copy.deepcopy(model).eval(), inputs)]
+    full = SubmodelPlan.full(graph)
+    for block in graph.blocks:
+        try:
+            got = [getattr(y, "shape", None) for y in _outputs(extract(model, full.drop(block)).eval(), inputs)]
+        except Exception as e:
+            failing[block] = f"without it the forward pass fails: {_sentence(e)}"
+            continue
+        if got != shapes:
+            failing[block] = "without it the output has another shape"
+    return failing
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    with torch.no_grad():
+        return pytree.tree_leaves(model(*inputs))
+
+
 class _Trial:
     """One random cut per group, fixed, so that a failure is the same in every subset of groups."""
 

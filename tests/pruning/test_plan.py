@@ -201,7 +201,7 @@ def test_a_damaged_plan_is_a_plan_or_an_error(data):
 def test_bytes_of_the_wrong_length_or_with_foreign_bits_are_refused():
     _, _, graph = traced("resnet")
     good = random_plan(graph, 1).kept_bytes()
-    for bad in (b"", good[:-1], good + b"\x01", good[:-1] + b"\xff", bytes(len(good))):
+    for bad in (b"", good[:-1], good + b"\x07", good + b"\x01\x00", good[:-1] + b"\xff", bytes(len(good))):
         with pytest.raises(EdgePruneError):
             SubmodelPlan.from_kept_bytes(graph, bad)
 
