@@ -28,27 +28,22 @@ def measure_onnx(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Result], Idle, dict[str, Any]]:
     """(a result for every batch size, idle power, facts about the file). Batch 1 is MLPerf's single-stream."""
-    session, facts = _open(path, thread_count, provider)
+    session, facts = open_session(path, thread_count, provider)
     say("idle")
     before = meter.idle(idle_s)
     results = []
     for batch in batches:
         name = "single-stream" if batch == 1 else "offline"
         say(f"{name}, batch {batch}")
-        feed = {entry.name: _made_up(entry, batch, path) for entry in session.get_inputs()}
-        try:
-            session.run(None, feed)
-        except Exception as error:  # the runtime has its own exception types
-            raise EdgePruneError(
-                f"{path}: batch {batch} does not run ({str(error).splitlines()[0]}); try another --batch"
-            ) from None
+        feed = made_up_feed(session, batch, path)
         results.append(
             meter.measure(name, partial(session.run, None, feed), batch=batch, seconds=seconds, repeats=repeats)
         )
     return results, Idle(before, meter.idle(idle_s)), facts
 
 
-def _open(path: Path, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
+def open_session(path: Path, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
+    """(the loaded file, facts about it). Raises EdgePruneError."""
     try:
         import onnxruntime
     except ImportError:
@@ -76,6 +71,18 @@ def _open(path: Path, threads: int, provider: str) -> tuple[Any, dict[str, Any]]
         "metadata": dict(session.get_modelmeta().custom_metadata_map),
     }
     return session, facts
+
+
+def made_up_feed(session: Any, batch: int, path: Path) -> dict[str, np.ndarray]:
+    """Random inputs of ``batch`` rows that the file was seen to run on."""
+    feed = {entry.name: _made_up(entry, batch, path) for entry in session.get_inputs()}
+    try:
+        session.run(None, feed)
+    except Exception as error:  # the runtime has its own exception types
+        raise EdgePruneError(
+            f"{path}: batch {batch} does not run ({str(error).splitlines()[0]}); try another --batch"
+        ) from None
+    return feed
 
 
 def _made_up(entry: Any, batch: int, path: Path) -> np.ndarray:

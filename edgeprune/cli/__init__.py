@@ -14,6 +14,7 @@ COMMANDS = {
     "run": "Train one model together on the devices of a fleet.",
     "prune": "Cut a model down to a budget and write the smaller one.",
     "export": "Write a trained model, or one device's part of it, as ONNX.",
+    "infer": "Run an exported file on real data.",
     "report": "Draw one self-contained page about runs.",
     "profile": "Measure what this device needs for a task.",
     "plan": "Say what every device of a fleet would get, and why.",

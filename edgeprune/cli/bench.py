@@ -112,13 +112,24 @@ def model(task_name: str, width: float, device: str, threads: int, seconds: floa
 @click.option(
     "--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="May be repeated; 1 and 32 if not."
 )
+@click.option("--vs", "other", type=click.Path(path_type=Path), help="Another file, run in turns with this one.")
 @click.option("--provider", default="CPU", show_default=True, help="Execution provider: CPU, CUDA, TensorRT ...")
 @_common
 def onnx(
-    file: Path, batches: tuple[int, ...], provider: str, threads: int, seconds: float | None, **options: Any
+    file: Path,
+    other: Path | None,
+    batches: tuple[int, ...],
+    provider: str,
+    threads: int,
+    seconds: float | None,
+    **options: Any,
 ) -> None:
     """An ONNX file in ONNX Runtime, on random inputs."""
-    from edgeprune.bench.onnx import measure_onnx
+    from edgeprune.bench import versus
+    from edgeprune.bench.onnx import measure_onnx, open_session
+
+    if other is not None:
+        open_session(other, threads, provider)  # a mistake shows before minutes of measuring
 
     def measure(meter: Meter, window: float, say: Callable[[str], None]) -> dict[str, Any]:
         from edgeprune.bench.report import report
@@ -134,9 +145,33 @@ def onnx(
             idle_s=options["idle"],
             say=say,
         )
-        return report("onnx", facts, results, idle, meter, threads)
+        found = report("onnx", facts, results, idle, meter, threads)
+        if other is not None:
+            compared = versus.compare(
+                file,
+                other,
+                batches=batches or (1, 32),
+                seconds=window,
+                repeats=options["repeats"],
+                thread_count=threads,
+                provider=provider,
+                say=say,
+            )
+            found["versus"] = {"file": other.name, "results": [v.to_dict() for v in compared]}
+        return found
 
     _run(measure, seconds, **options)
+
+
+def _versus(found: dict[str, Any]) -> list[str]:
+    """A sentence a batch size on the other file, where there is one."""
+    if "versus" not in found:
+        return []
+    return [
+        f"batch {row['batch']}: {row['speedup']:.2f}x against {found['versus']['file']} "
+        f"(repeats {row['low']:.2f} to {row['high']:.2f}), run in turns"
+        for row in found["versus"]["results"]
+    ]
 
 
 def _run(
@@ -165,7 +200,7 @@ def _run(
     finally:
         sampler.stop()
     console.print(report.table(found))
-    for line in report.lines(found):
+    for line in [*_versus(found), *report.lines(found)]:
         console.print(line, markup=False, soft_wrap=True)
     if output is not None:
         report.write(found, output)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeprune.export.targets import DEFAULT_TARGET, TARGETS
+from edgeprune.export.targets import DEFAULT_TARGET, PRECISIONS, TARGETS
 
 HINT_BELOW = 0.01  # accuracy lost against the whole model from which --recalibrate is worth a line
 
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     help="Whose runtimes must read it: jetpack5 and jetpack6 give opset 17 / IR 8, jetpack7 opset 18 / IR 10.",
 )
 @click.option(
+    "--precision",
+    metavar="|".join(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Inside the file; inputs and outputs stay fp32. int8 is calibrated on the task's training data.",
+)
+@click.option(
     "--recalibrate",
     is_flag=True,
     help="Estimate batch-norm statistics anew on the task's training data; a sub-model inherits the merged ones.",
@@ -43,6 +50,7 @@ def command(
     client: str | None,
     output: Path,
     target: str,
+    precision: str,
     recalibrate: bool,
     data_dir: str | None,
     threads: int,
@@ -56,7 +64,14 @@ def command(
     from edgeprune.export.of_run import export_run
 
     done = export_run(
-        run_dir, output, client=client, target=target, recalibrate=recalibrate, data_dir=data_dir, threads=threads
+        run_dir,
+        output,
+        client=client,
+        target=target,
+        precision=precision,
+        recalibrate=recalibrate,
+        data_dir=data_dir,
+        threads=threads,
     )
     console = Console()
     console.print(_table(done))
@@ -102,11 +117,16 @@ def _lines(done: RunExport) -> list[str]:
         f"agrees with torch on {parity.rows} rows of {source}, batches {batches}: "
         f"largest difference {parity.max_abs_diff:.2g}{agreement}"
     ]
+    if done.precision != "fp32":
+        lines[0] = lines[0].replace("agrees with torch", f"{done.precision} against fp32 in torch", 1)
+        lines[0] += f", relative error {parity.relative_error:.2g}"
+    if done.file_accuracy is not None:
+        lines.append(f"accuracy of the {done.precision} file itself: {done.file_accuracy:.2%}")
     if not parity.real_inputs:
         lines.append(f"no real inputs: {done.data_note}")
     if done.has_statistics and not done.recalibrated and _lost(done) > HINT_BELOW:
         lines.append("its batch-norm statistics are the merged model's; --recalibrate estimates its own")
-    lines.append(f"wrote {file.path} for {file.target} (opset {file.opset}, IR {file.ir_version}, fp32)")
+    lines.append(f"wrote {file.path} for {file.target} (opset {file.opset}, IR {file.ir_version}, {done.precision})")
     return lines
 
 

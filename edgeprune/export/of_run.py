@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export import targets
+from edgeprune.export.infer import infer_on
 from edgeprune.export.latency import median_latencies
-from edgeprune.export.onnx import Exported, check_destination, export_onnx, staged
+from edgeprune.export.onnx import Exported, annotate, check_destination, export_onnx, staged
 from edgeprune.export.parity import Parity, check_parity
+from edgeprune.export.precision import check_precision
 from edgeprune.export.recalibrate import has_statistics, recalibrated
 
 PARITY_ROWS = 256
+CALIBRATION_ROWS = 256
 RECALIBRATION_ROWS, RECALIBRATION_BATCH = 5000, 100
 
 
@@ -37,7 +40,8 @@ class Side:
 
 @dataclass(frozen=True)
 class RunExport:
-    """What was exported and how it compares. ``part`` is None when the whole model was exported."""
+    """What was exported and how it compares. ``part`` is None when the whole model was exported. ``file_accuracy``:
+    that of the file itself where it is not fp32."""
 
     file: Exported
     parity: Parity
@@ -49,6 +53,8 @@ class RunExport:
     data_note: str
     recalibrated: bool
     has_statistics: bool
+    precision: str = "fp32"
+    file_accuracy: float | None = None
 
 
 def export_run(
@@ -57,6 +63,7 @@ def export_run(
     *,
     client: str | None = None,
     target: str = targets.DEFAULT_TARGET,
+    precision: str = "fp32",
     recalibrate: bool = False,
     data_dir: str | None = None,
     threads: int = 1,
@@ -66,11 +73,13 @@ def export_run(
 
     The file must agree with torch (``check_parity``), on rows of the task's test set when they are on this machine,
     before it gets its name. ``recalibrate``: batch-norm statistics are estimated anew on the task's training data,
-    which must be here; agreement and accuracy are then those of the recalibrated model. ``threads`` and ``seconds``
-    (per model) are for the latency figures only.
+    which must be here; agreement and accuracy are then those of the recalibrated model.
+    ``precision`` int8 needs the task's data too, CALIBRATION_ROWS of its training split; the accuracy in the metadata
+    is then the file's own. ``threads`` and ``seconds`` (per model) are for the latency figures only.
     Raises EdgePruneError: not a run directory, unknown client, and all that ``export_onnx`` and ``check_parity`` raise.
     """
     targets.get(target)
+    check_precision(precision)
     check_destination(Path(path))
     run = _open(run_dir)
     known = run.clients()
@@ -91,18 +100,24 @@ def export_run(
             raise EdgePruneError(f"export: --recalibrate needs the task's training data: {data_note}")
         model = recalibrated(model, _training_batches(dataset))
         whole = recalibrated(whole, _training_batches(dataset)) if client is not None else model
+    calibration = _calibration(dataset, data_note) if precision == "int8" else None
     accuracy = _accuracy(model, task, dataset)
     details = {**_describe(run, plan, accuracy, dataset), "recalibrated": recalibrate}
     destination = Path(path)
     with staged(destination) as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        file = export_onnx(model, examples, draft, target=target, metadata=details)
+        form: dict[str, Any] = {"target": target, "precision": precision, "calibration": calibration}
+        file = export_onnx(model, examples, draft, metadata=details, **form)
         if rows is None:
-            parity = check_parity(model, draft, examples)
+            parity = check_parity(model, draft, examples, precision=precision)
         else:
-            parity = check_parity(model, draft, rows, real=True)
+            parity = check_parity(model, draft, rows, real=True, precision=precision)
+        file_accuracy = None
+        if precision != "fp32" and dataset is not None:
+            file_accuracy = infer_on(draft, dataset).accuracy
+            file = annotate(file, {"accuracy": round(file_accuracy or 0.0, 6)})
         files = [draft]
         if client is not None:
-            files.append(export_onnx(whole, examples, Path(scratch) / "whole.onnx", target=target).path)
+            files.append(export_onnx(whole, examples, Path(scratch) / "whole.onnx", **form).path)
         latencies = median_latencies(files, examples if rows is None else rows, threads=threads, seconds=seconds)
         sizes = [p.stat().st_size for p in files]
         os.replace(draft, destination)
@@ -123,6 +138,8 @@ def export_run(
         data_note=data_note,
         recalibrated=recalibrate,
         has_statistics=has_statistics(model),
+        precision=precision,
+        file_accuracy=file_accuracy,
     )
 
 
@@ -139,6 +156,13 @@ def _load(task: Any, data_dir: str | None) -> tuple[Any, str]:
     except EdgePruneError as error:
         return None, str(error)
     return dataset, f"the test set of {dataset.name}"
+
+
+def _calibration(dataset: Any, data_note: str) -> Tensor:
+    if dataset is None:
+        raise EdgePruneError(f"export: int8 is calibrated on the task's training data: {data_note}")
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:CALIBRATION_ROWS]
+    return dataset.normalise(dataset.train.x[order])
 
 
 def _training_batches(dataset: Any) -> Iterator[Tensor]:
@@ -183,9 +207,9 @@ def _describe(run: Any, plan: Any, accuracy: float | None, dataset: Any) -> Mapp
     details: dict[str, object] = {
         "method": config["algorithm"]["name"],
         "task": config["task"]["name"],
-        "precision": "fp32",
     }
     if dataset is not None:
+        details["dataset"] = dataset.name
         details["classes"] = list(dataset.classes)
         if is_dataclass(dataset.normalise):  # plain numbers: input = (stored value / unit - mean) / std
             details["normalisation"] = asdict(dataset.normalise)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune._version import __version__
 from edgeprune.errors import EdgePruneError
+from edgeprune.export import precision as precisions
 from edgeprune.export import targets
 from edgeprune.export._need import need
 from edgeprune.export._trace import to_proto
@@ -42,18 +43,23 @@ def export_onnx(
     path: str | os.PathLike[str],
     target: str = targets.DEFAULT_TARGET,
     metadata: Mapping[str, object] | None = None,
+    precision: str = "fp32",
+    calibration: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Exported:
-    """Write ``model`` in eval mode to ``path`` as fp32 ONNX for ``target`` and check the written file.
+    """Write ``model`` in eval mode to ``path`` as ONNX for ``target`` and check the written file.
 
     ``example_inputs``: one tensor or a tuple of tensors whose dimension 0 is the batch, which stays free in the file.
+    ``precision``: "fp32", "fp16" or "int8" inside; inputs and outputs are fp32. "int8" needs ``calibration``: real
+    inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
     ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON; the package version and
-    a digest of the weights are added. Nothing of the exporter's notes (stack traces, paths) is kept.
+    a digest of the weights are added, and the precision. Nothing of the exporter's notes (stack traces, paths) is kept.
     The model is copied: neither its weights, its buffers nor its training flag change. The file appears under its name
     only when every check has passed. Errors are EdgePruneError: a model that does not run on the inputs or has no ONNX
     form, a hard-coded batch size, a path that cannot be written, the ``onnx`` extra missing.
     """
     onnx = need("onnx")
     profile = targets.get(target)
+    precisions.check_precision(precision)
     destination = Path(path)
     check_destination(destination)
     inputs = _two_rows(example_inputs)
@@ -62,13 +68,18 @@ def export_onnx(
 
     with torch.no_grad():
         proto = to_proto(frozen, inputs, names_in, names_out, profile)
-    strip_notes(proto)
     # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
     # verify() runs the full checker on the result.
     proto.ir_version = profile.ir_version
+    strip_notes(proto)
+    if precision == "fp16":
+        proto = precisions.to_fp16(proto)
+    elif precision == "int8":
+        proto = precisions.to_int8(proto, precisions.batches_of(calibration), profile)
+    strip_notes(proto)
     proto.producer_name, proto.producer_version = "edgeprune", __version__
     proto.graph.name = "edgeprune"
-    entries = _entries(model, metadata)
+    entries = _entries(model, {"precision": precision, **(metadata or {})})
     onnx.helper.set_model_props(proto, entries)
 
     with staged(destination) as draft:
@@ -82,6 +93,17 @@ def export_onnx(
     return Exported(
         destination, profile.name, profile.opset, profile.ir_version, size, tuple(names_in), tuple(names_out), entries
     )
+
+
+def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
+    """The same file, not yet under its own name, with more ``metadata``: what only its own answers could tell."""
+    onnx = need("onnx")
+    proto = onnx.load(str(exported.path), load_external_data=False)
+    entries = {**exported.metadata, **_prefixed(metadata)}
+    onnx.helper.set_model_props(proto, entries)
+    onnx.save_model(proto, str(exported.path))
+    verify(exported.path, targets.get(exported.target))
+    return replace(exported, size_bytes=exported.path.stat().st_size, metadata=entries)
 
 
 class staged:
@@ -148,8 +170,14 @@ def _numbered(stem: str, count: int) -> list[str]:
 
 def _entries(model: nn.Module, metadata: Mapping[str, object] | None) -> dict[str, str]:
     entries = {"version": __version__, "torch": torch.__version__, "weights_sha256": weights_digest(model)}
-    for key, value in (metadata or {}).items():
-        entries[key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _prefixed({**entries, **(metadata or {})})
+
+
+def _prefixed(metadata: Mapping[str, object]) -> dict[str, str]:
+    entries = {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+        for key, value in metadata.items()
+    }
     own = {place for place in (os.path.expanduser("~"), os.getcwd()) if len(place) > 1}
     for key, value in entries.items():
         if any(place in value for place in own):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +19,23 @@ from edgeprune.export._need import need
 BATCHES = (1, 2, 7)
 RTOL = 1e-3
 ATOL = 1e-5
+# Root of the summed squares of the differences over that of the model's outputs, at most: 1/2 is where what is left
+# of the answer is hardly larger than the error.
+RELATIVE = {"fp16": 0.02, "int8": 0.5}
 _SWEEP = 64  # rows at a time when more real inputs are given than the batches above use
 
 
 @dataclass(frozen=True)
 class Parity:
-    """``max_abs_diff`` over every output and row; ``argmax_agreement`` in [0, 1], None where there are no classes."""
+    """``max_abs_diff`` over every output and row; ``argmax_agreement`` in [0, 1], None where there are no classes;
+    ``relative_error``: norm of all differences over the norm of the model's outputs."""
 
     batches: tuple[int, ...]
     rows: int
     real_inputs: bool
     max_abs_diff: float
     argmax_agreement: float | None
+    relative_error: float = 0.0
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> Any:
@@ -53,6 +59,7 @@ def check_parity(
     example_inputs: Tensor | tuple[Tensor, ...],
     *,
     real: bool = False,
+    precision: str = "fp32",
     batches: Sequence[int] = BATCHES,
     rtol: float = RTOL,
     atol: float = ATOL,
@@ -64,6 +71,8 @@ def check_parity(
     types only, and the values are drawn at random with a fixed seed.
     Agreement: ``|onnx - torch| <= atol + rtol * |torch|`` everywhere (so NaN disagrees) and the same class, where two
     classes that torch itself holds equal within rounding (atol + 1e-6 of the value) count as the same.
+    A file in another ``precision`` than "fp32" is held to RELATIVE over all rows instead, and to finite numbers; how
+    often it chooses the same class is reported, not demanded.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(x.detach().cpu() for x in inputs)
@@ -77,6 +86,7 @@ def check_parity(
         inputs = tuple(_random_like(x, sum(batches)) for x in inputs)
     rows = [_rows(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]))]
     worst, agreed, judged = 0.0, 0, 0
+    noise = signal = 0.0
     for index in rows:
         feed = [x[index] for x in inputs]
         with torch.no_grad():
@@ -88,14 +98,23 @@ def check_parity(
             reason = str(error).splitlines()[0]
             raise EdgePruneError(f"export: ONNX Runtime fails at batch {len(index)}: {reason}") from None
         for want, got in zip(expected, found, strict=True):
-            worst = max(worst, _compare(want.numpy(), got, len(index), rtol, atol))
+            limits = (rtol, atol) if precision == "fp32" else (math.inf, math.inf)
+            worst = max(worst, _compare(want.numpy(), got, len(index), *limits))
+            noise += float(np.square(got.astype(np.float64) - want.numpy()).sum())
+            signal += float(np.square(want.numpy().astype(np.float64)).sum())
         same, of = _same_class(expected[0].numpy(), found[0], atol)
         agreed, judged = agreed + same, judged + of
-    if agreed != judged:
+    relative = math.sqrt(noise / signal) if signal else 0.0
+    if precision != "fp32" and not relative <= RELATIVE[precision]:
+        raise EdgePruneError(
+            f"export: the {precision} file is off by {relative:.0%} of the model's outputs (allowed: "
+            f"{RELATIVE[precision]:.0%}); calibrate on real inputs, or use fp32"
+        )
+    if precision == "fp32" and agreed != judged:
         raise EdgePruneError(
             f"export: the file and the model choose another class for {judged - agreed} of {judged} rows"
         )
-    return Parity(tuple(batches), len(inputs[0]), real, worst, agreed / judged if judged else None)
+    return Parity(tuple(batches), len(inputs[0]), real, worst, agreed / judged if judged else None, relative)
 
 
 def _chunks(batches: Sequence[int], available: int) -> list[tuple[int, int]]:
@@ -127,7 +146,7 @@ def _compare(want: np.ndarray, got: np.ndarray, batch: int, rtol: float, atol: f
     if want.size == 0:
         return 0.0
     difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
-    if not (difference <= atol + rtol * np.abs(want)).all():  # written so that NaN fails
+    if not (difference <= atol + rtol * np.abs(want)).all() or not np.isfinite(difference).all():  # NaN fails
         worst = float(difference.max())
         raise EdgePruneError(
             f"export: the file and the model disagree at batch {batch} by up to {worst:.3g} "

@@ -23,6 +23,7 @@ class Target:
     reason: str
 
 
+PRECISIONS = ("fp32", "fp16", "int8")
 PORTABLE_OPSET = 17
 PORTABLE_IR = 8
 

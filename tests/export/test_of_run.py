@@ -16,8 +16,10 @@ from edgeprune.cli import export as cli
 from edgeprune.engine.rundir import RunDir
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import of_run
+from edgeprune.export.infer import infer_on
 from edgeprune.export.of_run import export_run
 from edgeprune.export.recalibrate import has_statistics
+from edgeprune.tasks import evaluate
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -84,6 +86,29 @@ def test_recalibration_changes_statistics_only(run_dir: Path, tmp_path: Path) ->
     assert better.file.metadata["edgeprune.recalibrated"] == "true"
     digests = {done.file.metadata["edgeprune.weights_sha256"] for done in (plain, better)}
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_other_precisions_state_their_own_accuracy(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    shown = invoke(run_dir, "--client", slowest(run_dir), "-o", tmp_path / "m.onnx", "--precision", kind)
+    assert shown.exit_code == 0 and f"accuracy of the {kind} file itself" in shown.output, shown.output
+    entries = {e.key: e.value for e in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    data = RunDir(run_dir).task().load_data(None)
+    found = infer_on(tmp_path / "m.onnx", data)
+    assert entries["edgeprune.precision"] == kind == found.precision
+    assert found.accuracy == pytest.approx(float(entries["edgeprune.accuracy"]), abs=1e-6)
+    assert found.accuracy == pytest.approx(infer_on_torch(run_dir, slowest(run_dir)), abs=0.1)
+
+
+def infer_on_torch(run_dir: Path, client: str) -> float:
+    run = RunDir(run_dir)
+    return evaluate(run.model(client)[0], run.task().load_data(None), run.task())[0]
+
+
+def test_int8_without_the_data_is_refused(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_run, "_load", lambda *_: (None, "digits not found in nowhere"))
+    with pytest.raises(EdgePruneError, match="int8 is calibrated on the task's training data"):
+        export_run(run_dir, tmp_path / "m.onnx", precision="int8")
 
 
 def test_without_the_data_it_compares_on_random_inputs(

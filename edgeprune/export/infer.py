@@ -1,0 +1,177 @@
+"""An exported file at work: classes and accuracy on real data, prepared as the file's own metadata say."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.data import DataSet
+from edgeprune.data.normalise import Standardise
+from edgeprune.errors import EdgePruneError
+from edgeprune.export.parity import session
+
+MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Inference:
+    """``accuracy`` over ``targets`` targets (for text every character is one), None without any. ``times_s``: seconds
+    of every full batch. ``chosen``: the class of every row; ``promised``: the accuracy in the file's metadata."""
+
+    rows: int
+    batch: int
+    targets: int
+    accuracy: float | None
+    promised: float | None
+    times_s: tuple[float, ...]
+    chosen: np.ndarray
+    precision: str
+
+
+def infer(
+    path: Path,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    normalise: Any = None,
+    batch: int = 32,
+    threads: int | None = None,
+) -> Inference:
+    """Run the file on the rows ``x`` [N, ...], as stored, in batches.
+
+    Integers are normalised by the file's metadata, or by ``normalise`` where it says nothing; float32 rows are taken as
+    they are, unless ``normalise`` is given. ``y``: the right classes, [N] or for text [N, L]. Raises EdgePruneError
+    where the file does not load, takes other shapes, or does not give classes.
+    """
+    if not path.is_file():
+        raise EdgePruneError(f"{path}: there is no such file; 'edgeprune export' writes one")
+    if not len(x) or batch < 1:
+        raise EdgePruneError(f"infer: {len(x)} rows in batches of {batch}; give at least one row and a batch of 1")
+    runtime = session(path, threads)
+    if len(runtime.get_inputs()) != 1:
+        raise EdgePruneError(f"{path}: takes {len(runtime.get_inputs())} inputs; infer knows files with one")
+    entry = runtime.get_inputs()[0]
+    facts = metadata(runtime)
+    prepare = _preparation(facts, x, normalise, path)
+    right = targets = 0
+    times: list[float] = []
+    chosen = []
+    for start in range(0, len(x), batch):
+        rows = prepare(x[start : start + batch])
+        began = time.perf_counter()
+        try:
+            out = runtime.run(None, {entry.name: rows.numpy()})[0]
+        except Exception as error:  # the runtime has its own exception types
+            raise EdgePruneError(
+                f"{path}: does not take rows of {tuple(rows.shape[1:])} {rows.dtype} ({_short(error)})"
+            ) from None
+        if len(rows) == batch or len(x) < batch:
+            times.append(time.perf_counter() - began)
+        answer = y[start : start + batch].numpy() if y is not None else None
+        classes = _classes(out, answer, path)
+        chosen.append(classes)
+        if answer is not None:
+            right += int((classes == answer).sum())
+            targets += answer.size
+    promised = facts.get("accuracy")
+    return Inference(
+        rows=len(x),
+        batch=batch,
+        targets=targets,
+        accuracy=right / targets if targets else None,
+        promised=promised if isinstance(promised, float) and 0 <= promised <= 1 else None,
+        times_s=tuple(times),
+        chosen=np.concatenate(chosen),
+        precision=str(facts.get("precision", "not stated")),
+    )
+
+
+def infer_on(path: Path, data: DataSet, *, batch: int = 32, threads: int | None = None) -> Inference:
+    """The same on the test split of a loaded data set."""
+    return infer(path, data.test.x, data.test.y, normalise=data.normalise, batch=batch, threads=threads)
+
+
+def metadata(runtime: Any) -> dict[str, Any]:
+    """The file's ``edgeprune.*`` entries without the prefix; texts that are JSON as what they say."""
+    found = {}
+    for key, value in runtime.get_modelmeta().custom_metadata_map.items():
+        if key.startswith("edgeprune."):
+            try:
+                found[key.removeprefix("edgeprune.")] = json.loads(value)
+            except (ValueError, RecursionError):
+                found[key.removeprefix("edgeprune.")] = value
+    return found
+
+
+def _preparation(facts: dict[str, Any], x: Tensor, normalise: Any, path: Path) -> Any:
+    written = facts.get("normalisation")
+    if written and (not x.is_floating_point() or normalise is not None):
+        try:
+            own = Standardise(
+                tuple(map(float, written["mean"])), tuple(map(float, written["std"])), float(written["unit"])
+            )
+            if own.unit == 0 or 0 in own.std or x.dim() < 2 or len(own.mean) != len(own.std):
+                raise ValueError
+            if len(own.mean) not in (1, x.shape[1]):
+                raise ValueError
+            return own
+        except (KeyError, TypeError, ValueError):
+            raise EdgePruneError(
+                f"{path}: its metadata do not say how rows of {tuple(x.shape[1:])} are normalised; give float32 rows"
+            ) from None
+    if normalise is not None:
+        return normalise
+    if not x.is_floating_point() and x.dtype != torch.int64:
+        raise EdgePruneError(f"{path}: its metadata hold no normalisation; give rows as float32, ready for the network")
+    return lambda rows: rows
+
+
+def _classes(out: np.ndarray, answer: np.ndarray | None, path: Path) -> np.ndarray:
+    """The largest along the axis of the classes: 1, or 2 where the output is [N, L, C] and the answers [N, L]."""
+    if out.ndim < 2 or out.shape[1] > MAX_CLASSES:
+        raise EdgePruneError(f"{path}: its output {out.shape} holds no classes")
+    text = out.ndim == 3 and (answer is None or answer.shape == out.shape[:2])
+    classes: np.ndarray = out.argmax(axis=2 if text else 1)
+    if answer is not None and answer.shape != classes.shape:
+        raise EdgePruneError(f"{path}: its output {out.shape} does not go with answers {answer.shape}")
+    return classes
+
+
+def read_rows(path: Path) -> tuple[Tensor, Tensor | None]:
+    """(x, y or None) of an .npz file with the arrays ``x`` and, if they are known, ``y``. Nothing is unpickled."""
+    from edgeprune.data.npz import read_npz
+
+    try:
+        arrays = read_npz(path, ("x", "y"))
+    except EdgePruneError as error:
+        if "y.npy" not in str(error):
+            raise
+        arrays = read_npz(path, ("x",))
+    tensors = list(_tensors(arrays))
+    x, y = tensors[0], tensors[1] if len(tensors) > 1 else None
+    if y is not None and len(y) != len(x):
+        raise EdgePruneError(f"{path}: {len(x)} rows and {len(y)} answers; give one for each")
+    return x, y
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> Iterator[Tensor]:
+    for name, values in arrays.items():
+        if values.ndim < 1:
+            raise EdgePruneError(f"infer: {name!r} is a single number; give an array with a row for each sample")
+        kind = np.int64 if name == "y" else np.float32 if values.dtype.kind == "f" else values.dtype
+        if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+            kind = np.int64
+        yield torch.from_numpy(values.astype(kind))
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:160] if lines else type(error).__name__

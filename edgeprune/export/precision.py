@@ -1,0 +1,109 @@
+"""An fp32 file as fp16 or int8: weights of half or a quarter of the size, inputs and outputs still fp32.
+
+fp16 is a conversion of the graph. int8 is ONNX Runtime's static quantisation: QuantizeLinear and DequantizeLinear
+around convolutions and matrix products, weights per output channel, activations by their smallest and largest value on
+calibration inputs. Both stay within the standard operators, so the targets' opset and IR version hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.export._need import need
+from edgeprune.export.targets import PRECISIONS, Target
+
+ROUND_TO = {"fp32": 1, "fp16": 8, "int8": 16}
+"""Channels in such multiples suit the device's matrix units (``edgeprune.prune(round_to=...)``)."""
+CALIBRATION_BATCH = 8
+
+
+def check_precision(name: str) -> str:
+    """``name``; EdgePruneError with the nearest known one otherwise."""
+    if name not in PRECISIONS:
+        raise EdgePruneError(f"export: unknown precision {name!r}{nearest(name, PRECISIONS)}")
+    return name
+
+
+def to_fp16(proto: Any) -> Any:
+    """``proto`` computing in fp16 between fp32 inputs and outputs; what overflows is clipped to the largest number."""
+    convert = need("onnxruntime.transformers.float16").convert_float_to_float16
+    with _quiet():
+        converted = convert(proto, keep_io_types=True)
+        # The casts of the inputs are appended; a valid graph has them first.
+        need("onnxruntime.quantization.onnx_model").ONNXModel(converted).topological_sort()
+    return converted
+
+
+def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Target) -> Any:
+    """``proto`` quantised on ``calibration``: batches of real inputs, each a tuple of tensors in the file's order."""
+    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
+    if not calibration:
+        raise EdgePruneError("export: int8 needs calibration inputs; give real ones, a hundred rows or more")
+    names = [value.name for value in proto.graph.input]
+    if any(len(batch) != len(names) for batch in calibration):
+        raise EdgePruneError(f"export: the model takes {len(names)} inputs, each calibration batch must hold as many")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self.rows: Iterator[tuple[Tensor, ...]] = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.rows, None)
+            return None if batch is None else {n: x.numpy() for n, x in zip(names, batch, strict=True)}
+
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, _quiet():
+        plain, ready, done = (str(Path(folder) / name) for name in ("plain.onnx", "ready.onnx", "done.onnx"))
+        onnx.save_model(proto, plain)
+        # Its optimiser would raise the file's version and fuse into operators that only this runtime knows.
+        need("onnxruntime.quantization.shape_inference").quant_pre_process(
+            plain, ready, skip_optimization=True, skip_symbolic_shape=True
+        )
+        quantization.quantize_static(
+            ready,
+            done,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": True},  # TensorRT takes no zero points
+        )
+        quantised = onnx.load(done)
+    if not any(node.op_type == "DequantizeLinear" for node in quantised.graph.node):
+        raise EdgePruneError("export: nothing in this model could be quantised; use fp32 or fp16")
+    if any(node.domain not in ("", "ai.onnx") for node in quantised.graph.node):
+        raise EdgePruneError("export: this ONNX Runtime quantises outside the standard operators; update onnxruntime")
+    for entry in [e for e in quantised.opset_import if e.domain not in ("", "ai.onnx")]:
+        quantised.opset_import.remove(entry)
+    quantised.ir_version = target.ir_version
+    return quantised
+
+
+def batches_of(rows: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
+    """Calibration rows [N, ...] in batches, small ones so that a pass over them does not need much memory."""
+    if rows is None:
+        return []
+    parts = (rows,) if isinstance(rows, Tensor) else tuple(rows)
+    starts = range(0, len(parts[0]), CALIBRATION_BATCH)
+    return [tuple(x[i : i + CALIBRATION_BATCH].detach().cpu() for x in parts) for i in starts]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

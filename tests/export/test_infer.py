@@ -1,0 +1,145 @@
+"""``edgeprune infer``: the accuracy counted by hand, preparation by the file's metadata, and what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from edgeprune import data
+from edgeprune.cli.infer import command
+from edgeprune.data.normalise import Standardise
+from edgeprune.errors import EdgePruneError
+from edgeprune.export import export_onnx
+from edgeprune.export.infer import infer, read_rows
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+NORMALISE = Standardise((0.3,), (0.5,), 16.0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.DataSet:
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def net(digits: data.DataSet) -> nn.Module:
+    """One full-batch least-squares step is enough to be right often."""
+    x = NORMALISE(digits.train.x).flatten(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    one_hot = nn.functional.one_hot(digits.train.y, 10).float()
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), one_hot, driver="gelsd").solution
+    with torch.no_grad():
+        model[1].weight.copy_(solution[:-1].T)
+        model[1].bias.copy_(solution[-1])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def file(net: nn.Module, digits: data.DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "digits.onnx"
+    x = NORMALISE(digits.test.x[:2])
+    export_onnx(net, x, path, metadata={"normalisation": asdict(NORMALISE), "accuracy": 0.75})
+    return path
+
+
+def by_hand(net: nn.Module, digits: data.DataSet) -> float:
+    with torch.no_grad():
+        return float((net(NORMALISE(digits.test.x)).argmax(1) == digits.test.y).double().mean())
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(command, [str(arg) for arg in args])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_accuracy_is_that_of_the_model_on_rows_the_file_prepares(
+    net: nn.Module, digits: data.DataSet, file: Path, batch: int
+) -> None:
+    want = by_hand(net, digits)
+    assert want > 0.8
+    done = infer(file, digits.test.x, digits.test.y, normalise=digits.normalise, batch=batch)
+    assert done.accuracy == pytest.approx(want) and done.targets == done.rows == len(digits.test)
+    assert done.promised == 0.75 and done.precision == "fp32"
+    assert len(done.times_s) == max(1, len(digits.test) // batch)
+
+
+def test_command_on_a_data_set_and_on_arrays(net: nn.Module, digits: data.DataSet, file: Path, tmp_path: Path) -> None:
+    want = f"accuracy {by_hand(net, digits):.2%} on {len(digits.test):,} targets"
+    done = invoke(file, "--data", "digits")
+    assert done.exit_code == 0 and want in done.output and "75.00% on the whole test set" in done.output, done.output
+    stored, ready = tmp_path / "stored.npz", tmp_path / "ready.npz"
+    np.savez(stored, x=digits.test.x.numpy(), y=digits.test.y.numpy())
+    np.savez(ready, x=NORMALISE(digits.test.x).numpy().astype(np.float64), y=digits.test.y.numpy().astype(np.uint8))
+    for arrays in (stored, ready):
+        assert want in invoke(file, "--data", arrays).output
+    bare = tmp_path / "bare.npz"
+    np.savez_compressed(bare, x=digits.test.x.numpy())
+    done = invoke(file, "--data", bare, "--limit", 5, "-o", tmp_path / "classes.txt")
+    assert "5 rows; no answers" in done.output and len((tmp_path / "classes.txt").read_text().split()) == 5
+
+
+def test_text_counts_every_character(tmp_path: Path) -> None:
+    model = nn.Embedding(5, 5)  # [N, L] -> [N, L, 5]
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(5))
+    x = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    path = export_onnx(model, x, tmp_path / "text.onnx").path
+    assert infer(path, x, torch.tensor([[0, 1, 2], [3, 4, 4]])).accuracy == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p, f: infer(p / "none.onnx", torch.ones(1, 1, 8, 8)), "there is no such file"),
+        (lambda p, f: infer(f, torch.ones(0, 1, 8, 8)), "give at least one row"),
+        (lambda p, f: infer(f, torch.ones(4, 1, 9, 9)), "does not take rows of"),
+        (lambda p, f: infer(f, torch.ones(4, 3, 8, 8, dtype=torch.uint8)), "does not take rows of"),
+        (
+            lambda p, f: infer(f, torch.ones(4, 1, 8, 8), torch.zeros(4, 2, dtype=torch.int64)),
+            "does not go with answers",
+        ),
+    ],
+    ids=range(5),
+)
+def test_what_does_not_fit_is_one_sentence(tmp_path: Path, file: Path, make, words: str) -> None:
+    with pytest.raises(EdgePruneError, match=words):
+        make(tmp_path, file)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"normalisation": {"mean": [1.0]}},
+        {"normalisation": "x"},
+        {"normalisation": {"mean": [0], "std": [0], "unit": 1}},
+    ],
+    ids=range(4),
+)
+def test_integers_without_a_normalisation_are_refused(net: nn.Module, tmp_path: Path, metadata: dict) -> None:
+    path = export_onnx(net, torch.ones(2, 1, 8, 8), tmp_path / "m.onnx", metadata=metadata).path
+    with pytest.raises(EdgePruneError, match="normalis"):
+        infer(path, torch.ones(2, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_arrays_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(EdgePruneError):
+        read_rows(path)
+    np.savez(path, z=np.ones(3))
+    with pytest.raises(EdgePruneError):
+        read_rows(path)
+    np.savez(path, x=np.array([{}], dtype=object))
+    with pytest.raises(EdgePruneError):
+        read_rows(path)
+    np.savez(path, x=np.ones((3, 2), np.float32), y=np.ones(2, np.int64))
+    with pytest.raises(EdgePruneError, match="3 rows and 2 answers"):
+        read_rows(path)
