@@ -4,9 +4,9 @@
 
     OMP_WAIT_POLICY=passive python benchmarks/masked.py --threads 2 --name masked-passive
 
-Each part replaces its rows in the result file; all sides of a part are timed in turns in one process, each turn
-short enough to share the machine's moods and long enough that caches are warm. "torch" is the dense layer as it is;
-"masked dense" multiplies weights by the mask in every forward pass, as published codes do.
+Each part replaces its rows of these threads in the result file; all sides of a part are timed in turns in one process,
+each turn short enough to share the machine's moods and long enough that caches are warm. "torch" is the dense layer as
+it is; "masked dense" multiplies weights by the mask in every forward pass, as published codes do.
 Shares of the peak count two operations for each kept weight and position, against the measured multiply-add peak of a
 core times the threads. Times are medians.
 """
@@ -306,7 +306,7 @@ def main() -> None:
             print(json.dumps(row))
         path = harness.RESULTS / f"{arguments.name}.json"
         others = json.loads(path.read_text())["results"] if path.exists() else []
-        kept = [row for row in others if row["part"] != part]
+        kept = [row for row in others if row["part"] != part or row["threads"] not in arguments.threads]
         stamp = {key: about[key] for key in ("commit", "load_before")}
         results = sorted(
             kept + [row | {"measured": stamp} for row in rows], key=lambda row: list(PARTS).index(row["part"])
