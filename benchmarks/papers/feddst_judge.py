@@ -22,6 +22,11 @@ def judge(rows: Rows) -> dict[str, Any]:
         if not of:
             continue
         for label, ours, theirs in (("", "feddst", "fedavgm"), (" softmax", "feddst-softmax", "fedavgm-softmax")):
+            if not label:
+                gap(found, f"F1 {task} run of 1 GiB", of, "feddst-1gib", "fedavgm-1gib", 1, 1, 10.0)
+                gap(found, f"F2 {task} run of 1 GiB", of, "feddst-1gib", "fedavgm-1gib", 1, 2, 3.0)
+                gap(found, f"F3 {task} run of 1 GiB, random", of, "feddst-1gib", "random-mask-1gib", 1, 1, None)
+                gap(found, f"F3 {task} run of 1 GiB, magnitude", of, "feddst-1gib", "magnitude-mask-1gib", 1, 1, None)
             for cap in CAPS:
                 gap(found, f"F1 {task}{label} {cap} GiB", of, ours, theirs, cap, cap, 10.0)
                 gap(found, f"F2 {task}{label} {cap} GiB", of, ours, theirs, cap, 2 * cap, 3.0)
@@ -32,7 +37,7 @@ def judge(rows: Rows) -> dict[str, Any]:
                 ours, theirs = f"feddst-{tag}", f"magnitude-mask-{tag}"
                 gap(found, f"F3 {task} {tag} {cap} GiB", of, ours, theirs, cap, cap, None)
             gap(found, f"F8 {task} prox {cap} GiB", of, "feddst-prox", "fedprox", cap, cap, None)
-            for row in sorted(of.keys() - {"feddst", "fedavgm"}):
+            for row in sorted(row for row in of.keys() - {"feddst", "fedavgm"} if "1gib" not in row):
                 gap(found, f"control {task} {row} {cap} GiB", of, "feddst", row, cap, cap, math.nan)
         exact(found, task, of)
         equal_rounds(found, task, of)
@@ -61,7 +66,7 @@ def gap(
 def exact(found: dict[str, Any], task: str, of: Rows) -> None:
     """F4 and F5: bytes against the values plus what a message states, and the density of every round."""
     weights, biases = WEIGHTS[task]
-    for outcome in of.get("feddst", [])[:1]:
+    for outcome in (of.get("feddst", []) or of.get("feddst-1gib", []))[:1]:
         values = SAMPLE * 4 * (round(0.2 * weights) + biases)
         plain = statistics.median(outcome["upload_bytes"])
         amortised = statistics.fmean(outcome["upload_bytes"]) / plain - 1
@@ -92,9 +97,10 @@ def exact(found: dict[str, Any], task: str, of: Rows) -> None:
 
 def equal_rounds(found: dict[str, Any], task: str, of: Rows) -> None:
     """F7: as many rounds for both, whatever they sent."""
-    dense = {o["cell"]["seed"]: o for o in of.get("fedavgm", [])}
+    tag = "" if "feddst" in of else "-1gib"
+    dense = {o["cell"]["seed"]: o for o in of.get(f"fedavgm{tag}", [])}
     points = []
-    for outcome in of.get("feddst", []):
+    for outcome in of.get(f"feddst{tag}", []):
         other = dense.get(outcome["cell"]["seed"])
         if other:
             rounds = [r for r in other["accuracy"] if r in outcome["accuracy"]][-3:]

@@ -10,7 +10,7 @@
                biases and what else has no mask: plain mean
 
 The sums are exact (wire.Accumulator): no order of the clients changes a bit. Departures of the public code are
-switches, each off by default: ``softmax``, ``after`` = epochs, ``anneal`` = false, ``grow_any``, ``growth_data`` =
+switches, each off by default: ``softmax``, ``after`` = epochs, ``anneal`` = "squared", ``grow_any``, ``growth_data`` =
 "batch", ``prox_detached``, ``replacement``, ``distribution`` = "public". docs/algorithms/feddst.md says more.
 """
 
@@ -32,6 +32,8 @@ from edgeprune.pruning import SubmodelPlan, masks
 MASK = "mask/"
 Moves = Literal["clients", "server", "never"]
 Growth = Literal["all", "batch"]
+Path = Literal["sparse", "dense", "auto"]
+Annealing = Literal["cosine", "squared", "constant"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class FedDST(ClientSide):
     them). ``start`` "random" and ``moves`` "never" make the baselines with a fixed mask. ``moves`` "server" is
     PruneFL's way (arXiv 1909.12326) at a fixed density: clients send their dense gradient, and the server exchanges the
     share alpha_r of the smallest weights for the largest mean gradients; one mask for all.
+    ``path``: protocol.Job.
     """
 
     sparsity: float = 0.8
@@ -52,9 +55,10 @@ class FedDST(ClientSide):
     interval: int = 15
     end: int = 0
     after: int = 0
-    anneal: bool = True
+    anneal: Annealing = "cosine"
     growth_data: Growth = "all"
     grow_any: bool = False
+    path: Path = "sparse"
     epochs: int = 10
     calibrate: int = 0
 
@@ -76,6 +80,8 @@ class FedDST(ClientSide):
             ("start", get_args(masks.Start)),
             ("moves", get_args(Moves)),
             ("growth_data", get_args(Growth)),
+            ("anneal", get_args(Annealing)),
+            ("path", get_args(Path)),
         )
         for key, known in choices:
             if getattr(self, key) not in known:
@@ -132,7 +138,10 @@ class FedDST(ClientSide):
         end = self.end or max(1, rounds // 2)
         if round_ >= end:
             return 0.0
-        return self.alpha / 2 * (1 + math.cos(math.pi * round_ / end)) if self.anneal else self.alpha
+        if self.anneal == "constant":
+            return self.alpha
+        annealed = self.alpha / 2 * (1 + math.cos(math.pi * round_ / end))
+        return annealed * self.alpha if self.anneal == "squared" else annealed
 
     def _share(self, setting: Setting, round_: int) -> float:
         """The share exchanged in the round after ``round_``; mostly none."""
@@ -142,9 +151,16 @@ class FedDST(ClientSide):
     def _job(self, setting: Setting, round_: int) -> Job:
         moving = self._share(setting, round_)
         if self.moves == "server":
-            return replace(self.job(), gradient=moving > 0)
+            return replace(self.job(), gradient=moving > 0, path=self.path)
         after = self.after or max(1, setting.recipe.epochs // 2)
-        return replace(self.job(), readjust=moving, after=after, growth_data=self.growth_data, grow_any=self.grow_any)
+        return replace(
+            self.job(),
+            readjust=moving,
+            after=after,
+            growth_data=self.growth_data,
+            grow_any=self.grow_any,
+            path=self.path,
+        )
 
     def _back_to_size(self, weight: Tensor, sent: Tensor, old: Tensor) -> Tensor:
         """The union down to as many weights as before. (Less than that comes of ``grow_any`` alone.)"""
@@ -190,4 +206,4 @@ def _moves(old: Mapping[str, Tensor], sent: Mapping[str, Tensor], new: Mapping[s
     grown = {name: sent[name] & (sent[name] ^ old[name]) for name in old}
     count = sum(ops.mask_count(mask) for mask in grown.values())
     stayed = sum(ops.mask_count(grown[name] & new[name]) for name in old)
-    return {"moved": masks.moved(old, new), "grown": count / kept, "survived": stayed / count if count else 0.0}
+    return {"moved": masks.moved(old, new), "grown": count / max(1, kept), "survived": stayed / count if count else 0.0}

@@ -43,6 +43,8 @@ class Job:
       others: the smallest against those with the largest gradient, over all of the device's data or
       (``growth_data`` "batch") its last mini-batch. ``grow_any``: weights that are kept already may be picked too, and
       are zeroed.
+    - ``path``: "sparse" computes with kept weights only, "dense" fills in zeros, "auto" looks up what this machine does
+      faster (ops/crossover.py), so its bits depend on the machine.
     - ``gradient``: the dense gradient of the masked weights at the end is sent as well.
     - ``propose`` above 0: train, then send no weights but which channels stay when this share of each group is dropped.
     """
@@ -55,6 +57,7 @@ class Job:
     after: int = 0
     growth_data: str = "all"
     grow_any: bool = False
+    path: str = "sparse"
     gradient: bool = False
     propose: float = 0.0
 

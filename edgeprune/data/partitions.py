@@ -139,11 +139,13 @@ def _classes(
     parts = []
     for _ in range(clients):
         mine = []
-        for label in rng.choice(present, per_client, replace=False):
-            if len(left[label]) < per_class:
-                raise EdgePruneError(
-                    f"data.per_class is {per_class}: class {label} has too few samples for {clients} clients; lower it"
-                )
+        # In proportion to what is left of each class, so that none runs out before the others.
+        whole = np.array([len(left[label]) // per_class for label in present], dtype=float)
+        if np.count_nonzero(whole) < per_client:
+            raise EdgePruneError(
+                f"data.per_class is {per_class}: the classes have too few samples for {clients} clients; lower it"
+            )
+        for label in rng.choice(present, per_client, replace=False, p=whole / whole.sum()):
             taken, left[label] = left[label][:per_class], left[label][per_class:]
             mine.append(taken)
         parts.append(np.concatenate(mine))

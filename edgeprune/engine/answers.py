@@ -54,7 +54,7 @@ def answer_with(
         packed = {
             name: wire.pack_tensor(x, masks.get(name), job.dtype, name=name, known=same and name in masks)
             for name, x in values.items()
-            if name in masks or x.is_floating_point()
+            if name in masks or (job.dtype != "fp32" and x.is_floating_point())
         }
     else:
         packed = {}

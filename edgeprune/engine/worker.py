@@ -59,7 +59,7 @@ class ModelShelf:
         self._built.move_to_end(plan.id)
         return self._built[plan.id]
 
-    def get_masked(self, masks: Mapping[str, Tensor]) -> nn.Module:
+    def get_masked(self, masks: Mapping[str, Tensor], path: str) -> nn.Module:
         """The whole model with layers under ``masks`` (bitmaps by the weight's name); one module serves all masks."""
         key = wire.mask_id(masks)
         if key not in self._patterns:
@@ -73,7 +73,7 @@ class ModelShelf:
         self._patterns.move_to_end(key)
         patterns = self._patterns[key]
         if self._masked is None:
-            self._masked = sparsify(self._template, masks=patterns)
+            self._masked = sparsify(self._template, masks=patterns, path=path)
         layers = dict(self._masked.named_modules())
         moved = {name: p for name, p in patterns.items() if layers[name].pattern is not p}
         set_masks(self._masked, moved)
@@ -148,7 +148,7 @@ class Worker:
         held = {name: packed.mask for name, packed in message.packed.items() if packed.mask is not None}
         readjusting: AfterEpoch | None = None
         if held:
-            model = self._shelf.get_masked(held)
+            model = self._shelf.get_masked(held, job.path)
             model.load_state_dict(received)
             if job.readjust:
                 readjusting = readjust(model, self._data, self._loss_of, recipe, job)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprune.nn.pooling import MaxPool2d
+
 
 def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     """3x3 convolution without bias, batch-norm, ReLU."""
@@ -99,10 +101,10 @@ def feddst_cifar(
     return nn.Sequential(
         nn.Conv2d(channels, a, 5),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 1),
+        MaxPool2d(3, 1),
         nn.Conv2d(a, b, 5),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 1),
+        MaxPool2d(3, 1),
         nn.Flatten(),
         nn.Linear(b * side * side, c),
         nn.ReLU(inplace=True),

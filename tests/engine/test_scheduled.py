@@ -16,9 +16,10 @@ from edgeprune import engine, tasks
 from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.device.profile import DeviceProfile, Fingerprint, Point, moments, read_profile, write_profile
 from edgeprune.engine import checkpoint
+from edgeprune.engine.emulation import shipped_profile
 from edgeprune.engine.planning import plan_fleet
 from edgeprune.errors import EdgePruneError
-from edgeprune.fleet import size_of
+from edgeprune.fleet import ProfileTimes, size_of
 from edgeprune.pruning import ChannelGraph, ranking, scores
 
 BASE = 200 << 20
@@ -226,3 +227,11 @@ def test_a_profile_of_another_task_is_refused(profile: Path) -> None:
     options = [*sets(profile), 'fleet.device=[{name="a", profile="' + str(profile) + '"}]', "algorithm.batch_size=16"]
     with pytest.raises(EdgePruneError, match="batches of 32"):
         engine.prepare(engine.load_experiment(None, options))
+
+
+def test_the_shipped_profile_is_asked_for_by_name() -> None:
+    options = ["fleet.latency=profile", "algorithm.name=adaptcl", "data.samples=500"]
+    prepared = engine.prepare(engine.load_experiment(None, options))
+    assert isinstance(prepared.table, ProfileTimes) and prepared.table.task == "digits"
+    with pytest.raises(EdgePruneError, match="none ships for 'mine'"):
+        shipped_profile("mine")

@@ -1,0 +1,47 @@
+"""Stride-one max pooling is torch's, values and gradients, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from edgeprune.nn.pooling import MaxPool2d, _MaxPool
+
+
+@given(n=st.integers(0, 3), c=st.integers(1, 3), h=st.integers(5, 9), w=st.integers(5, 9), size=st.integers(2, 5),
+       few=st.booleans(), seed=st.integers(0, 9))  # fmt: skip
+def test_values_and_gradients_are_torchs(n, c, h, w, size, few, seed):
+    torch.manual_seed(seed)
+    # Few distinct values make many ties, which the first of a window wins.
+    x = torch.randint(0, 3, (n, c, h, w)).float() if few else torch.randn(n, c, h, w)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours, theirs = MaxPool2d(size, 1)(a), nn.MaxPool2d(size, 1)(b)
+    assert torch.equal(ours, theirs)
+    grad = torch.randint(-8, 9, ours.shape).float()  # whole numbers: sums are exact in any order
+    ours.backward(grad)
+    theirs.backward(grad)
+    assert torch.equal(a.grad, b.grad)
+
+
+def test_the_fast_way_is_taken_where_it_can_be(monkeypatch):
+    taken = []
+    apply = _MaxPool.apply
+    monkeypatch.setattr(_MaxPool, "apply", lambda x, size: taken.append(size) or apply(x, size))
+    x = torch.randn(1, 2, 8, 8)
+    for layer in (MaxPool2d(3, 1), MaxPool2d(3), MaxPool2d(3, 1, padding=1), MaxPool2d((3, 2), 1)):
+        assert torch.equal(layer(x), nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding)(x))
+    assert taken == [3]
+
+
+def test_a_window_larger_than_the_picture_is_torchs_error():
+    with pytest.raises(RuntimeError):
+        MaxPool2d(5, 1)(torch.randn(1, 1, 4, 4))
+
+
+def test_a_nan_comes_through():
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 2] = float("nan")
+    assert bool(MaxPool2d(3, 1)(x).isnan().all())
