@@ -1,4 +1,4 @@
-"""``edgeprune export``: a run's model, or one device's part of it, as an ONNX file that was checked."""
+"""``edgeprune export``: a run's model, one device's part of it, or a user's own, as an ONNX file that was checked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprune.errors import EdgePruneError
 from edgeprune.export.targets import DEFAULT_TARGET, PRECISIONS, TARGETS
 
 HINT_BELOW = 0.01  # accuracy lost against the whole model from which --recalibrate is worth a line
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN_DIR|MODEL")
 @click.option(
     "--client", metavar="ID", help="Export the smaller model this device ended with (default: the whole one)."
 )
@@ -45,8 +46,13 @@ if TYPE_CHECKING:
 )
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are, for a comparison on real inputs.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="For the latency figures.")
+@click.option("--pruned", type=click.Path(path_type=Path), help="Of a MODEL: the folder that 'edgeprune prune' wrote.")
+@click.option(
+    "--input", "shapes", multiple=True, metavar="SHAPE", help="Of a plain module: 2,3,224,224 or 2,128:int64."
+)
+@click.option("--calibration", type=click.Path(path_type=Path), help="Of a MODEL in int8: real inputs, x in an .npz.")
 def command(
-    run_dir: Path,
+    source: str,
     client: str | None,
     output: Path,
     target: str,
@@ -54,8 +60,11 @@ def command(
     recalibrate: bool,
     data_dir: str | None,
     threads: int,
+    pruned: Path | None,
+    shapes: tuple[str, ...],
+    calibration: Path | None,
 ) -> None:
-    """Write the model of RUN_DIR as ONNX and show that it computes the same.
+    """Write the model of RUN_DIR, or a user's MODEL (module:function), as ONNX and show that it computes the same.
 
     The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 before it gets its name.
     """
@@ -63,8 +72,15 @@ def command(
 
     from edgeprune.export.of_run import export_run
 
+    if not Path(source).is_dir() and ":" in source:
+        if client is not None or recalibrate:
+            raise EdgePruneError(f"export: --client and --recalibrate are for runs; {source} is a model")
+        _of_model(source, output, target, precision, pruned, shapes, calibration)
+        return
+    if pruned is not None or shapes or calibration is not None:
+        raise EdgePruneError("export: --pruned, --input and --calibration are for a MODEL (module:function), not a run")
     done = export_run(
-        run_dir,
+        Path(source),
         output,
         client=client,
         target=target,
@@ -77,6 +93,51 @@ def command(
     console.print(_table(done))
     for line in _lines(done):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _of_model(
+    name: str,
+    output: Path,
+    target: str,
+    precision: str,
+    pruned: Path | None,
+    shapes: tuple[str, ...],
+    calibration: Path | None,
+) -> None:
+    """A user's model, or its pruned form, compared on random inputs, or on those it was calibrated with."""
+    from edgeprune.cli.source import open_source
+    from edgeprune.export import check_parity, export_onnx
+    from edgeprune.export.infer import read_rows
+    from edgeprune.export.onnx import check_destination, staged
+    from edgeprune.export.targets import get
+    from edgeprune.pruning import files
+
+    get(target)
+    check_destination(output)
+    found = open_source(name, shapes)
+    model, details = found.model, {}
+    if pruned is not None:
+        model, plan = files.load(pruned, found.model)
+        details = {"method": "prune", "plan": plan.id, "kept_channels": plan.counts, "retention": plan.retention}
+        accuracy = files.describe(pruned).get("accuracy")
+        if isinstance(accuracy, float) and precision == "fp32":
+            details["accuracy"] = accuracy
+    rows = None if calibration is None else read_rows(calibration)[0]
+    if rows is not None and not rows.is_floating_point():
+        raise EdgePruneError(f"{calibration}: x is {rows.dtype}; give float32 rows, ready for the network")
+    with staged(output) as draft:
+        done = export_onnx(model, found.inputs, draft, target, details, precision, rows)
+        inputs = found.inputs if rows is None else (rows,)
+        parity = check_parity(model, draft, inputs, real=rows is not None, precision=precision)
+        draft.replace(output)
+    click.echo(
+        f"agrees with torch on {parity.rows} rows of {'real' if parity.real_inputs else 'random'} inputs: largest "
+        f"difference {parity.max_abs_diff:.2g}, relative error {parity.relative_error:.2g}"
+    )
+    click.echo(
+        f"wrote {output} for {done.target} (opset {done.opset}, IR {done.ir_version}, {precision}), "
+        f"{done.size_bytes / 1e3:,.1f} KB"
+    )
 
 
 def _table(done: RunExport) -> Table:

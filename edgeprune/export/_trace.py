@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export._need import need
 from edgeprune.export.targets import Target
 
@@ -27,26 +27,40 @@ BATCH = "batch"
 _DYNAMO_OPSET = 18  # the lowest opset the torch.export exporter writes, whatever it is asked for
 
 
+EXPORTERS = ("torchscript", "torch.export")
+
+
 def to_proto(
-    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names_in: Sequence[str],
+    names_out: Sequence[str],
+    target: Target,
+    exporter: str | None = None,
 ) -> Any:
     """The model as a ModelProto at exactly ``target.opset``; EdgePruneError when neither exporter manages.
+
+    ``exporter``: one of EXPORTERS and no other; None tries both.
 
     ``model`` is in eval mode and may be changed by the exporter: pass a copy. Dimension 0 of every input and output
     is ``batch``.
     """
+    if exporter not in (None, *EXPORTERS):
+        raise EdgePruneError(f"export: unknown exporter {exporter!r}{nearest(str(exporter), EXPORTERS)}")
     reasons = []
-    for route in (_by_torchscript, _by_export):
+    for name, route in zip(EXPORTERS, (_by_torchscript, _by_export), strict=True):
+        if exporter not in (None, name):
+            continue
         try:
             with _quiet():
                 return route(model, inputs, names_in, names_out, target)
         except EdgePruneError:
             raise
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
-            reasons.append(_first_line(error))
+            reasons.append(f"{name}: {_first_line(error)}")
     raise EdgePruneError(
         f"export: {type(model).__name__} has no ONNX form at opset {target.opset} "
-        f"(TorchScript: {reasons[0]}; torch.export: {reasons[1]}); try target jetpack7 or replace that operator"
+        f"({'; '.join(reasons)}); try target jetpack7 or replace that operator"
     )
 
 

@@ -45,12 +45,14 @@ def export_onnx(
     metadata: Mapping[str, object] | None = None,
     precision: str = "fp32",
     calibration: Tensor | tuple[Tensor, ...] | None = None,
+    exporter: str | None = None,
 ) -> Exported:
     """Write ``model`` in eval mode to ``path`` as ONNX for ``target`` and check the written file.
 
     ``example_inputs``: one tensor or a tuple of tensors whose dimension 0 is the batch, which stays free in the file.
     ``precision``: "fp32", "fp16" or "int8" inside; inputs and outputs are fp32. "int8" needs ``calibration``: real
     inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
+    ``exporter``: torch's "torchscript" or "torch.export"; by default the first that manages, in this order.
     ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON; the package version and
     a digest of the weights are added, and the precision. Nothing of the exporter's notes (stack traces, paths) is kept.
     The model is copied: neither its weights, its buffers nor its training flag change. The file appears under its name
@@ -67,7 +69,7 @@ def export_onnx(
     names_in, names_out = _names(frozen, inputs)
 
     with torch.no_grad():
-        proto = to_proto(frozen, inputs, names_in, names_out, profile)
+        proto = to_proto(frozen, inputs, names_in, names_out, profile, exporter)
     # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
     # verify() runs the full checker on the result.
     proto.ir_version = profile.ir_version

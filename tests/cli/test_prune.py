@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import edgeprune
 from edgeprune import EdgePruneError, engine
+from edgeprune.cli import export
 from edgeprune.cli.prune import command
 from edgeprune.pruning import cost, files
 
@@ -75,6 +77,34 @@ def test_a_users_function_with_a_shape(beside: Path) -> None:
     assert said["kept"] == plan.counts and said["macs"] == cost.macs(model, x)
     for path in ("small/plan.json", "small/model.safetensors"):
         assert str(beside).encode() not in Path(path).read_bytes()
+
+
+def test_the_pruned_model_exports_from_its_folder(beside: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    assert invoke("own_net:pair", "--keep", 0.5, "-o", "small").exit_code == 0
+    model, plan = edgeprune.load("small", own)
+    rows = torch.randn(40, 3, 12, 12)
+    np.savez("rows.npz", x=rows.numpy())
+    for extra in ([], ["--precision", "int8", "--calibration", "rows.npz"]):
+        args = ["own_net:pair", "--pruned", "small", "-o", "m.onnx", "--target", "jetpack5", *extra]
+        done = CliRunner().invoke(export.command, args)
+        assert done.exit_code == 0 and "agrees with torch" in done.output, (done.output, done.exception)
+        session = ort.InferenceSession("m.onnx")
+        entries = session.get_modelmeta().custom_metadata_map
+        assert json.loads(entries["edgeprune.kept_channels"]) == plan.counts
+        with torch.no_grad():
+            want = model(rows).numpy()
+        got = session.run(None, {"input": rows.numpy()})[0]
+        assert np.linalg.norm(got - want) <= (0.2 if extra else 1e-5) * np.linalg.norm(want)
+    for args, words in (
+        (["own_net:pair", "--client", "a"], "are for runs"),
+        (["small", "--pruned", "small"], "are for a MODEL"),
+        (["own_net:pair", "--precision", "int8"], "needs calibration inputs"),
+        (["own_net:pair", "--pruned", "none"], "cannot be read"),
+    ):
+        done = CliRunner().invoke(export.command, [*args, "-o", "n.onnx"])
+        assert isinstance(done.exception, EdgePruneError) and words in str(done.exception)
+    assert not Path("n.onnx").exists()
 
 
 def test_what_stays_and_where_the_weights_come_from(beside: Path) -> None:
