@@ -11,19 +11,22 @@ from torch.nn import functional
 
 from edgeprune.pruning.budget import Costs, Latency, Scope, fit
 from edgeprune.pruning.choice import Ranking, choose, ranking
-from edgeprune.pruning.coupling import Norms
+from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
 from edgeprune.pruning.files import load, save
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
 from edgeprune.pruning.merging import MergeMode, Merger
 from edgeprune.pruning.submodel import SubmodelPlan
-from edgeprune.pruning.surgery import expand_state, extract, extract_state, load_local
+from edgeprune.pruning.surgery import REPAIRS, expand_state, extract, extract_state, load_local
 from edgeprune.pruning.taylor import Batches, Loss
 
 __all__ = [
+    "REPAIRS",
+    "Call",
     "ChannelGraph",
     "ChannelGroup",
     "Costs",
+    "Coupling",
     "Merger",
     "Ranking",
     "Submodel",
@@ -38,6 +41,7 @@ __all__ = [
     "merge",
     "prune",
     "ranking",
+    "rule",
     "save",
     "scores",
 ]
