@@ -103,7 +103,7 @@ def where_dynamics_matter(task: str, seed: int, gib: float) -> Iterator[Cell]:
         yield dst(task, f"feddst-{tag}", seed, gib, sparsity=sparsity)
         yield dst(task, f"magnitude-mask-{tag}", seed, gib, "algorithm.moves=never", sparsity=sparsity)
     for distribution in ("uniform", "public"):
-        yield dst(task, f"feddst-{distribution}", seed, gib, f"algorithm.distribution={distribution}")
+        yield dst(task, f"feddst-layers-{distribution}", seed, gib, f"algorithm.distribution={distribution}")
     for alpha in (0.05, 0.2):
         yield dst(task, f"feddst-alpha{alpha:g}", seed, gib, f"algorithm.alpha={alpha}")
 

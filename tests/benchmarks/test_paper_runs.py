@@ -1,0 +1,97 @@
+"""The grids of FedDST's and MPFL's claims: every cell once, a real small cell, and reading off caps by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+PAPERS = Path(__file__).parents[2] / "benchmarks" / "papers"
+TINY = (
+    "task.name=digits",
+    "data.samples=150",
+    "fleet.devices=3",
+    "run.rounds=3",
+    "run.evaluate_every=1",
+)
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(PAPERS))
+    module = importlib.import_module("paper_runs")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+@pytest.mark.parametrize("name", ["feddst", "mpfl"])
+def test_every_cell_once_and_every_override_is_known(runs, name):
+    from edgeprune.engine import load_experiment
+
+    cells = importlib.import_module(f"{name}_cells").cells()
+    assert len({cell.key for cell in cells}) == len(cells) > 30
+    for cell in cells:
+        load_experiment(None, list(cell.sets))
+
+
+def test_rounds_fill_the_cap_and_no_more(runs):
+    grid = importlib.import_module("feddst_cells")
+    dense, sparse = grid.rounds_for("cifar10-feddst", 1), grid.rounds_for("cifar10-feddst", 1, 0.2)
+    assert dense == 2**30 // (20 * 3_128_024) == 17
+    assert sparse == 2**30 // (20 * 626_360) == 85
+
+
+def outcome(sent, accuracy, seed=0):
+    return {"upload_bytes": sent, "accuracy": {str(i): a for i, a in accuracy.items()}, "cell": {"seed": seed}}
+
+
+def test_accuracy_at_a_cap_by_hand(runs):
+    one = outcome([10] * 10, {2: 0.1, 4: 0.2, 6: 0.3, 8: 0.4, 10: 0.5})
+    assert runs.accuracy_at(one, 70) == pytest.approx(20)  # rounds 2, 4, 6
+    assert runs.accuracy_at(one, 100) == pytest.approx(40)
+    assert runs.accuracy_at(one, 200) is None  # the run ended before
+    other = outcome([20] * 10, {2: 0.1, 4: 0.1, 6: 0.1, 8: 0.1, 10: 0.2}, seed=0)
+    assert runs.paired([one], [other], 100, 200) == [pytest.approx(40 - 100 * 0.4 / 3)]
+    assert runs.paired([one], [outcome([20] * 10, {1: 0.1}, seed=1)], 100, 200) == []
+
+
+def test_cells_run_once_go_on_where_they_stopped_and_are_judged(runs, tmp_path):
+    cells = [
+        runs.Cell(
+            f"cifar10-feddst-{row}-seed0",
+            f"cifar10-feddst {row}",
+            0,
+            (*TINY, f"algorithm.name={name}", "algorithm.epochs=1"),
+        )
+        for row, name in (("feddst-1gib", "feddst"), ("fedavgm-1gib", "fedavg"))
+    ]
+    runs.run_all(cells, "feddst", 1, tmp_path / "work")
+    path = tmp_path / "results" / "feddst" / f"{cells[0].key}.json"
+    first = path.read_bytes()
+    runs.run_all(cells, "feddst", 1, tmp_path / "work")
+    assert path.read_bytes() == first
+    found = json.loads(first)
+    assert len(found["upload_bytes"]) == 3 and list(found["accuracy"]) == ["1", "2", "3"]
+    judge = importlib.import_module("feddst_judge")
+    rows = runs.load("feddst")
+    claims = judge.judge(rows)
+    assert claims["F5 cifar10-feddst"]["holds"] is True
+    assert "| cifar10-feddst feddst-1gib | 1 |" in judge.table(rows)
+
+
+def test_a_shuffled_node_is_a_change_of_one_node(runs, tmp_path):
+    grid, judge = importlib.import_module("mpfl_cells"), importlib.import_module("mpfl_judge")
+    sets = (*TINY, "fleet.devices=4", "algorithm.name=mpfl", "algorithm.iterations=1", "algorithm.step=0.5")
+    cells = [
+        runs.Cell(f"fashion-cnn-iid-{row}-50-seed0", f"fashion-cnn-iid-{row}-50", 0, sets, change)
+        for row, change in (("exact", ""), ("shuffled", "shuffled"))
+    ]
+    runs.run_all(cells, "mpfl", 1, tmp_path / "work", grid.CHANGES)
+    rows = runs.load("mpfl")
+    assert all(o["rejected"] == 0 for found in rows.values() for o in found)
+    claims = judge.judge(rows)
+    assert claims["M1 resnet-18"]["holds"] is True
+    assert claims["M4 fashion-cnn-iid 50 %"]["what"].startswith("shuffled-50 - exact-50")
+    assert "exact-50" in judge.table(rows)
