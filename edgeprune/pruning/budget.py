@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning.axes import local_size
-from edgeprune.pruning.choice import Ranking, best, checked_scores, choose, floors, ranking
+from edgeprune.pruning.choice import Ranking, best, checked_scores, choose, floors, ranking, steps
 from edgeprune.pruning.graph import ChannelGraph
 from edgeprune.pruning.submodel import SubmodelPlan
 
@@ -124,14 +124,14 @@ def _by_cost(
     graph = costs.graph
     values = checked_scores(graph, scores)
     held = {name: np.log(_kept_score(values[name])) for name in graph.map.groups}
-    least = floors(graph, min_channels, round_to, min_keep)
+    least, each = floors(graph, min_channels, round_to, min_keep), steps(graph, round_to)
     sizes = dict(graph.map.groups)
     counts = dict(sizes)
     while not _within(costs, limits, counts):
         now = costs(price, counts)
         cheapest, change = math.inf, None
         for name, count in counts.items():
-            fewer = (count - 1) // round_to * round_to
+            fewer = (count - 1) // each[name] * each[name]
             if fewer < max(1, least[name]):
                 continue
             saved = now - costs(price, {**counts, name: fewer})
@@ -147,7 +147,7 @@ def _by_cost(
         now = costs(price, counts)
         dearest, change = 0.0, None
         for name, count in counts.items():
-            more = min(sizes[name], count + round_to)
+            more = min(sizes[name], count + each[name])
             if more == count or not _within(costs, limits, {**counts, name: more}):
                 continue
             gain = float(held[name][more - 1] - held[name][count - 1])

@@ -37,7 +37,8 @@ def choose(
     ``keep``: share of the channels, in (0, 1]. ``scope``: "layer" keeps that share of every group; "global" of all
     channels together, scores being taken relative to the mean of their group (``order``: that ranking, if it is there
     already). No group falls below ``min_channels`` (or its size) nor below the share ``min_keep``; counts are rounded
-    to the nearest multiple of ``round_to``, at least one; what is kept in full stays full.
+    to the nearest multiple of ``round_to``, at least one (whole heads that are as wide count as such multiples); what
+    is kept in full stays full.
     """
     _check(keep, min_channels)
     if scope not in ("layer", "global"):
@@ -48,23 +49,33 @@ def choose(
     if scope == "global":
         order = order or ranking(graph, scores, min_channels)
         shares = {n: float(len(c)) for n, c in order.plan(keep).kept.items()}
-    kept = {}
+    kept, each = {}, steps(graph, round_to)
     for name, size in graph.map.groups.items():
-        count = round_to * max(1, math.floor(shares[name] / round_to + 0.5))
+        count = each[name] * max(1, math.floor(shares[name] / each[name] + 0.5))
         count = min(size, max(count, least[name]))
         kept[name] = best(found[name], size if shares[name] >= size else count)
     return SubmodelPlan(graph.map, kept)
 
 
 def floors(graph: ChannelGraph, min_channels: int, round_to: int = 1, min_keep: float = 0.0) -> dict[str, int]:
-    """The fewest channels that each group may keep: a multiple of ``round_to``, or all it has."""
+    """The fewest channels that each group may keep: a multiple of its step, or all it has."""
     _check(1.0, min_channels)
-    if round_to < 1:
-        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
     if not 0 <= min_keep <= 1:
         raise EdgePruneError(f"min_keep must be a share from 0 to 1, not {min_keep}")
     wanted = {n: max(min_channels, math.ceil(min_keep * s - 1e-9)) for n, s in graph.map.groups.items()}
-    return {n: min(s, round_to * math.ceil(wanted[n] / round_to)) for n, s in graph.map.groups.items()}
+    each = steps(graph, round_to)
+    return {n: min(s, each[n] * math.ceil(wanted[n] / each[n])) for n, s in graph.map.groups.items()}
+
+
+def steps(graph: ChannelGraph, round_to: int) -> dict[str, int]:
+    """How many channels of each group make a multiple of ``round_to`` positions in every tensor: a head of 64 does."""
+    if round_to < 1:
+        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
+    blocks = dict.fromkeys(graph.map.groups, 0)
+    for axes in graph.axes.values():
+        for segment in (s for axis in axes for s in axis if s.group is not None):
+            blocks[segment.group] = math.gcd(blocks[segment.group], segment.block)  # type: ignore[index]
+    return {name: round_to // math.gcd(round_to, block or 1) for name, block in blocks.items()}
 
 
 def best(scores: npt.NDArray[np.float64], count: int) -> tuple[int, ...]:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from pruning_cases import traced
 from torch import nn
+from zoo_attention import ATTENTION
 
 import edgeprune
 from edgeprune import EdgePruneError
-from edgeprune.pruning import Costs, choose, cost, extract, fit, ranking, scores
+from edgeprune.pruning import ChannelGraph, Costs, choose, cost, extract, fit, ranking, scores
+from edgeprune.pruning.choice import steps
 
 
 def real_cost(unit, model, x):
@@ -79,6 +81,24 @@ def test_widths_by_cost_keep_steps_and_floors():
         edgeprune.prune(model, x, budget={"macs": 0.01}, scope="cost", min_keep=0.5, graph=graph)
     with pytest.raises(EdgePruneError, match="smallest plan allowed needs"):
         edgeprune.prune(model, x, budget={"macs": 1.0001}, scope="layer", min_keep=1.0, graph=graph)
+
+
+def test_whole_heads_are_multiples_of_what_they_are_wide():
+    factory, inputs = ATTENTION["vit"]
+    model, x = factory(), inputs()
+    graph = ChannelGraph.trace(model, x)
+    found, scored = steps(graph, 4), scores(model, graph)
+    heads = {
+        n
+        for n, s in graph.map.groups.items()
+        if any(seg.group == n and seg.block % 4 == 0 for a in graph.axes.values() for axis in a for seg in axis)
+    }
+    assert heads and all(found[n] == (1 if n in heads else 4) for n in graph.prunable)
+    for scope in ("layer", "cost"):
+        plan = fit(scored, Costs(model, graph), {"macs": 0.6}, scope, round_to=4)
+        small = extract(model, plan)
+        assert all(c % found[n] == 0 or c == graph.map.groups[n] for n, c in plan.counts.items())
+        assert cost.macs(small, x) <= 0.6 * cost.macs(model, x)
 
 
 def test_widths_by_cost_on_two_equal_layers_by_hand():
