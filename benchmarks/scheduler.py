@@ -1,13 +1,13 @@
 """The scheduler against AdaptCL alone, a static table of rates, and FedAvg, on unequal fleets with noise and limits.
 
-    python benchmarks/scheduler.py [--tasks fashion-cnn,cifar10-resnet] [--seeds 3] [--rounds 150]
+    python benchmarks/scheduler.py [--tasks fashion-cnn,cifar10-resnet] [--seeds 3] [--rounds 150] [--resume]
 
 Writes benchmarks/results/scheduler.json. Every cell runs the real algorithms, messages and clock on a profile measured
 with `edgeprune profile` (edgeprune/fleet/profiles). Nothing is trained: update times depend on weights through the
 ranking of channels alone, so batch-norm scales are drawn once (log-normal, seeded) where training would have spread
 them. What the scheduler cannot know is in the clock: each device's profile is off by 3 %, each sub-model's step time by
 the latency model's own measured error, each round by 5 % noise. Memory is measured: the sub-models of devices with a
-limit are trained for two steps in a process of their own.
+limit are trained for two steps in a process of their own (all that the scheduler gives, the largest of the others).
 ``luck_spread`` is what the rounds' noise alone makes of equal devices: no scheduler can do better than that.
 
 Time saved is held against the arithmetic ceiling 1 - 1/sigma of a method that lets the fastest device train everything.
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from edgeprune import tasks, wire
+from edgeprune.algorithms import clients, scheduled
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.protocol import Algorithm, Recipe, Setting, State, Update
 from edgeprune.algorithms.scheduled import Scheduled, initial_ranking
@@ -39,7 +40,9 @@ from edgeprune.device.profile import DeviceProfile, ModelSize, read_profile
 from edgeprune.engine.reporting import fleet_reports
 from edgeprune.fleet import Fleet, FleetConfig, ProfileTimes, Work, build_fleet, charge, size_of
 from edgeprune.fleet.clock import luck
-from edgeprune.pruning import ChannelGraph, SubmodelPlan
+from edgeprune.fleet.reports import Rung, ladder
+from edgeprune.pruning import ChannelGraph, Ranking, SubmodelPlan
+from edgeprune.pruning.surgery import extract_state
 
 HERE = Path(__file__).resolve().parent
 PROFILES = HERE.parent / "edgeprune" / "fleet" / "profiles"
@@ -135,6 +138,7 @@ def fleet_of(cell: Cell, times: ProfileTimes, rounds: int, full: ModelSize) -> F
 
 def run(cell: Cell, method: str, algorithm: Algorithm, rounds: int) -> dict[str, Any]:
     """One cell and method: update times of every round, retentions, memory that was asked of limited devices."""
+    _cut.clear(), _ladders.clear()
     task = tasks.get(cell.task)
     profile = read_profile(PROFILES / f"{cell.task}.json")
     torch.manual_seed(cell.seed)
@@ -172,7 +176,11 @@ def run(cell: Cell, method: str, algorithm: Algorithm, rounds: int) -> dict[str,
         times.append(took)
         state = algorithm.merge(setting, state, updates)
     limits = {d.name: d.memory_mib for d in fleet.devices if d.memory_mib}
-    asked_of = {plan.id: (plan, limits[name]) for (name, _), plan in seen.items() if name in limits}
+    asked_of = {(name, key): plan for (name, key), plan in seen.items() if name in limits}
+    if method != "scheduled":  # they know of no limit: the largest that each was given is enough to show it
+        largest = {name: max(p.retention for (n, _), p in asked_of.items() if n == name) for name in limits}
+        asked_of = {key: plan for key, plan in asked_of.items() if plan.retention == largest[key[0]]}
+    asked_once = {key: (plan, limits[name]) for (name, key), plan in asked_of.items()}
     lucks = [luck(device, 1, cell.seed) for device in fleet.devices]
     free = [took for name, took in times[0].items() if name not in limits]
     calm = [took / luck(fleet[name], 1, cell.seed) for name, took in times[0].items()]
@@ -188,8 +196,27 @@ def run(cell: Cell, method: str, algorithm: Algorithm, rounds: int) -> dict[str,
         "participants": min(map(len, times)),
         "retention_fastest": held[fleet.names[0]].retention if fleet.names[0] in held else None,
         "retention_slowest": held[fleet.names[-1]].retention if fleet.names[-1] in held else None,
-        "memory": [measured_memory(cell.task, plan.kept_bytes(), limit) for plan, limit in asked_of.values()],
+        "memory": [measured_memory(cell.task, plan.kept_bytes(), limit) for plan, limit in asked_once.values()],
     }
+
+
+_cut: dict[str, dict[str, torch.Tensor]] = {}
+_ladders: dict[str, list[Rung]] = {}
+
+
+def cut_once(state: Mapping[str, torch.Tensor], plan: SubmodelPlan) -> dict[str, torch.Tensor]:
+    """The weights of a plan: they never change here, so each is cut out once in a run."""
+    if plan.id not in _cut:
+        _cut[plan.id] = extract_state(state, plan)
+    return _cut[plan.id]
+
+
+def ladder_once(graph: ChannelGraph, order: Ranking, least: float = 0.05) -> list[Rung]:
+    """The ladder of a ranking, made once in a run."""
+    key = json.dumps(order.to_json())
+    if key not in _ladders:
+        _ladders[key] = ladder(graph, order, least)
+    return _ladders[key]
 
 
 def as_it_was(self: object, model: Mapping[str, torch.Tensor], updates: object) -> dict[str, torch.Tensor]:
@@ -255,66 +282,83 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+CELLS = (
+    # devices, sigma, limited, slowed
+    (10, 2.0, False, False),
+    (10, 10.0, False, False),
+    (16, 2.0, False, False),
+    (16, 10.0, False, False),
+    (10, 5.0, False, True),
+    (10, 5.0, True, False),
+)
+
+
+def rows_of(cell: Cell, rounds: int) -> list[dict[str, Any]]:
+    """Every method on one cell."""
+    rows, baseline = [], 0.0
+    for method, algorithm in algorithms().items():
+        if cell.limited and method != "scheduled" and cell.seed:
+            continue  # one seed shows that they do not know of limits
+        got = run(cell, method, algorithm, rounds)
+        baseline = got["time_s"] if method == "fedavg" else baseline
+        saved = 1 - got["time_s"] / baseline if baseline else None
+        after = got["spreads"][rounds // 2 :] if cell.slowed else []
+        spreads = got["spreads"]
+        got["spreads"] = spreads[:3] + spreads[rounds // 2 - 1 : rounds // 2 + 4]
+        row = {
+            **dataclasses.asdict(cell),
+            "method": method,
+            "rounds": rounds,
+            "saved": saved,
+            "share_of_ceiling": None if saved is None or cell.slowed else saved / (1 - 1 / cell.sigma),
+            "rounds_to_recover": next((i for i, spread in enumerate(after) if spread <= 1.35), None),
+            **got,
+        }
+        rows.append(row)
+        share = "" if row["share_of_ceiling"] is None else f", {row['share_of_ceiling']:.1%} of the ceiling"
+        memory = max((m["peak_mib"] / m["limit_mib"] for m in got["memory"]), default=None)
+        print(
+            f"{cell} {method}: saved {saved and round(saved, 3)}{share}, first spread {got['first_spread']:.2f} "
+            f"(without noise {got['first_spread_without_noise']:.2f}, noise alone {got['luck_spread']:.2f}), median "
+            f"{got['median_spread']:.2f}, recovered after {row['rounds_to_recover']}, memory {memory}",
+            flush=True,
+        )
+    return rows
+
+
+def write(about: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> Path:
+    """The result so far: after every cell, so that ``--resume`` can go on."""
+    path = harness.write_result("scheduler", about, summary(rows))
+    body = json.loads(path.read_text())
+    body["rounds"] = rounds
+    body["noise"] = {"round": NOISE, "profile": PROFILE_NOISE, "model": "the profile's median error / 0.6745"}
+    body["cells"] = rows
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="fashion-cnn,cifar10-resnet")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     AdaptCL._average = as_it_was  # type: ignore[method-assign, assignment]
+    clients.extract_state, scheduled.ladder = cut_once, ladder_once  # type: ignore[assignment, attr-defined]
     about = harness.machine()
-    rows: list[dict[str, Any]] = []
-    for name in arguments.tasks.split(","):
-        for devices, sigma, limited, slowed in (
-            (10, 2.0, False, False),
-            (10, 10.0, False, False),
-            (16, 2.0, False, False),
-            (16, 10.0, False, False),
-            (10, 5.0, False, True),
-            (10, 5.0, True, False),
-        ):
+    path = written = harness.RESULTS / "scheduler.json"
+    rows = json.loads(written.read_text())["cells"] if arguments.resume and written.exists() else []
+    names = [field.name for field in dataclasses.fields(Cell)]
+    done = {tuple(row[name] for name in names) for row in rows}
+    for task in arguments.tasks.split(","):
+        for devices, sigma, limited, slowed in CELLS:
             for seed in range(arguments.seeds):
-                cell = Cell(name, devices, sigma, seed, limited, slowed)
-                baseline = 0.0
-                for method, algorithm in algorithms().items():
-                    if limited and method != "scheduled" and seed:
-                        continue  # one seed shows that they do not know of limits
-                    got = run(cell, method, algorithm, arguments.rounds)
-                    baseline = got["time_s"] if method == "fedavg" else baseline
-                    saved = 1 - got["time_s"] / baseline if baseline else None
-                    middle = arguments.rounds // 2
-                    after = got["spreads"][middle:] if slowed else []
-                    recover = next((i for i, spread in enumerate(after) if spread <= 1.35), None)
-                    rows.append(
-                        {
-                            **dataclasses.asdict(cell),
-                            "method": method,
-                            "saved": saved,
-                            "share_of_ceiling": None if saved is None or slowed else saved / (1 - 1 / sigma),
-                            "rounds_to_recover": recover,
-                            **got,
-                        }
-                    )
-                    print(
-                        f"{name} {devices} devices sigma {sigma:g}{' limited' if limited else ''}"
-                        f"{' slowed' if slowed else ''} seed {seed} {method}: saved "
-                        f"{saved if saved is None else round(saved, 3)}, share of ceiling "
-                        f"{rows[-1]['share_of_ceiling'] and round(rows[-1]['share_of_ceiling'], 3)}, first spread "
-                        f"{got['first_spread']:.2f} ({got['first_spread_without_noise']:.2f}), "
-                        f"median {got['median_spread']:.2f}, recover {recover}, "
-                        f"unlimited {got['first_spread_unlimited'] or 0:.2f}, luck {got['luck_spread']:.2f}, "
-                        f"memory {max((m['peak_mib'] / m['limit_mib'] for m in got['memory']), default=0):.2f}",
-                        flush=True,
-                    )
-    for row in rows:
-        row["spreads"] = row["spreads"][:3] + row["spreads"][arguments.rounds // 2 - 1 : arguments.rounds // 2 + 4]
-    path = harness.write_result("scheduler", about, summary(rows))
-    body = json.loads(path.read_text())
-    body["rounds"] = arguments.rounds
-    body["noise"] = {"round": NOISE, "profile": PROFILE_NOISE, "model": "the profile's median error / 0.6745"}
-    body["cells"] = rows
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+                cell = Cell(task, devices, sigma, seed, limited, slowed)
+                if dataclasses.astuple(cell) not in done:
+                    rows += rows_of(cell, arguments.rounds)
+                    path = write(about, rows, arguments.rounds)
     print(f"wrote {path.relative_to(HERE.parent)}")
 
 
