@@ -295,8 +295,9 @@ def _work(name: str, tool: str, pipe: Any) -> None:
 
 def limited(name: str, tool: str) -> dict[str, Any]:
     """One network with one tool in a process of its own, which may crash or hang."""
-    mine, other = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_work, args=(name, tool, other))
+    start = multiprocessing.get_context("spawn")  # a forked child must not use torch's threads
+    mine, other = start.Pipe()
+    process = start.Process(target=_work, args=(name, tool, other))
     process.start()
     other.close()
     result: dict[str, Any] = {"errors": {"run": f"not done after {LIMIT_S} s"}, "hangs": True}

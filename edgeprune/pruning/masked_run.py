@@ -49,14 +49,14 @@ class MaskedRun(Interpreter):
     def run_node(self, n: Node) -> Any:
         if "_assert_tensor_metadata" in str(n.target):
             return None  # it may be run in another precision than it was exported in
-        kept = self.kept.get(n)
-        if kept is None or all(i is None for i in kept):
+        if all(i is None for i in self.kept.get(n, ())):
             return super().run_node(n)
         args = dict(Call(n, "").args)
         values = {k: self.env[v] if isinstance(v, Node) else v for k, v in args.items()}
         x = values["input"]
+        kept = [None if i is None else i.to(x.device) for i in self.kept[n]]
         first = 1 if "group" in str(n.target) else x.dim() - len(values["normalized_shape"])
-        small, index = x, [torch.arange(size) for size in x.shape]
+        small, index = x, [torch.arange(size, device=x.device) for size in x.shape]
         for d, i in enumerate(kept):
             if i is not None:
                 small, index[d] = small.index_select(d, i), i
