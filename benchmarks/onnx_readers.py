@@ -133,7 +133,7 @@ def main() -> None:
                 [python, "reader.py", "list.json"], cwd=folder, capture_output=True, text=True, check=True
             )
             for row, line in zip(written, done.stdout.splitlines(), strict=True):
-                answer = json.loads(line)
+                answer = json.loads(line.replace(f"{folder}{os.sep}", ""))
                 close = "error" in answer and answer["error"] <= 1e-5 + 1e-3 * answer["largest"]
                 row["onnxruntime_1_16"] = (
                     "agrees" if close else answer.get("refused", f"differs by {answer.get('error')}")

@@ -116,7 +116,7 @@ def _layer_of(args: Any, batch: int) -> tuple[str, int, int] | None:
     if "Conv" in operation:
         weight = shapes[1]
         return geometry(weight[2:], _product(out) / out[1] / batch), out[1], weight[1]
-    if "Gemm" in operation or ("MatMul" in operation and len(shapes) < 2 or len(shapes[-1]) <= 2 < len(out)):
+    if "Gemm" in operation or ("MatMul" in operation and (len(shapes) < 2 or len(shapes[1]) <= 2)):
         return geometry([], _product(out) / out[-1] / batch), out[-1], shapes[0][-1]
     return None
 

@@ -88,6 +88,16 @@ def test_measured_where_they_stand(traced: tuple[nn.Module, ChannelGraph, Tensor
     )
 
 
+def test_linear_layers_over_a_sequence_are_told_from_what_adds_a_bias() -> None:
+    pytest.importorskip("onnxruntime")
+    model, x = nn.Sequential(nn.Linear(24, 64), nn.GELU(), nn.Linear(64, 24)).eval(), torch.randn(2, 10, 24)
+    graph = ChannelGraph.trace(model, x)
+    table = measure_layers(model, graph, (x,), networks=2, repeats=2)
+    found = [sample[:2] for sample in table.layers["@10"]]
+    assert len(found) == 6 and sorted(found)[-1] == (64, 24) and (24, 64) in found
+    assert set(found) <= {(24, n) for n in (16, 32, 48, 64)} | {(n, 24) for n in (16, 32, 48, 64)}
+
+
 def test_a_table_of_another_network_says_so(traced: tuple[nn.Module, ChannelGraph, Tensor]) -> None:
     model, _, _ = traced
     other = ChannelGraph.trace(model, torch.randn(2, 3, 24, 24))
