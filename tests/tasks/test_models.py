@@ -15,6 +15,7 @@ from edgeprune.tasks import models
 from edgeprune.tasks.builtin import TASKS
 
 NAMES = sorted(TASKS)
+OURS = [name for name in NAMES if not name.endswith("feddst")]  # FedDST's network is its paper's: no batch-norm
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -27,7 +28,7 @@ def test_output_is_one_score_a_class(name):
     assert model(torch.cat([x] * 3)).shape == (6, 10)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_every_convolution_has_its_own_batch_norm(name):
     """AdaptCL ranks channels by the batch-norm's scale: as many scales as convolution outputs, layer by layer."""
     modules = [m for m in tasks.get(name).make_model().modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
@@ -36,7 +37,7 @@ def test_every_convolution_has_its_own_batch_norm(name):
     assert all(m.bias is None for m in modules if isinstance(m, nn.Conv2d))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OURS)
 def test_a_quarter_of_the_channels_costs_less_than_a_tenth(name):
     task = tasks.get(name)
     model = task.make_model()
