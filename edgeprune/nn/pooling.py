@@ -82,5 +82,6 @@ class MaxPool2d(nn.MaxPool2d):
         return out
 
     def _ours(self, x: Tensor, size: int) -> bool:
-        plain = (self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices) == (1, 0, 1, False, False)
+        how = (self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices)
+        plain = how == (1, 0, 1, False, False)
         return plain and x.dim() == 4 and x.numel() > 0 and 1 < size <= min(x.shape[2:]) and x.device.type == "cpu"
