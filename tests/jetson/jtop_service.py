@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -44,6 +45,16 @@ exec "$ENVIRONMENT/bin/python" "$ENVIRONMENT/bin/jtop" --force
 """
 
 
+# What edgeprune itself reads of a board, for a command that is to find itself on one.
+ON_BOARD = """
+mount -t tmpfs tmpfs /sys/firmware
+mkdir -p /sys/firmware/devicetree/base
+printf 'NVIDIA Jetson Orin Nano Developer Kit\\0' > /sys/firmware/devicetree/base/model
+mount --bind "$TREE/bus" /sys/bus
+exec "$@"
+"""
+
+
 def environments() -> dict[str, Path]:
     """``major.minor`` of jetson-stats -> a virtual environment that has it.
 
@@ -72,6 +83,12 @@ def why_not() -> str | None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         return "this container may not unshare its mounts"
     return None
+
+
+def command_on_board(board: EmulatedBoard, command: list[str]) -> list[str]:
+    """``command`` as it is run where board, INA3221 sensors and (if a service runs) jtop's socket are the board's."""
+    script = f"TREE={shlex.quote(str(board.root))}\n{ON_BOARD}"
+    return ["unshare", "--mount", "--propagation", "private", "bash", "-ec", script, "on-board", *command]
 
 
 class Service:
