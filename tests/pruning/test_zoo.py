@@ -61,7 +61,9 @@ def plans(model, graph):
 @pytest.mark.parametrize(("name", "norms"), CASES)
 def test_half_of_the_channels_is_a_smaller_model(name, norms):
     model, x, graph = traced(name, norms)
-    assert graph.notes == ()
+    # torch's TransformerEncoder reads attributes of its first layer: that one block has to stay, nothing else.
+    blocks = [note for note in graph.notes if note.startswith("the block encoder.layers.0 cannot be left out")]
+    assert list(graph.notes) == blocks and len(blocks) == (name == "bert")
     plan = choose(graph, scores(model, graph, "l2"), 0.5)
     small = extract(model, plan)
     most = MOST_MACS.get((name, norms), MOST_MACS[norms])
