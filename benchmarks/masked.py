@@ -2,11 +2,13 @@
 
     python benchmarks/masked.py [--part linear curve conv resnet loss feddst] [--threads 1 2] [--seconds 1.0]
 
-    OMP_WAIT_POLICY=passive python benchmarks/masked.py --threads 2 --name masked-passive
+    MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 python benchmarks/masked.py --name masked-heap
 
 Each part replaces its rows of these threads in the result file; all sides of a part are timed in turns in one process,
 each turn short enough to share the machine's moods and long enough that caches are warm. "torch" is the dense layer as
 it is; "masked dense" multiplies weights by the mask in every forward pass, as published codes do.
+With glibc's defaults large outputs may be mapped anew at each call, and their pages filled with zeros by the system,
+which for a convolution of 32 pictures takes as long as our product; the second line keeps freed memory.
 Shares of the peak count two operations for each kept weight and position, against the measured multiply-add peak of a
 core times the threads. Times are medians.
 """
@@ -33,6 +35,7 @@ from edgeprune.ops._core import core
 from edgeprune.tasks.models import resnet_like
 
 Row = dict[str, Any]
+ENVIRONMENT = ("OMP_WAIT_POLICY", "EDGEPRUNE_POOL", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 CONVS = (
     Shape("conv", 32, 64, 64, 32, 3),
     Shape("conv", 32, 128, 128, 16, 3),
@@ -297,7 +300,7 @@ def main() -> None:
     parser.add_argument("--name", default="masked", help="of the result file")
     arguments = parser.parse_args()
     for part in arguments.part:
-        about = {**harness.machine(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default")}
+        about = harness.machine() | {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         rows = []
         for threads in arguments.threads[: 1 if part == "loss" else None]:
             torch.set_num_threads(threads)
