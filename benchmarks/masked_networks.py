@@ -12,24 +12,6 @@ import edgeprune
 from edgeprune.nn import masks
 
 
-def feddst_cifar() -> nn.Module:
-    """FedDST's network for CIFAR-10 (arXiv 2112.09824): 781,770 weights."""
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 1),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 1),
-        nn.Flatten(),
-        nn.Linear(6400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
-
-
 class _Mask(nn.Module):
     def __init__(self, mask: Tensor) -> None:
         super().__init__()

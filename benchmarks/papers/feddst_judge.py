@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 import paper_runs
-from adaptcl_judge import VERDICT, interval
+from adaptcl_judge import interval
 from feddst_cells import CAPS, SAMPLE, WEIGHTS
 from paper_runs import GIB, accuracy_at, final_accuracy, paired
 
@@ -123,13 +123,7 @@ def table(rows: Rows) -> str:
         wall = statistics.fmean(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
         ends = _mean([final_accuracy(o) for o in outcomes])
         lines.append(f"| {row} | {len(outcomes)} | " + " | ".join(cells) + f" | {ends} | {wall:.2f} |")
-    lines += ["", "| claim | what | value | bar | |", "|---|---|---|---|---|"]
-    for name, claim in judge(rows).items():
-        value = claim["value"] if isinstance(claim["value"], list) else [claim["value"]]
-        shown = ", ".join(f"{v:.4g}" for v in value)
-        lines.append(f"| {name} | {claim['what']} | {shown} | {claim['bar']} | {VERDICT[claim['holds']]} |")
-    notes = {o["data_note"] for outcomes in rows.values() for o in outcomes if o["data_note"]}
-    return "\n".join([*lines, *(f"\nData: {note}" for note in sorted(notes))])
+    return "\n".join([*lines, *paper_runs.claims(judge(rows), rows)])
 
 
 def _mean(values: list[float]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import paper_runs
-from adaptcl_judge import VERDICT, interval
+from adaptcl_judge import interval
 from mpfl_cells import NODES, PRUNED, SPLITS, TASKS
 from paper_runs import final_accuracy
 
@@ -128,13 +128,7 @@ def table(rows: Rows) -> str:
         wall = statistics.fmean(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
         shown = f"{mean:.1f}" if half != half else f"{mean:.1f} +- {half:.1f}"
         lines.append(f"| {row} | {len(outcomes)} | {shown} | {sent:.3f} | {wall:.2f} |")
-    lines += ["", "| claim | what | value | bar | |", "|---|---|---|---|---|"]
-    for name, claim in judge(rows).items():
-        value = claim["value"] if isinstance(claim["value"], list) else [claim["value"]]
-        figures = ", ".join(f"{v:.4g}" for v in value)
-        lines.append(f"| {name} | {claim['what']} | {figures} | {claim['bar']} | {VERDICT[claim['holds']]} |")
-    notes = {o["data_note"] for outcomes in rows.values() for o in outcomes if o["data_note"]}
-    return "\n".join([*lines, *(f"\nData: {note}" for note in sorted(notes))])
+    return "\n".join([*lines, *paper_runs.claims(judge(rows), rows)])
 
 
 def load() -> Rows:

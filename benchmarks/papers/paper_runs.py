@@ -6,6 +6,7 @@ stopped half-way goes on from its checkpoint (`--work`, a folder outside the rep
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from adaptcl_judge import VERDICT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 GIB = 2**30
@@ -158,3 +161,36 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def claims(judged: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The table of claims, and what is to be said about the data."""
+    lines = ["", "| claim | what | value | bar | |", "|---|---|---|---|---|"]
+    for name, claim in judged.items():
+        value = claim["value"] if isinstance(claim["value"], list) else [claim["value"]]
+        shown = ", ".join(f"{v:.4g}" for v in value)
+        lines.append(f"| {name} | {claim['what']} | {shown} | {claim['bar']} | {VERDICT[claim['holds']]} |")
+    notes = {o["data_note"] for outcomes in rows.values() for o in outcomes if o["data_note"]}
+    return [*lines, *(f"\nData: {note}" for note in sorted(notes))]
+
+
+def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
+    """The command line of a paper's benchmark: ``cells`` and ``judge`` are its modules."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "list", "table"))
+    parser.add_argument("--grid", default="all")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="folder for unfinished runs")
+    arguments = parser.parse_args()
+    if arguments.verb == "table":
+        rows = judge.load()
+        body = {"claims": judge.judge(rows), "seeds": {row: len(found) for row, found in rows.items()}}
+        (RESULTS / f"{name}.json").write_text(json.dumps(rounded(body), indent=1) + "\n")
+        print(judge.table(rows))
+        return
+    chosen = cells.cells(arguments.grid)
+    if arguments.verb == "list":
+        for cell in chosen:
+            print(cell.key, *cell.sets)
+        return
+    run_all(chosen, name, arguments.processes, arguments.work, getattr(cells, "CHANGES", None))
