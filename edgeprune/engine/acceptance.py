@@ -81,7 +81,7 @@ def _answered(
     """The message in ``reply``, from whom and for what it was asked; its tensors are not looked at yet. With ``masks``
     (those the client holds) packed tensors stay packed."""
     if reply.blob is None:
-        raise EdgePruneError(f"no {kind} arrived before the deadline")
+        raise EdgePruneError(reply.fault or f"no {kind} arrived before the deadline")
     dense = sum(t.numel() * t.element_size() for t in expected.values())
     limit = 2 * sent_bytes + HEADER_ROOM
     message = wire.decode(

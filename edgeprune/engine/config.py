@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-ENGINES = ("local",)
+ENGINES = ("local", "processes", "flower", "flare")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class DataConfig:
 class RunConfig:
     """``patience``: a round waits for a missing answer this many times as long as for the slowest that came.
     ``threads``: one is fastest for networks of a few layers, and gives the same bits whatever the number of cores; 0
-    leaves torch's own number. ``checkpoint_every`` is in rounds."""
+    leaves torch's own number. ``checkpoint_every`` is in rounds. ``engine``: "local" runs all devices in this process on
+    a virtual clock; "processes" gives each a process here, and the real clock; "flower" and "flare" are for other
+    machines. ``deadline_s``: the real clock waits no longer for any answer."""
 
     rounds: int = 60
     seed: int = 0
@@ -64,6 +66,7 @@ class RunConfig:
     engine: str = "local"
     threads: int = 1
     patience: float = 2.0
+    deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
         for key, least in (("rounds", 1), ("evaluate_every", 1), ("checkpoint_every", 1), ("threads", 0), ("seed", 0)):
@@ -71,6 +74,8 @@ class RunConfig:
                 raise EdgePruneError(f"run.{key} is {getattr(self, key)}; give {least} or more")
         if not self.patience >= 1:
             raise EdgePruneError(f"run.patience is {self.patience}; give 1 or more")
+        if not self.deadline_s > 0:
+            raise EdgePruneError(f"run.deadline_s is {self.deadline_s}; give more than 0")
         if self.engine not in ENGINES:
             raise EdgePruneError(f"run.engine: unknown engine {self.engine!r}{nearest(self.engine, ENGINES)}")
 

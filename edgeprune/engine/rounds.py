@@ -99,6 +99,9 @@ class Server:
         facts = getattr(self.algorithm, "facts", None)
         if facts is not None:
             record["facts"] = facts(self.setting, state)
+        told = getattr(self.transport, "facts", None)
+        if told is not None:
+            record["transport"] = told()
         totals = {
             "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
             "download_bytes": at.totals["download_bytes"] + traffic["download_bytes"],

@@ -26,6 +26,7 @@ from edgeprune.engine.evaluation import class_shares, client_accuracy
 from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.reporting import fleet_reports
 from edgeprune.engine.rounds import Evaluated, Server
+from edgeprune.engine.transport import Transport
 from edgeprune.engine.worker import ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Fleet, Times, build_fleet
@@ -58,6 +59,9 @@ class Prepared:
     model: torch.nn.Module
 
 
+Connect = Callable[[Prepared], tuple[Prepared, Transport]]
+
+
 def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepared:
     """Load the data, split them, build and trace the model, find the latency table.
 
@@ -68,10 +72,8 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     fleet = build_fleet(experiment.fleet)
     task = get_task(experiment.task.name)
     data = task.load_data(data_dir)
-    local = _split(data, fleet, experiment.data, experiment.run.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.run.seed)
-        model = task.make_model()
+    local = split(data, fleet, experiment.data, experiment.run.seed)
+    model = initial_model(task, experiment.run.seed)
     graph = ChannelGraph.trace(model, task.example_inputs())
     own = Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
     recipe = experiment.algorithm.recipe(own)
@@ -86,38 +88,72 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     return Prepared(experiment, task, fleet, graph, setting, local, data, table, model)
 
 
-def start(prepared: Prepared, out: Path, watch: Watch | None = None) -> dict[str, Any]:
-    """Run from the first round, into the new folder ``out``. Returns the summary."""
+def start(
+    prepared: Prepared, out: Path, watch: Watch | None = None, transport: Transport | None = None
+) -> dict[str, Any]:
+    """Run from the first round, into the new folder ``out``: over ``transport``, or all devices in this process.
+    Returns the summary."""
+    if transport is None:
+        _refuse_other_engines(prepared.experiment)
     experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
     rundir.create(out, experiment, prepared.table.to_json())
-    server = _server(prepared)
+    server = _server(prepared, transport=transport)
     begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     checkpoints.save(out / checkpoints.FILE, begin)
     return _go(prepared, server, begin, out, watch)
 
 
-def resume(out: Path, data_dir: str | Path | None, watch: Watch | None = None, rounds: int = 0) -> dict[str, Any]:
-    """Go on where the run in ``out`` stopped, to the same end, bit for bit; ``rounds`` sets another last round."""
+def resume(
+    out: Path,
+    data_dir: str | Path | None,
+    watch: Watch | None = None,
+    rounds: int = 0,
+    connect: Connect | None = None,
+) -> dict[str, Any]:
+    """Go on where the run in ``out`` stopped, to the same end, bit for bit; ``rounds`` sets another last round.
+
+    ``connect`` finds the devices where they are not in this process.
+    """
     if not (out / rundir.CONFIG).is_file():
         raise EdgePruneError(f"{out}: not a run directory (no {rundir.CONFIG}); leave out --resume to begin there")
     experiment = load_experiment(out / rundir.CONFIG)
     if rounds:
         experiment = replace(experiment, run=replace(experiment.run, rounds=rounds))
         written = replace(experiment, fleet=replace(experiment.fleet, latency=rundir.LATENCY))
+    if connect is None:
+        _refuse_other_engines(experiment)
     prepared = prepare(experiment, data_dir)
+    transport: Transport | None = None
+    if connect is not None:
+        prepared, transport = connect(prepared)
     if not (out / checkpoints.FILE).is_file():  # killed before the first round: nothing was done yet
-        server = _server(prepared)
+        server = _server(prepared, transport=transport)
         at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     else:
         at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
-        server = _server(prepared, at)
+        server = _server(prepared, at, transport)
     if rounds:
         checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())
     rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
     return _go(prepared, server, at, out, watch)
 
 
-def _split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:
+def _refuse_other_engines(experiment: Experiment) -> None:
+    if experiment.run.engine != "local":
+        raise EdgePruneError(
+            f"run.engine is {experiment.run.engine!r}, whose devices are processes of their own; start it with "
+            "'edgeprune serve'"
+        )
+
+
+def initial_model(task: Task, seed: int) -> torch.nn.Module:
+    """The model that every node of a run begins with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.make_model()
+
+
+def split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:
     """Each client's own part of the training data."""
     x, y, subject = data.train.x, data.train.y, data.train.subject
     if config.samples < 0 or config.samples > len(y):
@@ -141,23 +177,13 @@ def _maskable(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(f"{row['name']}.weight" for row in densities(model) if row["note"] == "dense")
 
 
-def _server(prepared: Prepared, at: Checkpoint | None = None) -> Server:
-    """The loop with its local transport, the devices holding what they held at ``at``."""
-    run, graph = prepared.experiment.run, prepared.graph
-    held = at.held if at else {}
-    owed: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in (at.devices if at else {}).items():
-        client, _, name = key.partition("/")  # a device's name has no slash
-        owed.setdefault(client, {})[name] = tensor
-    shelf = ModelShelf(prepared.model)
-    workers = {
-        name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name), owed.get(name))
-        for name, part in prepared.local.items()
-    }
-    transport = LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed)
+def _server(prepared: Prepared, at: Checkpoint | None = None, transport: Transport | None = None) -> Server:
+    """The loop over ``transport``; without one, over devices in this process that hold what they held at ``at``."""
+    run = prepared.experiment.run
+    transport = transport or _local(prepared, at)
     judge = prepared.task.make_model()
 
-    shares = class_shares(prepared.local, len(prepared.data.classes))
+    shares = class_shares(prepared.local, len(prepared.data.classes)) if prepared.local else None
 
     def evaluated(state: Mapping[str, Tensor]) -> Evaluated:
         judge.load_state_dict(state)
@@ -173,6 +199,21 @@ def _server(prepared: Prepared, at: Checkpoint | None = None) -> Server:
         run.evaluate_every,
         run.patience,
     )
+
+
+def _local(prepared: Prepared, at: Checkpoint | None) -> LocalTransport:
+    graph = prepared.graph
+    held = at.held if at else {}
+    owed: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in (at.devices if at else {}).items():
+        client, _, name = key.partition("/")  # a device's name has no slash
+        owed.setdefault(client, {})[name] = tensor
+    shelf = ModelShelf(prepared.model)
+    workers = {
+        name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name), owed.get(name))
+        for name, part in prepared.local.items()
+    }
+    return LocalTransport(prepared.fleet, workers, graph, prepared.table, prepared.experiment.run.seed)
 
 
 def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:

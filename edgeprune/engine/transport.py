@@ -14,13 +14,14 @@ class Reply:
     """What came back from ``client``: bytes, or None if nothing came by the deadline.
 
     ``update_time_s`` runs from send to receipt; ``parts_s`` splits it where the transport knows how (download,
-    compute, rebuild, upload).
+    compute, rebuild, upload). ``fault``: why nothing came, where more is known than that time was up.
     """
 
     client: str
     blob: bytes | None
     update_time_s: float
     parts_s: Mapping[str, float] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_fleet_file_is_read_beside_the_experiment_and_written_out(tmp_path):
         ("[run]\nrounds = 3.5\n", "run.rounds must be a whole number"),
         ("[run]\nrounds = true\n", "run.rounds must be a whole number"),
         ("[run]\nrounds = 0\n", "run.rounds is 0"),
-        ("[run]\nengine = 'flower'\n", "unknown engine 'flower'"),
+        ("[run]\nengine = 'flour'\n", "unknown engine 'flour'"),
         ("[algorithm]\nname = 'adaptlc'\n", "unknown algorithm 'adaptlc'; did you mean 'adaptcl'"),
         ("[algorithm]\nname = 3\n", "algorithm.name must be a string"),
         ("[algorithm]\ngama_min = 0.1\n", "algorithm: unknown key 'gama_min'; did you mean 'gamma_min'"),

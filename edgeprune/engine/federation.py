@@ -1,0 +1,137 @@
+"""A run whose devices are processes of their own: wait for them, then the same loop as everywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgeprune._version import __version__
+from edgeprune.engine import checkpoint as checkpoints
+from edgeprune.engine import run
+from edgeprune.engine.children import Child, Children, wait_for
+from edgeprune.engine.config import Experiment
+from edgeprune.engine.remote import Carrier, RemoteTransport, Terms
+from edgeprune.engine.resident import experiment_id
+from edgeprune.engine.run import Prepared, Watch
+from edgeprune.engine.sockets import SocketCarrier
+from edgeprune.errors import EdgePruneError
+
+Say = Callable[[str], None]
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what only a virtual clock can do."""
+    for what in ("event", "fault"):
+        if getattr(experiment.fleet, what):
+            raise EdgePruneError(f"fleet.{what} is for the virtual clock; leave it out, or use run.engine = 'local'")
+
+
+def lead(
+    experiment: Experiment,
+    carrier: Carrier,
+    out: Path,
+    data_dir: str | Path | None,
+    *,
+    wait_s: float,
+    watch: Watch | None = None,
+    say: Say = lambda _: None,
+    own: bool = False,
+) -> dict[str, Any]:
+    """Lead a new run into ``out`` over ``carrier``, once every device of the fleet has joined. Returns the summary.
+
+    ``own``: the devices have data of their own, not a part of the server's; then how many samples is theirs to say.
+    """
+    check(experiment)
+    prepared = run.prepare(experiment, data_dir)
+    prepared, transport = _enrolled(prepared, carrier, wait_s, say, own)
+    summary = run.start(prepared, out, watch, transport)
+    transport.close(prepared.setting.clients)
+    return summary
+
+
+def lead_on(
+    out: Path,
+    carrier: Carrier,
+    data_dir: str | Path | None,
+    *,
+    wait_s: float,
+    watch: Watch | None = None,
+    say: Say = lambda _: None,
+    own: bool = False,
+    rounds: int = 0,
+) -> dict[str, Any]:
+    """Go on with the run in ``out``: the devices kept what is theirs meanwhile."""
+    found: list[tuple[Prepared, RemoteTransport]] = []
+
+    def connect(prepared: Prepared) -> tuple[Prepared, RemoteTransport]:
+        found.append(_enrolled(prepared, carrier, wait_s, say, own))
+        return found[0]
+
+    summary = run.resume(out, data_dir, watch, rounds, connect)
+    ((prepared, transport),) = found
+    transport.close(prepared.setting.clients)
+    return summary
+
+
+def _enrolled(
+    prepared: Prepared, carrier: Carrier, wait_s: float, say: Say, own: bool
+) -> tuple[Prepared, RemoteTransport]:
+    terms = Terms(__version__, experiment_id(prepared.experiment))
+    transport = RemoteTransport(carrier, terms, prepared.experiment.run.deadline_s)
+    samples = transport.enrol(prepared.setting.clients, wait_s, say)
+    if own:
+        setting = replace(prepared.setting, samples=samples)
+        return replace(prepared, setting=setting, local={}), transport
+    for client, expected in prepared.setting.samples.items():
+        if samples[client] != expected:
+            raise EdgePruneError(
+                f"{client} has {samples[client]} samples, its part of the server's data are {expected}; give it the "
+                "same data set, or say --own-data on both sides"
+            )
+    return prepared, transport
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Resident workers as processes of this machine, ``hosts`` of them (0: one for every device)."""
+
+    def __init__(
+        self, experiment: Experiment, names: Sequence[str], folder: Path, data_dir: str | Path | None, hosts: int = 0
+    ) -> None:
+        # A socket's path may have 107 bytes only, and a run's folder is often deep.
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "experiment.toml"
+        checkpoints.write_atomically(file, experiment.to_toml().encode())
+        hosts = min(hosts or len(names), len(names))
+        self._children = Children()
+        self.paths: dict[str, Path] = {}
+        self.hosts: list[Child] = []
+        for number in range(hosts):
+            mine, path = names[number::hosts], folder / f"{number}.sock"
+            self.paths |= dict.fromkeys(mine, path)
+            command = [sys.executable, "-m", "edgeprune.engine.resident", "--experiment", str(file)]
+            command += ["--socket", str(path), "--state", str(folder / "state")]
+            command += [f"--client={name}" for name in mine] + ([f"--data={data_dir}"] if data_dir else [])
+            env = {"OMP_NUM_THREADS": str(experiment.run.threads)} if experiment.run.threads else {}
+            self.hosts.append(Child(f"worker of {mine[0]}", command, folder / f"{number}.log", env, restart_s=1.0))
+
+    def __enter__(self) -> Workers:
+        for child in self.hosts:
+            self._children.start(child)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._children.__exit__(kind, error, trace)
+
+    def carrier(self, seconds: float = 120.0) -> SocketCarrier:
+        """The way to them, once all listen."""
+        for child, path in zip(self.hosts, dict.fromkeys(self.paths.values()), strict=True):
+            if not wait_for(path.is_socket, seconds, child):
+                raise EdgePruneError(f"{child.name} did not begin within {seconds:.0f} s: {child.tail()}")
+        return SocketCarrier(self.paths)

@@ -1,0 +1,316 @@
+"""The port over devices that are elsewhere: envelopes out, envelopes in, by the real clock and with nothing believed.
+
+A carrier moves bytes to and from devices that it has authenticated: Flower, FLARE, or sockets on this machine. What is
+the same for all of them stands here: tokens, deadlines, late and double answers, limits, and who counts as who.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from edgeprune.engine import frames
+from edgeprune.engine.frames import Frame
+from edgeprune.engine.transport import Collected, Reply
+from edgeprune.errors import EdgePruneError
+
+ROOM = 1 << 20  # bytes that an answer may have beside twice its question
+HELLO_S = 120.0  # a device that has not said who it is by then is asked again
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came from ``device`` for the envelope ``token``, by the carrier's own knowledge: bytes, or why there are
+    none (``fault``)."""
+
+    device: str
+    data: bytes | None
+    token: str
+    fault: str = ""
+
+
+class Carrier(Protocol):
+    """What an engine does for the port. A ``device`` is whoever holds the key made for that name, nobody else."""
+
+    def devices(self) -> Sequence[str]:
+        """Those that can be reached now."""
+        ...
+
+    def send(self, device: str, token: str, data: bytes, seconds: float) -> None:
+        """Take ``data`` to ``device``; an answer that comes after ``seconds`` may be dropped. Must not wait."""
+        ...
+
+    def receive(self, seconds: float) -> Sequence[Delivery]:
+        """What has come; waits for the first at most ``seconds``."""
+        ...
+
+    def forget(self, tokens: Sequence[str]) -> None:
+        """Nobody waits for answers to these any more; what still comes may be given or not."""
+        ...
+
+
+@dataclass
+class _Asked:
+    """One envelope on its way. ``limit``: bytes its answer may have."""
+
+    client: str
+    sent_s: float
+    limit: int
+    answered: bool = False
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every device must agree with: the version of this package and the experiment (resident.experiment_id)."""
+
+    edgeprune: str
+    experiment: str
+
+    def check(self, client: str, about: Mapping[str, Any]) -> None:
+        """Raises :class:`EdgePruneError` for a device of another version or with another experiment."""
+        got = about.get("edgeprune")
+        if got != self.edgeprune:
+            raise EdgePruneError(
+                f"{client} has edgeprune {frames.shown(got, 40)}, the server {self.edgeprune}; install the same there"
+            )
+        if about.get("experiment") != self.experiment:
+            raise EdgePruneError(f"{client} was started with another experiment; give it the kit of this run")
+
+
+@dataclass
+class _Round:
+    """What happened to the envelopes of a round, for its record."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    device_s: dict[str, float] = field(default_factory=dict)
+
+
+class RemoteTransport:
+    """:class:`edgeprune.engine.transport.Transport` over a carrier."""
+
+    def __init__(
+        self, carrier: Carrier, terms: Terms, deadline_s: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._carrier = carrier
+        self._terms = terms
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._asked: dict[str, _Asked] = {}
+        self._now: dict[str, str] = {}  # client -> token of what it was asked last
+        self._usual_s: dict[str, float] = {}  # client -> how long it took last time
+        self._pushed_s = 0.0
+        self._round = _Round()
+
+    def nodes(self) -> Sequence[str]:
+        """The devices that can be reached now."""
+        return tuple(self._carrier.devices())
+
+    def enrol(
+        self, clients: Sequence[str], wait_s: float, watch: Callable[[str], None] = lambda _: None
+    ) -> dict[str, int]:
+        """How many samples each of ``clients`` has, by its own word, once all have come.
+
+        Raises :class:`EdgePruneError` naming who is missing, or refused and why, after ``wait_s`` seconds.
+        """
+        samples: dict[str, int] = {}
+        refused: dict[str, str] = {}
+        asked_s: dict[str, float] = {}
+        end = self._clock() + wait_s
+        while len(samples) < len(clients) and self._clock() < end:
+            for client in self._carrier.devices():
+                due = asked_s.get(client, -HELLO_S) + HELLO_S <= self._clock()
+                if client in clients and client not in samples and due:
+                    asked_s[client] = self._clock()
+                    self._send(client, Frame("hello", client, _token()), HELLO_S)
+            for delivery in self._carrier.receive(0.2):
+                frame = self._opened(delivery)
+                if frame is None:
+                    asked_s[delivery.device] = self._clock() - HELLO_S + 1.0  # again in a second
+                    continue
+                try:
+                    samples[frame.client] = self._greeted(frame)
+                    refused.pop(frame.client, None)
+                    watch(f"{frame.client} is here ({samples[frame.client]} samples)")
+                except EdgePruneError as error:
+                    if refused.get(frame.client) != str(error):
+                        watch(f"refused: {error}")
+                    refused[frame.client] = str(error)
+                    asked_s[frame.client] = self._clock() - HELLO_S + 5.0
+        missing = [client for client in clients if client not in samples]
+        if missing:
+            raise EdgePruneError(next(iter(refused.values()), _absent(missing, wait_s)))
+        return {client: samples[client] for client in clients}
+
+    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
+        """Send each device its bytes, in an envelope with a token that only its answer can know."""
+        self._round = _Round()
+        old = self._clock() - 10 * self._deadline_s
+        self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
+        self._pushed_s = self._clock()
+        for client, blob in assignments.items():
+            self._send(client, Frame("work", client, _token(), {"round": round_}, blob), self._deadline_s)
+
+    def pull(self, clients: Sequence[str], patience: float) -> Collected:
+        """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
+        that answered, or that device itself the last time; and never longer than the deadline."""
+        replies: dict[str, Reply] = {}
+        while len(replies) < len(clients):
+            left = self._until(clients, replies, patience) - self._clock()
+            if left <= 0:
+                break
+            for delivery in self._carrier.receive(min(left, 1.0)):
+                reply = self._settled(delivery)
+                if reply is not None and reply.client in clients:
+                    replies.setdefault(reply.client, reply)
+        waited = self._clock() - self._pushed_s
+        missing = [client for client in clients if client not in replies]
+        self.cancel(missing)
+        for client in missing:
+            self._round.counts["missing"] += 1
+            replies[client] = Reply(client, None, waited)
+        return Collected(tuple(replies[client] for client in clients), waited)
+
+    def cancel(self, clients: Sequence[str]) -> None:
+        """What they still send for this round is counted as late and dropped."""
+        tokens = [self._now.pop(client) for client in clients if client in self._now]
+        for token in tokens:
+            self._asked[token].wanted = False
+        self._carrier.forget(tokens)
+
+    def memory(self) -> Mapping[str, Tensor]:
+        """Nothing: the devices keep what is theirs."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """For the round's record: envelopes and bytes, what was dropped and why, each device's own seconds."""
+        return {**dict(sorted(self._round.counts.items())), "device_s": dict(self._round.device_s)}
+
+    def close(self, clients: Sequence[str]) -> None:
+        """Tell the devices that the run is over, and wait a little for their word."""
+        self._round = _Round()
+        for client in clients:
+            self._send(client, Frame("bye", client, _token()), 30.0)
+        end = self._clock() + 30.0
+        waiting = {client for client in clients if client in self._now}
+        while waiting and self._clock() < end:
+            for delivery in self._carrier.receive(0.5):
+                waiting.discard(delivery.device)
+
+    # --- envelopes ---------------------------------------------------------------------------------------------------
+
+    def _send(self, client: str, frame: Frame, seconds: float) -> None:
+        data = frame.to_bytes()
+        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM)
+        self._now[client] = frame.token
+        self._round.counts["envelopes"] += 1
+        self._round.counts["sent_bytes"] += len(data)
+        self._carrier.send(client, frame.token, data, seconds)
+
+    def _opened(self, delivery: Delivery) -> Frame | None:
+        """The frame that ``delivery`` holds, if it answers an open question of ours to this very device."""
+        counts = self._round.counts
+        if delivery.data is None:
+            counts["unreachable"] += 1
+            if delivery.token in self._asked:
+                self._asked[delivery.token].answered = True
+            return None
+        counts["received_bytes"] += len(delivery.data)
+        try:
+            frame = Frame.from_bytes(delivery.data, frames.ANSWERS, self._limit(delivery.device))
+        except EdgePruneError:
+            counts["unreadable"] += 1
+            return None
+        asked = self._asked.get(frame.token)
+        if asked is None:
+            counts["unasked"] += 1  # a token that was never given out: made up, or from another run
+        elif asked.client != delivery.device or frame.client != delivery.device:
+            counts["impostor"] += 1  # a device that speaks for another
+        elif frame.token != delivery.token:
+            counts["replayed"] += 1  # an answer to an earlier question in place of this one
+        elif asked.answered:
+            counts["duplicate"] += 1
+        elif not asked.wanted:
+            counts["late"] += 1
+            asked.answered = True
+        else:
+            asked.answered = True
+            return frame
+        return None
+
+    def _limit(self, device: str) -> int:
+        """Bytes that an answer of ``device`` may have: by the largest question it may be answering."""
+        open_ = [asked.limit for asked in self._asked.values() if asked.client == device and not asked.answered]
+        return max(open_, default=ROOM)
+
+    def _settled(self, delivery: Delivery) -> Reply | None:
+        """The reply that ``delivery`` brings for what its device was asked last; None if it settles nothing."""
+        client, now = delivery.device, self._now.get(delivery.device, "")
+        settled = delivery.token != now or now not in self._asked or self._asked[now].answered
+        frame = self._opened(delivery)
+        if frame is None:
+            if settled:
+                return None
+            self._asked[now].answered = True  # each question has one answer, and this was it
+            bad = "what it sent is not the answer to what was asked"
+            return Reply(client, None, self._since(now), fault=delivery.fault if delivery.data is None else bad)
+        seconds = self._since(frame.token)
+        if frame.verb != "done":
+            self._round.counts["refused"] += 1
+            reason = frames.shown(frame.about.get("reason", "it did not say why"))
+            return Reply(client, None, seconds, fault=f"the device says: {reason}")
+        try:
+            self._terms.check(client, frame.about)
+        except EdgePruneError as error:
+            self._round.counts["other_version"] += 1
+            return Reply(client, None, seconds, fault=str(error))
+        self._usual_s[client] = seconds
+        parts = {"engine": seconds}
+        own = frame.about.get("compute_s")
+        if isinstance(own, float) and 0 <= own <= seconds:
+            self._round.device_s[client] = own
+            parts = {"compute": own, "engine": seconds - own}
+        return Reply(client, frame.blob, seconds, parts)
+
+    def _greeted(self, frame: Frame) -> int:
+        if frame.verb != "hello":
+            raise EdgePruneError(f"{frame.client}: {frames.shown(frame.about.get('reason', 'it gave no name'))}")
+        self._terms.check(frame.client, frame.about)
+        samples = frame.about.get("samples")
+        if not isinstance(samples, int) or not 0 < samples < 1 << 48:
+            raise EdgePruneError(f"{frame.client} reports {frames.shown(samples, 40)} samples; it needs some")
+        return samples
+
+    def _since(self, token: str) -> float:
+        return self._clock() - self._asked[token].sent_s
+
+    def _until(self, clients: Sequence[str], replies: Mapping[str, Reply], patience: float) -> float:
+        """When patience with the missing ends. A device that left an earlier question open is not waited for by its
+        own time: it may hang for ever."""
+        deadline = self._pushed_s + self._deadline_s
+        if not replies:
+            return deadline
+        slowest = max(reply.update_time_s for reply in replies.values())
+        hung = {asked.client for asked in self._asked.values() if not asked.wanted and not asked.answered}
+        for client in clients:
+            if client in replies or client in hung:
+                continue
+            if client not in self._usual_s:
+                return deadline
+            slowest = max(slowest, self._usual_s[client])
+        return min(deadline, self._pushed_s + patience * slowest)
+
+
+def _token() -> str:
+    return secrets.token_hex(8)
+
+
+def _absent(missing: Sequence[str], wait_s: float) -> str:
+    few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    return f"serve: {few} did not join within {wait_s:.0f} s; start 'edgeprune join' there, or give --wait more seconds"

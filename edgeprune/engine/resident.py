@@ -1,0 +1,272 @@
+"""The resident worker: one process of a device that owns torch, the data and the extension, and answers frames.
+
+    python -m edgeprune.engine.resident --experiment FILE --client NAME --data DIR --socket PATH --state DIR
+
+Engines come and go, the server too: this process stays. It trains in its main thread, one job after the other (torch's
+number of threads belongs to the thread that set it), measures its own time, and gives an assignment that comes again
+the answer that it gave before, so that a server that resumes does not train anybody twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import quote
+
+import safetensors
+import safetensors.torch
+import torch
+
+from edgeprune._version import __version__
+from edgeprune.algorithms.training import LocalData
+from edgeprune.engine import frames
+from edgeprune.engine.checkpoint import write_atomically
+from edgeprune.engine.config import Experiment, load_experiment
+from edgeprune.engine.frames import Frame
+from edgeprune.engine.run import initial_model, split
+from edgeprune.engine.worker import Answer, ModelShelf, Worker
+from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import build_fleet
+from edgeprune.pruning import ChannelGraph, SubmodelPlan
+from edgeprune.tasks import get as get_task
+
+REMEMBERED = 2  # answers: one to train, one to calibrate
+
+
+def experiment_id(experiment: Experiment) -> str:
+    """16 hex digits over all that server and devices must agree on; how long a run is, is the server's affair."""
+    told = experiment.to_dict()
+    fleet = {key: told["fleet"][key] for key in ("devices", "heterogeneity", "device")}
+    shared = {"task": told["task"], "data": told["data"], "fleet": fleet, "seed": told["run"]["seed"]}
+    text = json.dumps({**shared, "threads": told["run"]["threads"]}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Resident:
+    """One device: its worker, what it remembers on disk, the answers it gave last.
+
+    ``state``: a file that keeps the plan and what error feedback owes; a worker that was killed goes on from there.
+    """
+
+    def __init__(
+        self, client: str, data: LocalData, graph: ChannelGraph, shelf: ModelShelf, loss: Any, about: Any, state: Path
+    ) -> None:
+        plan, residual = _remembered(state, graph)
+        self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
+        self._client = client
+        self._about = {**about, "samples": len(data)}
+        self._state = state
+        self._plan = "" if plan is None else plan.id
+        self._given: OrderedDict[str, Frame] = OrderedDict()
+
+    def hello(self, token: str) -> Frame:
+        """Who this is: samples, version, experiment."""
+        return Frame("hello", self._client, token, self._about)
+
+    def work(self, asked: Frame) -> Frame:
+        """The answer to an assignment; "refused" with the reason where it is nothing for this device."""
+        key = hashlib.sha256(asked.blob).hexdigest()
+        known = self._given.get(key)
+        if known is not None:
+            return Frame(known.verb, self._client, asked.token, {**known.about, "again": True}, known.blob)
+        cpu, began = _cpu_s(), perf_counter()
+        try:
+            answer = self._worker.handle(asked.blob)
+        except EdgePruneError as error:
+            return Frame("refused", self._client, asked.token, {**self._about, "reason": str(error)})
+        measured = {"compute_s": perf_counter() - began, "cpu_s": _cpu_s() - cpu, "steps": answer.steps}
+        self._remember(answer)
+        given = Frame("done", self._client, asked.token, {**self._about, **measured}, answer.blob)
+        self._given[key] = given
+        while len(self._given) > REMEMBERED:
+            self._given.popitem(last=False)
+        return given
+
+    def _remember(self, answer: Answer) -> None:
+        if answer.plan.id == self._plan and not self._worker.residual:
+            return
+        self._plan = answer.plan.id
+        kept = base64.b64encode(answer.plan.kept_bytes()).decode()
+        tensors = {name: t.contiguous() for name, t in self._worker.residual.items()}
+        write_atomically(self._state, safetensors.torch.save(tensors, metadata={"plan": kept}))
+
+
+def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, dict[str, torch.Tensor]]:
+    """The plan and the residual in ``state``; nothing where it is not there or not this model's."""
+    try:
+        with safetensors.safe_open(state, framework="pt") as file:
+            plan = SubmodelPlan.from_kept_bytes(graph, base64.b64decode(file.metadata()["plan"]))
+            return plan, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, EdgePruneError):
+        return None, {}
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def residents(
+    experiment: Experiment, clients: Sequence[str], data_dir: str | Path | None, state: Path, own: bool = False
+) -> dict[str, Resident]:
+    """The devices ``clients`` of ``experiment`` on this machine: several share one model shelf, as a test bench does.
+
+    Each has its part of the data by ``[data] partition``, or with ``own`` all the training data in ``data_dir``.
+    """
+    if experiment.run.threads:
+        torch.set_num_threads(experiment.run.threads)
+    fleet = build_fleet(experiment.fleet)
+    for client in clients:
+        fleet[client]  # refused with the nearest name
+    task = get_task(experiment.task.name)
+    data = task.load_data(data_dir)
+    if own:
+        whole = LocalData(data.train.x, data.train.y, data.normalise)
+        parts = dict.fromkeys(clients, whole)
+    else:
+        everyone = split(data, fleet, experiment.data, experiment.run.seed)
+        parts = {client: everyone[client] for client in clients}
+    model = initial_model(task, experiment.run.seed)
+    graph = ChannelGraph.trace(model, task.example_inputs())
+    shelf = ModelShelf(model)
+    state.mkdir(parents=True, exist_ok=True)
+    about = {"edgeprune": __version__, "experiment": experiment_id(experiment), "torch": torch.__version__}
+    return {
+        client: Resident(client, part, graph, shelf, task.loss, about, state / f"device-{quote(client, safe='')}")
+        for client, part in parts.items()
+    }
+
+
+@dataclass
+class _Job:
+    """One piece of work and the place for its answer."""
+
+    frame: Frame
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: bytes = b""
+    wanted: bool = True
+
+
+class Listener:
+    """Answers on a Unix socket that only this user may open, until nobody has asked for ``idle_s`` seconds."""
+
+    def __init__(self, devices: dict[str, Resident], path: Path, idle_s: float) -> None:
+        self._devices = devices
+        self._left = set(devices)
+        self._last: dict[str, _Job] = {}
+        self._lock = threading.Lock()
+        self._idle_s = idle_s
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(str(path))
+        except OSError as error:
+            raise EdgePruneError(f"worker: cannot listen on {path} ({error}); choose a shorter --state") from None
+        finally:
+            os.umask(before)
+        self._socket.listen(64)
+
+    def run(self) -> None:
+        """Work in this thread; connections have their own."""
+        threading.Thread(target=self._accept, daemon=True).start()
+        while True:
+            try:
+                job = self._jobs.get(timeout=self._idle_s)
+            except queue.Empty:
+                return
+            if job is None:
+                return
+            if job.wanted:
+                job.answer = self._devices[job.frame.client].work(job.frame).to_bytes()
+            else:
+                reason = "a newer assignment came before this one was begun"
+                job.answer = Frame("refused", job.frame.client, job.frame.token, {"reason": reason}).to_bytes()
+            job.done.set()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """One question, one answer. Whoever hangs up is not worked for."""
+        with connection:
+            connection.settimeout(60)
+            try:
+                asked = Frame.from_bytes(frames.receive(connection), frames.ASKS)
+                if asked.client not in self._devices:
+                    raise EdgePruneError(f"this worker is not {frames.shown(asked.client, 64)!r}")
+                answer = self._answer(asked, connection)
+            except EdgePruneError as error:
+                answer = Frame("refused", "", "", {"reason": str(error)}).to_bytes()
+            except OSError:
+                return
+            try:
+                connection.settimeout(60)
+                frames.send(connection, answer)
+            except OSError:
+                return
+
+    def _answer(self, asked: Frame, connection: socket.socket) -> bytes:
+        if asked.verb == "bye":
+            self._left.discard(asked.client)
+            if not self._left:
+                self._jobs.put(None)
+            return Frame("hello", asked.client, asked.token).to_bytes()
+        if asked.verb == "hello":
+            return self._devices[asked.client].hello(asked.token).to_bytes()
+        job = _Job(asked)
+        with self._lock:
+            older = self._last.get(asked.client)
+            if older is not None:
+                older.wanted = False  # its round is over; if it waits still, it is not begun
+            self._last[asked.client] = job
+        self._jobs.put(job)
+        while not job.done.wait(1.0):
+            # The one who asked has nothing more to say: what can be read now is the end of the connection.
+            if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                job.wanted = False
+                raise EdgePruneError("the one who asked has gone")
+        return job.answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the devices named; status 1 and one sentence where they cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m edgeprune.engine.resident", description=__doc__.splitlines()[0])
+    parser.add_argument("--experiment", type=Path, required=True)
+    parser.add_argument("--client", action="append", required=True, help="a device of the fleet; may be given again")
+    parser.add_argument("--data", help="folder that holds the data sets")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--state", type=Path, required=True, help="folder for what must survive a restart")
+    parser.add_argument("--own", action="store_true", help="all training data here are this device's")
+    parser.add_argument("--idle", type=float, default=86400.0, help="end after so many seconds without a question")
+    options = parser.parse_args(arguments)
+    try:
+        experiment = load_experiment(options.experiment)
+        devices = residents(experiment, options.client, options.data, options.state, options.own)
+        Listener(devices, options.socket, options.idle).run()
+    except EdgePruneError as error:
+        print(f"edgeprune worker: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
