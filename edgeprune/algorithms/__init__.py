@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.barrier import Barrier
+from edgeprune.algorithms.fedasync import FedAsync
 from edgeprune.algorithms.fedavg import FedAvg
+from edgeprune.algorithms.fedbuff import FedBuff
 from edgeprune.algorithms.feddst import FedDST
 from edgeprune.algorithms.heterofl import HeteroFL
 from edgeprune.algorithms.mpfl import MPFL
@@ -11,7 +14,9 @@ from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Recipe, Se
 from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.errors import EdgePruneError, nearest
 
-ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (AdaptCL, FedAvg, FedDST, HeteroFL, MPFL, Scheduled)}
+ALGORITHMS: dict[str, type] = {
+    cls.name: cls for cls in (AdaptCL, FedAsync, FedAvg, FedBuff, FedDST, HeteroFL, MPFL, Scheduled)
+}
 
 
 def algorithm_class(name: str) -> type:
@@ -22,4 +27,15 @@ def algorithm_class(name: str) -> type:
         raise EdgePruneError(f"algorithm.name: unknown algorithm {name!r}{nearest(name, ALGORITHMS)}") from None
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "Assignment", "Job", "Recipe", "Setting", "State", "Update", "algorithm_class"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Assignment",
+    "Barrier",
+    "Job",
+    "Recipe",
+    "Setting",
+    "State",
+    "Update",
+    "algorithm_class",
+]

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from edgeprune.algorithms import rate_learner
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
+from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import assign_plans, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point, Scale
@@ -83,7 +84,7 @@ class AdaptCL:
     calibrate: int = 3
 
     name: ClassVar[str] = "adaptcl"
-    barrier: ClassVar[str] = "all"
+    barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
         if self.interval < 1:

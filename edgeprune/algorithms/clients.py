@@ -95,11 +95,13 @@ def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:
 def assign_plans(
     setting: Setting, state: State, clients: Sequence[str] | None = None, job: Job | None = None
 ) -> list[Assignment]:
-    """An assignment for each of ``clients`` (None: all), its weights cut out of the global model by its plan (once per
-    distinct plan)."""
+    """An assignment for each of ``clients`` (None: all) who is not busy, its weights cut out of the global model by its
+    plan (once per distinct plan)."""
     cut: dict[str, dict[str, Tensor]] = {}
     assignments = []
     for client in setting.clients if clients is None else clients:
+        if client in state.busy:
+            continue
         plan = state.plans[client]
         if plan.id not in cut:
             cut[plan.id] = extract_state(state.model, plan)

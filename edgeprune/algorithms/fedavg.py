@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
+from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide, assign_plans
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError
@@ -45,7 +46,7 @@ class FedAvg(ClientSide):
     clip_norm: float = 0.0
 
     name: ClassVar[str] = "fedavg"
-    barrier: ClassVar[str] = "all"
+    barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
         self.check_clients()

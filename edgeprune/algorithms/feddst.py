@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 
 from edgeprune import ops, wire
+from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError, nearest
@@ -63,7 +64,7 @@ class FedDST(ClientSide):
     calibrate: int = 0
 
     name: ClassVar[str] = "feddst"
-    barrier: ClassVar[str] = "all"
+    barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
         self.check_clients()

@@ -17,6 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgeprune.algorithms.averaging import average
+from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide, assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
@@ -31,7 +32,7 @@ class HeteroFL(ClientSide):
     calibrate: int = 3
 
     name: ClassVar[str] = "heterofl"
-    barrier: ClassVar[str] = "all"
+    barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
         self.check_clients()

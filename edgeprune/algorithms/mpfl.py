@@ -28,6 +28,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeprune.algorithms.averaging import average
+from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide, assign_plans
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError, nearest
@@ -54,7 +55,7 @@ class MPFL(ClientSide):
     calibrate: int = 0
 
     name: ClassVar[str] = "mpfl"
-    barrier: ClassVar[str] = "all"
+    barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
         self.check_clients()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from edgeprune.algorithms.barrier import Barrier
 from edgeprune.fleet.reports import Report
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
@@ -101,7 +102,8 @@ class Update:
     """What it returned, once accepted. ``update_time_s`` is what the server measured from send to receipt.
 
     ``state`` are weights, however they travelled, zero where ``masks`` keep nothing; ``gradient`` is by the weight's
-    name. ``plan`` is what was asked for, or, for a job that proposes one, the proposal.
+    name. ``plan`` is what was asked for, or, for a job that proposes one, the proposal. ``received`` are the weights as
+    they were sent to it, ``staleness`` the rounds that were merged since (0 where a round waits for all).
     """
 
     client: str
@@ -112,31 +114,37 @@ class Update:
     update_time_s: float
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
+    received: Mapping[str, Tensor] = field(default_factory=dict)
+    staleness: int = 0
 
 
 @dataclass(frozen=True)
 class State:
     """The server between two rounds: global weights, each client's plan, and the algorithm's own JSON-able memory and
-    tensors (masks, a momentum)."""
+    tensors (masks, a momentum). ``busy``: who is still at an earlier round's work and will not be asked (known to
+    ``assign`` only)."""
 
     round: int
     model: dict[str, Tensor]
     plans: Mapping[str, SubmodelPlan]
     memory: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
 
 
 class Algorithm(Protocol):
     """One published system. Implementations are frozen dataclasses whose fields are their configuration.
 
     The engine calls ``init`` once, then per round ``assign`` (server), ``train`` (device) and ``merge`` (server).
-    ``barrier`` says for whom a round waits: ``"all"`` is every client that was asked. ``calibrate``: passes over
-    the devices' data in which batch-norm statistics are measured anew before the global model is used (calibration.py).
+    ``barrier`` says for whom a round waits (barrier.py). ``calibrate``: passes over the devices' data in which
+    batch-norm statistics are measured anew before the global model is used (calibration.py).
     An algorithm may also have ``facts(setting, state)``: JSON-able figures for the round's record.
     """
 
     name: ClassVar[str]
-    barrier: ClassVar[str]
+
+    @property
+    def barrier(self) -> Barrier: ...
 
     @property
     def calibrate(self) -> int: ...

@@ -50,6 +50,7 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
         reply.update_time_s,
         masks,
         {name.removeprefix(GRADIENT): tensors[name] for name in gradients},
+        asked.state,
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,49 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from edgeprune.algorithms.protocol import State
+from edgeprune.algorithms.protocol import Assignment, Job, Recipe, State
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 FILE = "checkpoint.safetensors"
 VERSION = 1
-SERVER, DEVICES = "server:", "device:"  # before the names of what is not the model; no parameter's name has a colon
+SERVER, DEVICES, FLIGHT = (
+    "server:",
+    "device:",
+    "flight:",
+)  # before the names of what is not the model; no parameter's name has a colon
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one device is at: the assignment with the weights as they were sent, in which round, when, in how many
+    bytes."""
+
+    asked: Assignment
+    round: int
+    at_s: float
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """``held`` is the plan each device was last sent; ``totals`` are the running sums of the run. ``devices``: tensors
-    that the devices of this machine must not lose (what error feedback owes)."""
+    that the devices of this machine must not lose (what error feedback owes, answers that are still on their way).
+    ``flight``: who was at work when the round ended."""
 
     state: State
     held: Mapping[str, SubmodelPlan]
     time_s: float
     totals: Mapping[str, Any]
     devices: Mapping[str, Tensor] = field(default_factory=dict)
+    flight: Mapping[str, Sent] = field(default_factory=dict)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint``: after a crash at any moment the file is the old one or the new one, never half of it."""
-    plans = {plan.id: plan for plan in (*checkpoint.state.plans.values(), *checkpoint.held.values())}
+    under_way = [sent.asked.plan for sent in checkpoint.flight.values()]
+    plans = {plan.id: plan for plan in (*checkpoint.state.plans.values(), *checkpoint.held.values(), *under_way)}
+    flight, snapshots = _flight_out(checkpoint.flight)
     header = {
         "version": VERSION,
         "round": checkpoint.state.round,
@@ -47,8 +66,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "held": {client: plan.id for client, plan in checkpoint.held.items()},
         "time_s": checkpoint.time_s,
         "totals": checkpoint.totals,
+        "flight": flight,
     }
-    sections = {"": checkpoint.state.model, SERVER: checkpoint.state.tensors, DEVICES: checkpoint.devices}
+    state = checkpoint.state
+    sections = {"": state.model, SERVER: state.tensors, DEVICES: checkpoint.devices, FLIGHT: snapshots}
     tensors = {prefix + name: t.contiguous() for prefix, part in sections.items() for name, t in part.items()}
     write_atomically(path, safetensors.torch.save(tensors, metadata={"edgeprune": json.dumps(header, allow_nan=False)}))
 
@@ -66,19 +87,60 @@ def load(path: Path, graph: ChannelGraph) -> Checkpoint:
         }
         state = State(
             header["round"],
-            {name: tensor for name, tensor in tensors.items() if not name.startswith((SERVER, DEVICES))},
+            {name: tensor for name, tensor in tensors.items() if not name.startswith((SERVER, DEVICES, FLIGHT))},
             {client: plans[key] for client, key in header["assigned"].items()},
             header["memory"],
             _section(tensors, SERVER),
         )
         held = {client: plans[key] for client, key in header["held"].items()}
-        return Checkpoint(state, held, header["time_s"], header["totals"], _section(tensors, DEVICES))
+        flight = _flight_in(header.get("flight", {}), plans, _section(tensors, FLIGHT))
+        return Checkpoint(state, held, header["time_s"], header["totals"], _section(tensors, DEVICES), flight)
     except FileNotFoundError:
         raise EdgePruneError(
             f"{path}: there is no checkpoint; the run has not begun or this is not its folder"
         ) from None
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise EdgePruneError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _flight_out(flight: Mapping[str, Sent]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(JSON, tensors) of what is under way; clients that were sent the same tensors share them there too."""
+    numbers: dict[int, int] = {}
+    header, tensors = {}, {}
+    for client, sent in flight.items():
+        asked = sent.asked
+        for part in (asked.state, asked.masks):
+            if id(part) not in numbers:
+                numbers[id(part)] = len(numbers)
+                # Copies: two parts may share a tensor, which the file's format does not allow.
+                tensors.update({f"{numbers[id(part)]}/{name}": t.clone() for name, t in part.items()})
+        header[client] = {
+            "plan": asked.plan.id,
+            "recipe": asdict(asked.recipe),
+            "job": asdict(asked.job),
+            "state": numbers[id(asked.state)],
+            "masks": numbers[id(asked.masks)],
+            "round": sent.round,
+            "at_s": sent.at_s,
+            "nbytes": sent.nbytes,
+        }
+    return header, tensors
+
+
+def _flight_in(
+    header: Mapping[str, Any], plans: Mapping[str, SubmodelPlan], tensors: Mapping[str, Tensor]
+) -> dict[str, Sent]:
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition("/")
+        parts.setdefault(int(number), {})[name] = tensor
+    flight = {}
+    for client, was in header.items():
+        state, masks = (parts.setdefault(was[key], {}) for key in ("state", "masks"))
+        recipe, job = Recipe(**was["recipe"]), Job(**was["job"])
+        asked = Assignment(client, plans[was["plan"]], state, recipe, masks, job)
+        flight[client] = Sent(asked, was["round"], was["at_s"], was["nbytes"])
+    return flight
 
 
 def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

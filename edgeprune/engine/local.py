@@ -80,7 +80,7 @@ class LocalTransport:
 def _spoiled(answer: Answer, device: Device, round_: int) -> bytes | None:
     """The answer's bytes as the device's fault of this round leaves them."""
     fault, blob = device.fault_at(round_), answer.blob
-    if fault is None:
+    if fault in (None, "duplicate"):
         return blob
     if fault == "drop":
         return None

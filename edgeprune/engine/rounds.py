@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgeprune import wire
 from edgeprune.algorithms.calibration import MEAN, VAR, pooled
 from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Setting, State, Update
 from edgeprune.engine.acceptance import accept, checked
-from edgeprune.engine.checkpoint import Checkpoint
+from edgeprune.engine.checkpoint import Checkpoint, Sent
 from edgeprune.engine.transport import Reply, Transport
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
@@ -29,6 +29,27 @@ class Evaluated:
     accuracy: float
     loss: float
     clients: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one round's wait brought.
+
+    ``asked``: this round's assignments, ``download_bytes`` in all; ``replies``: what came; ``seconds``: how long the
+    round lasted; ``busy_s``: each device at work in it; ``flight``: who still is; ``more``: for the record.
+    """
+
+    asked: Mapping[str, Assignment]
+    download_bytes: int
+    replies: Sequence[Reply]
+    updates: Sequence[Update]
+    rejected: Mapping[str, str]
+    seconds: float
+    control_s: float
+    retention: Mapping[str, float]
+    busy_s: Mapping[str, float]
+    flight: Mapping[str, Sent] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,27 +76,43 @@ class Server:
             yield at, record
 
     def _round(self, at: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
+        return self._finish(at, self._gather(at))
+
+    def _gather(self, at: Checkpoint) -> Gathered:
+        """Ask, wait for all, accept."""
+        round_ = at.state.round + 1
+        asked, sent, control = self._ask(at)
+        self.transport.push(round_, sent)
+        collected = self.transport.pull(list(asked), self.patience)
+        updates, rejected = self._sort(collected.replies, asked, sent, round_)
+        busy = {reply.client: reply.update_time_s for reply in collected.replies if reply.blob is not None}
+        retention = {client: a.plan.retention for client, a in asked.items()}
+        nbytes = sum(map(len, sent.values()))
+        return Gathered(
+            asked, nbytes, collected.replies, updates, rejected, collected.seconds, control, retention, busy
+        )
+
+    def _ask(self, at: Checkpoint) -> tuple[dict[str, Assignment], dict[str, bytes], float]:
+        """Who is asked for what in the next round, the bytes that say so, and the seconds that took."""
+        started = perf_counter()
+        state = replace(at.state, busy=frozenset(at.flight))
+        asked = {a.client: a for a in self.algorithm.assign(self.setting, state) if a.client not in at.flight}
+        packer = Packer()
+        sent = {client: self._encode(a, at.held, at.state.round + 1, packer) for client, a in asked.items()}
+        return asked, sent, perf_counter() - started
+
+    def _finish(self, at: Checkpoint, found: Gathered) -> tuple[Checkpoint, dict[str, Any]]:
+        """Merge, judge, record."""
         round_ = at.state.round + 1
         started = perf_counter()
-        assignments = {a.client: a for a in self.algorithm.assign(self.setting, at.state)}
-        packer = Packer()
-        sent = {client: self._encode(a, at.held, round_, packer) for client, a in assignments.items()}
-        control = perf_counter() - started
-
-        self.transport.push(round_, sent)
-        collected = self.transport.pull(list(assignments), self.patience)
-        replies = collected.replies
-        updates, rejected = self._sort(replies, assignments, sent, round_)
-
-        started = perf_counter()
-        state = self.algorithm.merge(self.setting, at.state, updates)
-        control += perf_counter() - started
+        state = self.algorithm.merge(self.setting, at.state, found.updates)
+        control = found.control_s + perf_counter() - started
 
         traffic = {
-            "upload_bytes": sum(len(reply.blob) for reply in replies if reply.blob is not None),
-            "download_bytes": sum(map(len, sent.values())),
+            "upload_bytes": sum(len(reply.blob) for reply in found.replies if reply.blob is not None),
+            "download_bytes": found.download_bytes,
         }
-        time_s = at.time_s + collected.seconds
+        time_s = at.time_s + found.seconds
         last = round_ == self.setting.rounds
         judged, calibration = None, None
         if last or round_ % self.evaluate_every == 0:
@@ -89,11 +126,13 @@ class Server:
             "loss": judged.loss if judged else None,
             "client_accuracy": dict(judged.clients) if judged and judged.clients else None,
             **traffic,
-            "participants": [update.client for update in updates],
-            "rejected": rejected,
-            "retention": {client: a.plan.retention for client, a in assignments.items()},
-            "update_time_s": {reply.client: reply.update_time_s for reply in replies},
-            "parts_s": {reply.client: dict(reply.parts_s) for reply in replies},
+            "participants": [update.client for update in found.updates],
+            "rejected": found.rejected,
+            "retention": found.retention,
+            "update_time_s": {reply.client: reply.update_time_s for reply in found.replies},
+            "parts_s": {reply.client: dict(reply.parts_s) for reply in found.replies},
+            "utilisation": utilisation(found.busy_s, found.seconds, len(self.setting.clients)),
+            **found.more,
             "calibration": calibration,
         }
         facts = getattr(self.algorithm, "facts", None)
@@ -105,14 +144,15 @@ class Server:
         totals = {
             "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
             "download_bytes": at.totals["download_bytes"] + traffic["download_bytes"],
-            "rejected": at.totals["rejected"] + len(rejected),
+            "rejected": at.totals["rejected"] + len(found.rejected),
             "control_wall_s": at.totals["control_wall_s"] + control,
-            "overhead_bytes": at.totals["overhead_bytes"] + self._plan_bytes(assignments, at.held),
+            "overhead_bytes": at.totals["overhead_bytes"] + self._plan_bytes(found.asked, at.held),
         }
         # A device that failed may have lost what it was sent: it is told its plan again.
-        held = {**at.held, **{client: a.plan for client, a in assignments.items()}}
-        held = {client: plan for client, plan in held.items() if client not in rejected}
-        return Checkpoint(state, held, time_s, totals, dict(self.transport.memory())), record
+        held = {**at.held, **{client: a.plan for client, a in found.asked.items()}}
+        held = {client: plan for client, plan in held.items() if client not in found.rejected}
+        devices = dict(self.transport.memory())
+        return Checkpoint(state, held, time_s, totals, devices, found.flight), record
 
     def _calibrated(self, state: State, round_: int) -> tuple[State, dict[str, Any]]:
         """``state`` with batch-norm statistics pooled from the devices' own data, and what finding them cost.
@@ -192,6 +232,11 @@ class Server:
             except EdgePruneError as error:
                 rejected[name] = str(error)
         return [accepted[client] for client in self.setting.clients if client in accepted], rejected
+
+
+def utilisation(busy_s: Mapping[str, float], seconds: float, clients: int) -> float | None:
+    """Busy device-seconds over those that passed; None for a round without length. Busy is from send to receipt."""
+    return sum(busy_s.values()) / (seconds * clients) if seconds > 0 else None
 
 
 class Packer:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.config import DataConfig, Experiment, load_experiment
 from edgeprune.engine.emulation import latency_table
 from edgeprune.engine.evaluation import class_shares, client_accuracy
+from edgeprune.engine.events import PENDING, EventTransport
+from edgeprune.engine.interleaved import InterleavedServer
 from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.reporting import fleet_reports
 from edgeprune.engine.rounds import Evaluated, Server
@@ -190,10 +192,16 @@ def _server(prepared: Prepared, at: Checkpoint | None = None, transport: Transpo
         accuracy, loss, by_class = evaluate_by_class(judge, prepared.data, prepared.task)
         return Evaluated(accuracy, loss, client_accuracy(shares, by_class))
 
-    return Server(
+    kind = Server if prepared.experiment.algorithm.barrier.synchronous else InterleavedServer
+    if kind is InterleavedServer and not hasattr(transport, "begin"):
+        raise EdgePruneError(
+            f"algorithm {prepared.experiment.algorithm.name!r} does not wait for all devices, which run.engine "
+            f"{run.engine!r} cannot do; use run.engine = 'local'"
+        )
+    return kind(
         prepared.experiment.algorithm,
         prepared.setting,
-        transport,
+        cast(Any, transport),
         evaluated,
         run.seed,
         run.evaluate_every,
@@ -207,13 +215,19 @@ def _local(prepared: Prepared, at: Checkpoint | None) -> LocalTransport:
     owed: dict[str, dict[str, Tensor]] = {}
     for key, tensor in (at.devices if at else {}).items():
         client, _, name = key.partition("/")  # a device's name has no slash
-        owed.setdefault(client, {})[name] = tensor
+        if not name.startswith(PENDING):
+            owed.setdefault(client, {})[name] = tensor
     shelf = ModelShelf(prepared.model)
     workers = {
         name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name), owed.get(name))
         for name, part in prepared.local.items()
     }
-    return LocalTransport(prepared.fleet, workers, graph, prepared.table, prepared.experiment.run.seed)
+    seed = prepared.experiment.run.seed
+    if prepared.experiment.algorithm.barrier.synchronous:
+        return LocalTransport(prepared.fleet, workers, graph, prepared.table, seed)
+    events = EventTransport(prepared.fleet, workers, graph, prepared.table, seed)
+    events.recall(at.devices if at else {})
+    return events
 
 
 def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:

@@ -32,6 +32,15 @@ class Collected:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """One answer, the time at which it came, and the round whose work it answers; without bytes it is given up then."""
+
+    reply: Reply
+    at_s: float
+    round: int
+
+
 class Transport(Protocol):
     """Moves assignments out and updates in."""
 
@@ -53,4 +62,16 @@ class Transport(Protocol):
 
     def memory(self) -> Mapping[str, Tensor]:
         """What a checkpoint must keep of devices that end with this process; nothing where they live on."""
+        ...
+
+
+class Interleaving(Transport, Protocol):
+    """A transport that also hands out answers one by one, as they come, while other devices go on."""
+
+    def begin(self, round_: int, assignments: Mapping[str, bytes], now_s: float, patience: float) -> None:
+        """Send each named device its bytes at ``now_s``; none of them is under way with anything else."""
+        ...
+
+    def next(self, until_s: float) -> Arrival | None:
+        """The next answer that comes by ``until_s``; None if there is none."""
         ...

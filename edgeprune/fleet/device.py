@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet.link import Link
 
-FAULTS = ("drop", "nan", "shape", "truncated", "forged")
+FAULTS = ("drop", "nan", "shape", "truncated", "forged", "duplicate")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
     """What the device does wrong in rounds ``first`` .. ``last``.
 
     ``drop``: no answer; ``nan``: a NaN among the values; ``shape``: a tensor of the wrong shape; ``truncated``: half
-    of the bytes; ``forged``: bytes changed on the way.
+    of the bytes; ``forged``: bytes changed on the way; ``duplicate``: the answer comes twice.
     """
 
     kind: str
