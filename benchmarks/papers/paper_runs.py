@@ -2,23 +2,30 @@
 
 Every cell is one run of the engine. Its outcome is kept as one JSON file and it is not run again; a run that was
 stopped half-way goes on from its checkpoint (`--work`, a folder outside the repository).
+
+    --executor batched --device cuda    the devices of a round at once, on a GPU
+    --limit-s 500                       stop by then, with every unfinished run at a checkpoint
+    --out DIR                           result files there, in place of benchmarks/results/
+    --archive FILE.tar.gz               afterwards: results/ and unfinished runs, work/, in pieces FILE.tar.gz.00 ...
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import statistics
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +34,8 @@ from adaptcl_judge import VERDICT
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 GIB = 2**30
+BEGIN_S = 25.0  # no cell is begun with less time left
+PIECE = 15 * 2**20  # bytes of an archive's piece, and the largest checkpoint in it
 
 
 @dataclass(frozen=True)
@@ -41,19 +50,44 @@ class Cell:
     change: str = ""
 
 
-def run_cell(cell: Cell, work: Path, change: Callable[[Any, int], Any] | None = None) -> dict[str, Any]:
-    """Run or go on with ``cell``; what the tables need of it."""
-    from edgeprune import engine
+@dataclass(frozen=True)
+class How:
+    """``deadline``: seconds of time.time() after which nothing goes on."""
 
-    folder = work / cell.key
+    executor: str = "serial"
+    device: str = "cpu"
+    deadline: float = math.inf
+
+
+class OutOfTime(Exception):
+    """The run stands at a checkpoint."""
+
+
+def run_cell(
+    cell: Cell, work: Path, change: Callable[[Any, int], Any] | None = None, how: How | None = None
+) -> dict[str, Any]:
+    """Run or go on with ``cell``; what the tables need of it. Raises OutOfTime at the deadline."""
+    from edgeprune import engine
+    from edgeprune.engine import checkpoint
+
+    folder, how = work / cell.key, how or How()
     began = perf_counter()
-    sets = [f"run.seed={cell.seed}", "run.threads=1", "run.checkpoint_every=10", *cell.sets]
-    if (folder / "checkpoint.safetensors").exists() and change is None:
-        engine.resume(folder, None)
+    # What error feedback owes makes a checkpoint as large as all clients' models.
+    every = 100 if any(text.endswith("feedback=true") for text in cell.sets) else 10
+    ways = (f"run.executor={how.executor}", f"run.device={how.device}", f"run.checkpoint_every={every}")
+    sets = [f"run.seed={cell.seed}", "run.threads=1", *ways, *cell.sets]
+
+    def watch(at: Any, record: Any) -> None:
+        if time() > how.deadline:
+            checkpoint.save(folder / checkpoint.FILE, at)
+            raise OutOfTime
+
+    if (folder / checkpoint.FILE).exists() and change is None:
+        engine.resume(folder, None, watch)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         prepared = engine.prepare(engine.load_experiment(None, sets))
-        engine.start(prepared if change is None else change(prepared, cell.seed), folder)
+        engine.start(prepared if change is None else change(prepared, cell.seed), folder, watch)
     run = engine.RunDir(folder)
     records, summary = run.metrics(), run.summary()
     outcome = {
@@ -68,23 +102,38 @@ def run_cell(cell: Cell, work: Path, change: Callable[[Any, int], Any] | None = 
         "virtual_s": summary["time_s"],
         "run_wall_s": summary["wall_s"],  # of the last process alone, where a run was resumed
         "cell_wall_s": perf_counter() - began,
-        "data_note": run.task().load_data().note,
+        "data_note": data_note(run.config["task"]["name"]),
+        "executor": summary["executor"],
+        "device": summary["device"],
         "machine": summary["machine"],
     }
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
 
-def _run_and_keep(cell: Cell, into: Path, work: Path, changes: dict[str, Callable[[Any, int], Any]]) -> str:
+@cache
+def data_note(task: str) -> str:
+    """What there is to say about this copy of the task's data."""
+    from edgeprune import tasks
+
+    return tasks.get(task).load_data().note
+
+
+def _run_and_keep(cell: Cell, into: Path, work: Path, changes: dict[str, Callable[[Any, int], Any]], how: How) -> str:
+    """The cell's key; empty where time was too short to begin or to end."""
     import torch
 
     torch.set_num_threads(1)
     path = into / f"{cell.key}.json"
-    if not path.exists():
-        outcome = run_cell(cell, work, changes.get(cell.change))
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(rounded(outcome)))
-        beside.replace(path)
+    if time() > how.deadline - BEGIN_S:
+        return ""
+    try:
+        outcome = run_cell(cell, work, changes.get(cell.change), how)
+    except OutOfTime:
+        return ""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(rounded(outcome)))
+    beside.replace(path)
     return cell.key
 
 
@@ -94,22 +143,49 @@ def run_all(
     processes: int,
     work: Path | None = None,
     changes: dict[str, Callable[[Any, int], Any]] | None = None,
+    how: How | None = None,
+    out: Path | None = None,
 ) -> None:
     """Run every cell that has no result yet, in order."""
-    into = RESULTS / name
+    into = out or RESULTS / name
     into.mkdir(parents=True, exist_ok=True)
-    work = work or Path(tempfile.gettempdir()) / f"edgeprune-{name}-{os.getuid()}"
+    work = work or work_folder(name)
     work.mkdir(parents=True, exist_ok=True)
-    todo = [cell for cell in cells if not (into / f"{cell.key}.json").exists()]
+    todo = [cell for cell in cells if not any((at / f"{cell.key}.json").exists() for at in (into, RESULTS / name))]
     print(f"{len(todo)} of {len(cells)} cells to run", flush=True)
-    one = partial(_run_and_keep, into=into, work=work, changes=changes or {})
+    one = partial(_run_and_keep, into=into, work=work, changes=changes or {}, how=how or How())
     if processes == 1:
         for i, cell in enumerate(todo, start=1):
-            print(f"{i}/{len(todo)} {one(cell)}", flush=True)
+            print(f"{i}/{len(todo)} {one(cell) or 'no time left'}", flush=True)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=16) as pool:
         for i, key in enumerate(pool.imap_unordered(one, todo), start=1):
-            print(f"{i}/{len(todo)} {key}", flush=True)
+            print(f"{i}/{len(todo)} {key or 'no time left'}", flush=True)
+
+
+def work_folder(name: str) -> Path:
+    """Where unfinished runs are if nothing else is said."""
+    return Path(tempfile.gettempdir()) / f"edgeprune-{name}-{os.getuid()}"
+
+
+def archive(target: Path, results: Path, work: Path) -> list[Path]:
+    """Pack the result files (results/) and the unfinished runs (work/) into ``target``, cut into pieces that
+    ``cat target.* | tar xz`` puts together again. A run whose checkpoint is too large to travel begins anew."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target, "w:gz", compresslevel=3) as tar:
+        for path in sorted(results.glob("*.json")):
+            tar.add(path, f"results/{path.name}")
+        for folder in sorted(work.iterdir()):
+            checkpoint = folder / "checkpoint.safetensors"
+            if checkpoint.exists() and checkpoint.stat().st_size <= PIECE:
+                tar.add(folder, f"work/{folder.name}")
+    pieces = []
+    with target.open("rb") as file:
+        while part := file.read(PIECE):
+            pieces.append(target.with_name(f"{target.name}.{len(pieces):02}"))
+            pieces[-1].write_bytes(part)
+    target.unlink()
+    return pieces
 
 
 def load(name: str) -> dict[str, list[dict[str, Any]]]:
@@ -176,11 +252,18 @@ def claims(judged: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> lis
 
 def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
     """The command line of a paper's benchmark: ``cells`` and ``judge`` are its modules."""
+    began = time()
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("run", "list", "table"))
     parser.add_argument("--grid", default="all")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", help="only these, as 0,1")
+    parser.add_argument("--executor", default="serial", choices=("serial", "batched"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--limit-s", type=float, default=math.inf, help="stop by then, unfinished runs at a checkpoint")
     parser.add_argument("--work", type=Path, help="folder for unfinished runs")
+    parser.add_argument("--out", type=Path, help="folder for result files")
+    parser.add_argument("--archive", type=Path, help="pack results and unfinished runs into this .tar.gz, in pieces")
     arguments = parser.parse_args()
     if arguments.verb == "table":
         rows = judge.load()
@@ -189,8 +272,16 @@ def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
         print(judge.table(rows))
         return
     chosen = cells.cells(arguments.grid)
+    if arguments.seeds:
+        chosen = [cell for cell in chosen if str(cell.seed) in arguments.seeds.split(",")]
     if arguments.verb == "list":
         for cell in chosen:
             print(cell.key, *cell.sets)
         return
-    run_all(chosen, name, arguments.processes, arguments.work, getattr(cells, "CHANGES", None))
+    how = How(arguments.executor, arguments.device, began + arguments.limit_s)
+    changes = getattr(cells, "CHANGES", None)
+    run_all(chosen, name, arguments.processes, arguments.work, changes, how, arguments.out)
+    if arguments.archive:
+        results, work = arguments.out or RESULTS / name, arguments.work or work_folder(name)
+        for piece in archive(arguments.archive, results, work):
+            print(f"{piece}: {piece.stat().st_size:,} B")

@@ -190,9 +190,8 @@ def masks_of(state: State) -> dict[str, Tensor]:
 
 def mean_of_holders(model: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
     """Every coordinate the mean over the clients that hold it, weighted by samples; exact in any order of them."""
-    largest = max(
-        float(t.abs().max()) for u in updates for t in u.state.values() if t.is_floating_point() and t.numel()
-    )
+    each = (t.aminmax() for u in updates for t in u.state.values() if t.is_floating_point() and t.numel())
+    largest = max(max(-float(low), float(high)) for low, high in each)
     total = wire.Accumulator(model, total_weight=sum(u.samples for u in updates), reach=max(1.0, largest))
     for update in updates:
         packed = {name: wire.pack_tensor(t, update.masks.get(name), name=name) for name, t in update.state.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from edgeprune import ops
 from edgeprune.algorithms.protocol import Job, Recipe
 from edgeprune.algorithms.training import AfterEpoch, LocalData, on_softmax
 from edgeprune.nn import densify, set_masks
@@ -32,20 +33,23 @@ def readjust(model: nn.Module, data: LocalData, loss_of: Loss, recipe: Recipe, j
         left: dict[str, SparsityPattern] = {}
         after: dict[str, SparsityPattern] = {}
         for name, layer in masked_layers(model).items():
-            weight, mask, gradient = layer.weight, layer.pattern.bits, gradients[f"{name}.weight"]
-            kept, n = layer.pattern.kept, weight.numel()
-            stay = masks.pruned(weight, mask, kept - masks.exchange_count(kept, n, job.readjust))
-            if job.grow_any:
-                new, picked = masks.grown_anywhere(gradient, stay, kept)
-                stay &= masks.inverse(picked, n)  # what was picked starts at zero, even if it was there
-            else:
-                new = masks.grown(gradient, stay, kept)
+            stay, new = moved(layer.weight, layer.pattern.bits, gradients[f"{name}.weight"], job)
             left[name] = SparsityPattern.from_bits(stay, layer.pattern.shape)
             after[name] = SparsityPattern.from_bits(new, layer.pattern.shape)
         set_masks(model, left, optimizer)
         set_masks(model, after, optimizer)
 
     return move
+
+
+def moved(weight: Tensor, mask: Tensor, gradient: Tensor, job: Job) -> tuple[Tensor, Tensor]:
+    """(what of ``mask`` stays, the new mask) of a layer: the smallest |w| go, the largest gradients come"""
+    kept, n = ops.mask_count(mask), weight.numel()
+    stay = masks.pruned(weight, mask, kept - masks.exchange_count(kept, n, job.readjust))
+    if not job.grow_any:
+        return stay, masks.grown(gradient, stay, kept)
+    new, picked = masks.grown_anywhere(gradient, stay, kept)
+    return stay & masks.inverse(picked, n), new  # what was picked starts at zero, even if it was there
 
 
 def dense_gradients(model: nn.Module, data: LocalData, loss_of: Loss, recipe: Recipe) -> dict[str, Tensor]:

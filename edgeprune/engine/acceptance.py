@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, isfinite, zeros_like
+from torch import Tensor, zeros_like
 
 from edgeprune import ops, wire
 from edgeprune.algorithms.protocol import Assignment, Update
@@ -143,7 +143,7 @@ def _check(name: str, got: Tensor, sent: Tensor, change: bool) -> None:
             f"tensor {name!r} has shape {tuple(got.shape)} and type {got.dtype}, "
             f"asked was {tuple(sent.shape)} and {sent.dtype}"
         )
-    if got.is_floating_point() and not bool(isfinite(got).all()):
+    if got.is_floating_point() and not wire.all_finite(got):
         raise EdgePruneError(f"tensor {name!r} holds a value that is not finite")
     if name.endswith("running_var") and not change and bool((got < 0).any()):
         raise EdgePruneError(f"tensor {name!r} holds a negative variance")

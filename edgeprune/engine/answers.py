@@ -73,4 +73,4 @@ def _left(name: str, x: Tensor, sent: PackedTensor, masks: Mapping[str, Tensor])
 
 
 def _finite(values: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(x).all()) for x in values.values() if x.is_floating_point())
+    return all(wire.all_finite(x) for x in values.values() if x.is_floating_point())

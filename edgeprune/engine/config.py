@@ -26,6 +26,8 @@ else:
 
 T = TypeVar("T")
 ENGINES = ("local", "processes", "flower", "flare")
+EXECUTORS = ("serial", "batched")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,19 @@ class DataConfig:
 class RunConfig:
     """``patience``: a round waits for a missing answer this many times as long as for the slowest that came.
     ``threads``: one is fastest for networks of a few layers, and gives the same bits whatever the number of cores; 0
-    leaves torch's own number. ``checkpoint_every`` is in rounds. ``engine``: "local" runs all devices in this process on
-    a virtual clock; "processes" gives each a process here, and the real clock; "flower" and "flare" are for other
-    machines. ``deadline_s``: the real clock waits no longer for any answer."""
+    leaves torch's own number. ``checkpoint_every`` is in rounds. ``engine``: "local" runs all devices in this process
+    on a virtual clock; "processes" gives each a process here, and the real clock; "flower" and "flare" are for other
+    machines. ``deadline_s``: the real clock waits no longer for any answer. ``executor``: "serial" trains the local
+    engine's devices one after the other, "batched" many at once, which is for ``device`` "cuda" (engine/executor.py).
+    On that global weights are judged as well."""
 
     rounds: int = 60
     seed: int = 0
     evaluate_every: int = 5
     checkpoint_every: int = 1
     engine: str = "local"
+    executor: str = "serial"
+    device: str = "cpu"
     threads: int = 1
     patience: float = 2.0
     deadline_s: float = 600.0
@@ -78,6 +84,9 @@ class RunConfig:
             raise EdgePruneError(f"run.deadline_s is {self.deadline_s}; give more than 0")
         if self.engine not in ENGINES:
             raise EdgePruneError(f"run.engine: unknown engine {self.engine!r}{nearest(self.engine, ENGINES)}")
+        for key, known in (("executor", EXECUTORS), ("device", DEVICES)):
+            if getattr(self, key) not in known:
+                raise EdgePruneError(f"run.{key} is {getattr(self, key)!r}{nearest(getattr(self, key), known)}")
 
 
 @dataclass(frozen=True)

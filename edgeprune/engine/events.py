@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from edgeprune.engine.executor import Executor
 from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.transport import Arrival, Reply
 from edgeprune.engine.worker import Worker
@@ -38,9 +39,15 @@ class EventTransport(LocalTransport):
     """``memory`` gives the answers that are on their way to a checkpoint; ``recall`` takes them back."""
 
     def __init__(
-        self, fleet: Fleet, workers: Mapping[str, Worker], graph: ChannelGraph, table: Times, seed: int
+        self,
+        fleet: Fleet,
+        workers: Mapping[str, Worker],
+        graph: ChannelGraph,
+        table: Times,
+        seed: int,
+        executor: Executor,
     ) -> None:
-        super().__init__(fleet, workers, graph, table, seed)
+        super().__init__(fleet, workers, graph, table, seed, executor)
         self._queue: list[_Pending] = []
         self._number = 0
         self._longest = 0.0  # update time of any device so far: what the server knows of how long to wait
@@ -51,7 +58,7 @@ class EventTransport(LocalTransport):
         One that will not come is given up ``patience`` times the longest update time after it was sent.
         """
         self.push(round_, assignments)
-        replies = [self._answer(client) for client in assignments]
+        replies = self._answers(list(assignments))
         arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
         self._longest = max([self._longest, *arrived])
         for reply in replies:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from edgeprune import wire
+from edgeprune.engine.executor import Executor
 from edgeprune.engine.transport import Collected, Reply
-from edgeprune.engine.worker import Answer, Worker
+from edgeprune.engine.worker import Answer, Order, Worker
 from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
 from edgeprune.pruning import ChannelGraph
 
 
 class LocalTransport:
-    """Runs the workers one after the other and charges what their round would have taken on the fleet."""
+    """Has the workers' orders done by the executor and charges what their round would have taken on the fleet."""
 
     def __init__(
         self,
@@ -25,12 +26,14 @@ class LocalTransport:
         graph: ChannelGraph,
         table: Times,
         seed: int,
+        executor: Executor,
     ) -> None:
         self._fleet = {device.name: device for device in fleet.devices}
         self._workers = workers
         self._graph = graph
         self._table = table
         self._seed = seed
+        self._executor = executor
         self._round = 0
         self._sent: dict[str, bytes] = {}
 
@@ -45,7 +48,7 @@ class LocalTransport:
 
     def pull(self, clients: Sequence[str], patience: float) -> Collected:
         """Train and charge; the wait ends with the last arrival, or with the end of patience if one is missing."""
-        replies = [self._answer(client) for client in clients]
+        replies = self._answers(clients)
         arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
         waited = max(arrived or [reply.update_time_s for reply in replies] or [0.0])
         if len(arrived) < len(replies):
@@ -62,9 +65,26 @@ class LocalTransport:
         """What error feedback owes on every device, as "device/tensor"."""
         return {f"{client}/{n}": t for client, worker in self._workers.items() for n, t in worker.residual.items()}
 
-    def _answer(self, client: str) -> Reply:
-        device, sent = self._fleet[client], self._sent.pop(client)
-        answer = self._workers[client].handle(sent)
+    def _answers(self, clients: Sequence[str]) -> list[Reply]:
+        """Everybody's reply, in the order asked for."""
+        sent = {client: self._sent.pop(client) for client in clients}
+        answers: dict[str, Answer] = {}
+
+        def orders() -> Iterator[Order]:
+            for client, blob in sent.items():
+                opened = self._workers[client].open(blob)
+                if isinstance(opened, Answer):
+                    answers[client] = opened
+                else:
+                    yield opened
+
+        for order, done in self._executor(orders()):
+            client = order.message.client
+            answers[client] = self._workers[client].close(order, done)
+        return [self._charged(client, sent[client], answers[client]) for client in clients]
+
+    def _charged(self, client: str, sent: bytes, answer: Answer) -> Reply:
+        device = self._fleet[client]
         size = size_of(self._graph, answer.plan.counts)
         work = Work(len(sent), len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
         cost = charge(device, work, self._table, round_=self._round, seed=self._seed)

@@ -24,6 +24,7 @@ from edgeprune.engine.config import DataConfig, Experiment, load_experiment
 from edgeprune.engine.emulation import latency_table
 from edgeprune.engine.evaluation import class_shares, client_accuracy
 from edgeprune.engine.events import PENDING, EventTransport
+from edgeprune.engine.executor import check_device, executor
 from edgeprune.engine.interleaved import InterleavedServer
 from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.reporting import fleet_reports
@@ -69,6 +70,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
 
     Raises :class:`EdgePruneError` for whatever the user has to put right; writes nothing.
     """
+    check_device(experiment.run.executor, experiment.run.device)
     if experiment.run.threads:
         torch.set_num_threads(experiment.run.threads)
     fleet = build_fleet(experiment.fleet)
@@ -183,13 +185,13 @@ def _server(prepared: Prepared, at: Checkpoint | None = None, transport: Transpo
     """The loop over ``transport``; without one, over devices in this process that hold what they held at ``at``."""
     run = prepared.experiment.run
     transport = transport or _local(prepared, at)
-    judge = prepared.task.make_model()
+    judge, data = on_device(prepared, run.device)
 
     shares = class_shares(prepared.local, len(prepared.data.classes)) if prepared.local else None
 
     def evaluated(state: Mapping[str, Tensor]) -> Evaluated:
         judge.load_state_dict(state)
-        accuracy, loss, by_class = evaluate_by_class(judge, prepared.data, prepared.task)
+        accuracy, loss, by_class = evaluate_by_class(judge, data, prepared.task)
         return Evaluated(accuracy, loss, client_accuracy(shares, by_class))
 
     kind = Server if prepared.experiment.algorithm.barrier.synchronous else InterleavedServer
@@ -222,12 +224,22 @@ def _local(prepared: Prepared, at: Checkpoint | None) -> LocalTransport:
         name: Worker(name, part, graph, shelf, prepared.task.loss, held.get(name), owed.get(name))
         for name, part in prepared.local.items()
     }
-    seed = prepared.experiment.run.seed
+    run = prepared.experiment.run
+    training = executor(run.executor, run.device, shelf, prepared.task.loss)
     if prepared.experiment.algorithm.barrier.synchronous:
-        return LocalTransport(prepared.fleet, workers, graph, prepared.table, seed)
-    events = EventTransport(prepared.fleet, workers, graph, prepared.table, seed)
+        return LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed, training)
+    events = EventTransport(prepared.fleet, workers, graph, prepared.table, run.seed, training)
     events.recall(at.devices if at else {})
     return events
+
+
+def on_device(prepared: Prepared, device: str) -> tuple[torch.nn.Module, datasets.DataSet]:
+    """A model to be judged and the data with their test split, both on ``device``."""
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32, as everywhere else
+    test = prepared.data.test
+    there = replace(test, x=test.x.to(device), y=test.y.to(device))
+    return prepared.task.make_model().to(device), replace(prepared.data, test=there)
 
 
 def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:
@@ -249,7 +261,7 @@ def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], 
     accuracies = [record["accuracy"] for record in records if record["accuracy"] is not None]
     # The model in use was calibrated once, after the last round: that belongs to the run's time and traffic.
     once = (records[-1]["calibration"] if records else None) or {"time_s": 0.0, "upload_bytes": 0, "download_bytes": 0}
-    totals = dict(at.totals)
+    totals, run = dict(at.totals), prepared.experiment.run
     for key in ("upload_bytes", "download_bytes"):
         totals[key] += once[key]
     return {
@@ -264,5 +276,7 @@ def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], 
         **totals,
         "wall_s": wall_s,
         "latency_source": {"source": prepared.table.source, "machine": dict(prepared.table.machine)},
+        "executor": run.executor,
+        "device": torch.cuda.get_device_name() if run.device == "cuda" else run.device,
         "machine": beside_figures(),
     }

@@ -38,6 +38,32 @@ class Answer:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Order:
+    """What one device is to train: from the weights ``received``, under the masks ``held`` (bitmaps by the weight's
+    name), with its own ``data``. ``message``: the assignment that said so; ``rebuilt``: it brought a plan."""
+
+    message: wire.Message
+    plan: SubmodelPlan
+    recipe: Recipe
+    job: Job
+    seed: int
+    received: Mapping[str, Tensor]
+    held: Mapping[str, Tensor]
+    data: LocalData
+    rebuilt: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of an order: dense weights, masks as they are now, and the dense gradients if they were asked for."""
+
+    state: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    trained: Trained
+
+
 class ModelShelf:
     """Sub-models by plan id, built once each; the ``size`` last used are kept. ``dense_bytes`` is the whole model's."""
 
@@ -48,7 +74,17 @@ class ModelShelf:
         self._masked: nn.Module | None = None
         self._patterns: OrderedDict[str, dict[str, SparsityPattern]] = OrderedDict()
         self.initial = {name: tensor.clone() for name, tensor in template.state_dict().items()}
+        self.repeats = wire.Repeats()
+        self._received: tuple[wire.Message, dict[str, Tensor]] | None = None
         self.dense_bytes = sum(t.numel() * t.element_size() for t in template.state_dict().values())
+
+    def received(self, message: wire.Message) -> dict[str, Tensor]:
+        """The dense weights in ``message``, made once for all devices that are sent the same."""
+        last = self._received
+        if last is None or last[0].packed is not message.packed or last[0].tensors is not message.tensors:
+            dense = {name: packed.tensor() for name, packed in message.packed.items()}
+            last = self._received = message, {**message.tensors, **dense}
+        return last[1]
 
     def get(self, plan: SubmodelPlan) -> nn.Module:
         """The module of ``plan``; its weights are whatever was last loaded into it."""
@@ -109,12 +145,38 @@ class Worker:
 
     def handle(self, blob: bytes) -> Answer:
         """Do what ``blob`` asks for. Raises :class:`EdgePruneError` if it is nothing for this device."""
+        opened = self.open(blob)
+        if isinstance(opened, Answer):
+            return opened
+        return self.close(opened, train_one(self._shelf, opened, self._loss_of))
+
+    def open(self, blob: bytes) -> Order | Answer:
+        """What ``blob`` asks to be trained, for :meth:`close` to answer; what needs no training is answered at once."""
         message = wire.decode(
-            blob, kind=("assignment", "calibrate"), dense_limit=self._shelf.dense_bytes, keep_packed=True
+            blob,
+            kind=("assignment", "calibrate"),
+            dense_limit=self._shelf.dense_bytes,
+            keep_packed=True,
+            repeats=self._shelf.repeats,
         )
         if message.client != self._client:
             raise EdgePruneError(f"{self._client}: was sent an assignment for {message.client!r}; refused")
-        return self._train(message) if message.kind == "assignment" else self._calibrate(message)
+        return self._order(message) if message.kind == "assignment" else self._calibrate(message)
+
+    def close(self, order: Order, done: Done) -> Answer:
+        """The answer to what was trained."""
+        message, job = order.message, order.job
+        if job.propose:
+            proposed = mpfl.proposal(done.state, self._graph, order.plan, job.propose)
+            blob = self._pack(message, Answered({}, {}, "", {}), done.trained, proposed.kept_bytes())
+            return Answer(blob, order.plan, done.trained.steps, 0, order.rebuilt)
+        forwards = 0
+        if order.held and (job.gradient or job.readjust):
+            forwards = 3 * len(self._data.y.split(order.recipe.batch_size))  # a backward pass is two forward ones
+        answered = answer_with(done.state, order.received, done.masks, order.held, done.gradients, job, self._residual)
+        self._residual = answered.residual
+        blob = self._pack(message, answered, done.trained)
+        return Answer(blob, order.plan, done.trained.steps, forwards, order.rebuilt, order.held)
 
     def _calibrate(self, message: wire.Message) -> Answer:
         """Pass the device's own data through the whole model: its batch-norm statistics, no weight changed.
@@ -137,43 +199,17 @@ class Worker:
         blob = wire.encode(answer)
         return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False)
 
-    def _train(self, message: wire.Message) -> Answer:
+    def _order(self, message: wire.Message) -> Order:
         rebuilt = self._adopt_plan(message)
         assert self._plan is not None
         recipe, job = _filled(Recipe, message.header.get("recipe")), _filled(Job, message.header.get("job", {}))
-        seed = int(message.header["seed"])
-        if job.propose:
-            return self._propose(message, recipe, job, seed, rebuilt)
-        received = {**message.tensors, **{name: packed.tensor() for name, packed in message.packed.items()}}
-        held = {name: packed.mask for name, packed in message.packed.items() if packed.mask is not None}
-        readjusting: AfterEpoch | None = None
-        if held:
-            model = self._shelf.get_masked(held, job.path)
-            model.load_state_dict(received)
-            if job.readjust:
-                readjusting = readjust(model, self._data, self._loss_of, recipe, job)
+        if job.propose:  # from the initial weights, which every node has from the run's seed
+            received: Mapping[str, Tensor] = extract_state(self._shelf.initial, self._plan)
         else:
-            model = load_local(self._shelf.get(self._plan), received)
-        trained = train_local(model, self._data, self._loss_of, recipe, seed, readjusting)
-        forwards = 0
-        state, masks = model.state_dict(), mask_bits(model) if held else {}
-        gradients: dict[str, Tensor] = {}
-        if held and job.gradient:
-            gradients = {GRADIENT + n: g for n, g in dense_gradients(model, self._data, self._loss_of, recipe).items()}
-        if gradients or readjusting:
-            forwards = 3 * len(self._data.y.split(recipe.batch_size))  # a backward pass is two forward ones
-        answered = answer_with(state, received, masks, held, gradients, job, self._residual)
-        self._residual = answered.residual
-        return Answer(self._pack(message, answered, trained), self._plan, trained.steps, forwards, rebuilt, held)
-
-    def _propose(self, message: wire.Message, recipe: Recipe, job: Job, seed: int, rebuilt: bool) -> Answer:
-        """Train from the initial weights, which every node has from the run's seed, and say what should stay."""
-        assert self._plan is not None
-        model = load_local(self._shelf.get(self._plan), extract_state(self._shelf.initial, self._plan))
-        trained = train_local(model, self._data, self._loss_of, recipe, seed)
-        proposed = mpfl.proposal(model.state_dict(), self._graph, self._plan, job.propose)
-        blob = self._pack(message, Answered({}, {}, "", {}), trained, proposed.kept_bytes())
-        return Answer(blob, self._plan, trained.steps, 0, rebuilt)
+            received = self._shelf.received(message)
+        held = {name: packed.mask for name, packed in message.packed.items() if packed.mask is not None}
+        seed = int(message.header["seed"])
+        return Order(message, self._plan, recipe, job, seed, received, held, self._data, rebuilt)
 
     def _adopt_plan(self, message: wire.Message) -> bool:
         """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
@@ -205,6 +241,24 @@ class Worker:
                 packed=answered.packed,
             )
         )
+
+
+def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Done:
+    """Do one order alone, on this CPU; under a mask on the masked kernels."""
+    readjusting: AfterEpoch | None = None
+    if order.held:
+        model = shelf.get_masked(order.held, order.job.path)
+        model.load_state_dict(order.received)
+        if order.job.readjust:
+            readjusting = readjust(model, order.data, loss_of, order.recipe, order.job)
+    else:
+        model = load_local(shelf.get(order.plan), order.received)
+    trained = train_local(model, order.data, loss_of, order.recipe, order.seed, readjusting)
+    gradients: dict[str, Tensor] = {}
+    if order.held and order.job.gradient:
+        dense = dense_gradients(model, order.data, loss_of, order.recipe)
+        gradients = {GRADIENT + name: gradient for name, gradient in dense.items()}
+    return Done(model.state_dict(), mask_bits(model) if order.held else {}, gradients, trained)
 
 
 def _filled(cls: type[T], value: Any) -> T:

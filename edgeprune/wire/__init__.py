@@ -6,15 +6,17 @@ the traffic an experiment reports is ``len`` of these bytes. See ``format.md`` b
 """
 
 from edgeprune.wire.accumulator import Accumulator
-from edgeprune.wire.message import Message, decode, encode, mask_id
+from edgeprune.wire.message import Message, Repeats, decode, encode, mask_id
 from edgeprune.wire.positions import to_bitmap
 from edgeprune.wire.public import pack, pack_largest, unpack
-from edgeprune.wire.tensors import PackedTensor, pack_tensor
+from edgeprune.wire.tensors import PackedTensor, all_finite, pack_tensor
 
 __all__ = [
     "Accumulator",
     "Message",
     "PackedTensor",
+    "Repeats",
+    "all_finite",
     "decode",
     "encode",
     "mask_id",

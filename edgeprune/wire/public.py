@@ -11,7 +11,7 @@ from edgeprune import ops
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.wire import positions
 from edgeprune.wire.message import DENSE_LIMIT, Message, decode, encode, mask_id
-from edgeprune.wire.tensors import PackedTensor, coding_of, pack_tensor
+from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor
 
 _WORK = {torch.float32: "f32", torch.float64: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -103,7 +103,7 @@ def pack_largest(
     names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
     xs = [state[name].detach().cpu().float().contiguous().reshape(-1) for name in names]
     for name, x in zip(names, xs, strict=True):
-        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+        if not all_finite(x):
             raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
     codings = [_written(state[name].dtype, dtype) for name in names]
     if residual is None:

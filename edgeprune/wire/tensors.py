@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.wire import positions
-from edgeprune.wire.layout import CODING_BYTES, DTYPE_CODES, SCALE_BLOCK
+from edgeprune.wire.layout import ALL, CODING_BYTES, DTYPE_CODES, KNOWN, SCALE_BLOCK
 
 F16_MAX = 65504.0
 _ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "i8"}
@@ -35,6 +36,15 @@ class PackedTensor:
     mask: Tensor | None
     kept: int
     known: bool = False
+
+    @cached_property
+    def placed(self) -> positions.Positions:
+        """How the positions travel; worked out once, however many messages carry this tensor."""
+        if self.known:
+            return positions.Positions(KNOWN, 0, b"")
+        if self.mask is None:
+            return positions.Positions(ALL, 0, b"")
+        return positions.encode(self.mask, self.numel, self.kept)
 
     @property
     def numel(self) -> int:
@@ -111,6 +121,12 @@ def _check_range(flat: Tensor, coding: str, name: str) -> None:
         raise EdgePruneError(f"pack: {name!r} holds {largest:.4g}, beyond float16; use bf16 or fp32")
     if coding == "i8" and not math.isfinite(largest):
         raise EdgePruneError(f"pack: {name!r} holds a value that is not finite; int8 cannot hold it")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether a floating tensor holds neither NaN nor infinity. (A sum is a pass without temporaries; only one that
+    overflows must be looked into.)"""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def value_bytes(dtype: torch.dtype, coding: str, kept: int) -> tuple[int, int]:

@@ -1,0 +1,100 @@
+"""Who does the devices' training in this process: one after the other, or many at once. Both give the same numbers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.algorithms.cohort import Cohort
+from edgeprune.engine.acceptance import GRADIENT
+from edgeprune.engine.worker import Done, ModelShelf, Order, train_one
+from edgeprune.errors import EdgePruneError
+from edgeprune.nn.batched import batched
+from edgeprune.pruning import SubmodelPlan
+
+KEPT = 4  # batched networks: each as large as its clients' together
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Executor(Protocol):
+    """Does orders; each comes back once, beside what came of it."""
+
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]: ...
+
+
+def executor(kind: str, device: str, shelf: ModelShelf, loss_of: Loss) -> Executor:
+    """The executor ``kind`` on ``device``."""
+    return Batched(shelf, loss_of, torch.device(device)) if kind == "batched" else Serial(shelf, loss_of)
+
+
+def check_device(kind: str, device: str) -> None:
+    """One sentence of EdgePruneError where this machine cannot train like that."""
+    if device == "cuda" and kind != "batched":
+        raise EdgePruneError("run.device is 'cuda', which only run.executor = 'batched' trains on; set both")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EdgePruneError("run.device is 'cuda', but torch sees no CUDA device here; use run.device = 'cpu'")
+
+
+class Serial:
+    """One after the other on this CPU, as a device would do it: the model of one client in memory at a time."""
+
+    def __init__(self, shelf: ModelShelf, loss_of: Loss) -> None:
+        self._shelf, self._loss_of = shelf, loss_of
+
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]:
+        for order in orders:
+            yield order, train_one(self._shelf, order, self._loss_of)
+
+
+class Batched:
+    """At most ``width`` at once, those together that have equally much to do: the same plan, recipe, job and number of
+    samples. Under a mask it computes densely, with zeros."""
+
+    def __init__(self, shelf: ModelShelf, loss_of: Loss, device: torch.device, width: int = 64) -> None:
+        self._shelf, self._loss_of, self._device, self._width = shelf, loss_of, device, width
+        self._models: OrderedDict[tuple[str, int], nn.Module] = OrderedDict()
+
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]:
+        waiting = iter(orders)
+        while some := list(islice(waiting, self._width)):
+            groups: dict[object, list[Order]] = {}
+            for order in some:
+                key = (order.plan.id, order.recipe, order.job, frozenset(order.held), len(order.data))
+                groups.setdefault(key, []).append(order)
+            for group in groups.values():
+                yield from zip(group, self._together(group), strict=True)
+
+    def _together(self, group: Sequence[Order]) -> list[Done]:
+        first = group[0]
+        cohort = Cohort(
+            self._model(first.plan, len(group)),
+            [order.received for order in group],
+            {name: [order.held[name] for order in group] for name in first.held},
+            [order.data for order in group],
+            self._loss_of,
+            first.recipe,
+            self._device,
+        )
+        trained = cohort.train([order.seed for order in group], first.job)
+        gradients: list[dict[str, Tensor]] = [{} for _ in group]
+        if first.held and first.job.gradient:
+            for name, each in cohort.dense_gradients().items():
+                for i, gradient in enumerate(each.cpu()):
+                    gradients[i][GRADIENT + name] = gradient
+        masks = [{name: bits[i] for name, bits in cohort.masks.items()} for i in range(len(group))]
+        return [Done(*one) for one in zip(cohort.states(), masks, gradients, trained, strict=True)]
+
+    def _model(self, plan: SubmodelPlan, clients: int) -> nn.Module:
+        """The network of ``plan`` for so many; the few last used are kept."""
+        key = (plan.id, clients)
+        if key not in self._models:
+            self._models[key] = batched(self._shelf.get(plan), clients, self._device)
+            while len(self._models) > KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(key)
+        return self._models[key]

@@ -1,0 +1,145 @@
+"""The batched executor against the serial one, round by round, on real digits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from edgeprune import engine
+from edgeprune.engine import checkpoint as checkpoints
+from edgeprune.engine.executor import Batched, check_device
+from edgeprune.engine.worker import ModelShelf
+from edgeprune.errors import EdgePruneError
+
+SHARED = ("run.threads=1", "run.evaluate_every=1", "data.partition=classes", "data.per_class=10", "fleet.devices=6")
+TWO = ("algorithm.sample=3", "algorithm.epochs=2")
+MOVING = ("algorithm.name=feddst", *TWO, "algorithm.interval=2", "algorithm.alpha=0.2", "algorithm.end=4")
+PUBLIC = ("grow_any=true", "growth_data=batch", "softmax=true", "after=2", "distribution=public", "prox_detached=true")
+FEDAVG = ("algorithm.name=fedavg", *TWO)
+UNEQUAL = ("data.partition=dirichlet", "data.samples=240")
+MPFL = ("algorithm.name=mpfl", "algorithm.iterations=2", "algorithm.step=0.3", "data.partition=iid", "data.samples=90")
+ADAPTCL = ("algorithm.name=adaptcl", "algorithm.interval=1", "algorithm.calibrate=0", *UNEQUAL, "fleet.devices=3")
+
+EXACT = {
+    "feddst": (*MOVING, "algorithm.prox=0.1"),
+    "feddst-as-public": (*MOVING, *(f"algorithm.{way}" for way in PUBLIC)),
+    "prunefl-like": (*MOVING, "algorithm.moves=server"),
+    "random-mask": (*MOVING, "algorithm.moves=never", "algorithm.start=random"),
+    "server-momentum": (*FEDAVG, "algorithm.server_momentum=0.9", "algorithm.prox=0.1"),
+    "unequal": (*FEDAVG, *UNEQUAL, "algorithm.sample=6"),
+    "mpfl": MPFL,
+    "adaptcl": (*ADAPTCL, "algorithm.bn_l1=0.01"),
+}
+ROUNDED = {
+    "fp16": (*MOVING, "algorithm.upload=fp16"),
+    "int8-feedback": (*MOVING, "algorithm.upload=int8", "algorithm.feedback=true"),
+    "topk": (*FEDAVG, "algorithm.density=0.1", "algorithm.feedback=true"),
+}
+
+
+@pytest.fixture
+def both(latency, tmp_path):
+    """``both("key.path=value", ...)``: each executor's records and last checkpoint."""
+
+    def run(*sets: str):
+        table = f"fleet.latency={json.dumps(str(latency))}"
+        prepared = engine.prepare(engine.load_experiment(None, ["run.rounds=3", *SHARED, table, *sets]))
+        found = []
+        for kind in ("serial", "batched"):
+            run_ = replace(prepared.experiment.run, executor=kind)
+            engine.start(replace(prepared, experiment=replace(prepared.experiment, run=run_)), tmp_path / kind)
+            there = engine.RunDir(tmp_path / kind)
+            assert there.summary()["executor"] == kind
+            found.append((there.metrics(), safetensors.torch.load_file(tmp_path / kind / checkpoints.FILE)))
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_same_masks_plans_and_accuracy_round_by_round(both, name):
+    (serial, one), (together, other) = both(*EXACT[name])
+    for a, b in zip(serial, together, strict=True):
+        assert not b["rejected"]
+        for key in ("participants", "retention", "accuracy", "client_accuracy", "facts"):
+            assert a.get(key) == b.get(key)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        # An update's header holds its training loss in decimals: a few digits more or less a client.
+        assert abs(a["upload_bytes"] - b["upload_bytes"]) <= 6 * len(b["participants"])
+        assert a["download_bytes"] == b["download_bytes"]
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-4)
+        else:
+            assert torch.equal(other[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_on_the_way_may_fall_either_side_but_ends_alike(both, name):
+    (serial, one), (together, other) = both(*ROUNDED[name])
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        if not key.startswith((checkpoints.SERVER, checkpoints.DEVICES)):
+            # A value beside a border is coded one step further, or not sent: that may happen to few of them.
+            off = (other[key] - tensor).abs() > 2e-3
+            assert float(off.double().mean()) < 0.02, key
+    for a, b in zip(serial, together, strict=True):
+        assert b["accuracy"] == pytest.approx(a["accuracy"], abs=0.01)
+        assert a["participants"] == b["participants"] and not b["rejected"]
+
+
+def test_a_batched_run_resumes_bit_for_bit(latency, tmp_path):
+    table = f"fleet.latency={json.dumps(str(latency))}"
+    sets = [*SHARED, table, *MOVING, "run.executor=batched"]
+    engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=3"])), tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def watch(at, record):
+        if at.state.round == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=3"])), tmp_path / "cut", watch)
+    engine.resume(tmp_path / "cut", None)
+    one, other = (safetensors.torch.load_file(tmp_path / name / checkpoints.FILE) for name in ("whole", "cut"))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_more_clients_than_the_width_come_in_turns(latency, monkeypatch, tmp_path):
+    sizes = []
+    together = Batched._together
+    monkeypatch.setattr(Batched, "_together", lambda self, group: sizes.append(len(group)) or together(self, group))
+    monkeypatch.setattr(Batched.__init__, "__defaults__", (4,))
+    sets = [*SHARED, f"fleet.latency={json.dumps(str(latency))}", "algorithm.name=fedavg", "run.executor=batched"]
+    engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=1"])), tmp_path / "run")
+    assert sizes == [4, 2]
+
+
+@pytest.mark.parametrize("key", ["run.executor=fast", "run.device=tpu"])
+def test_an_unknown_executor_or_device_is_one_sentence(key):
+    with pytest.raises(EdgePruneError, match="run."):
+        engine.load_experiment(None, [key])
+
+
+def test_a_device_that_cannot_train_is_one_sentence():
+    with pytest.raises(EdgePruneError, match="only run.executor = 'batched'"):
+        check_device("serial", "cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(EdgePruneError, match="torch sees no CUDA device"):
+            check_device("batched", "cuda")
+
+
+def test_only_models_of_the_plans_used_last_are_kept(latency):
+    sets = [*SHARED, f"fleet.latency={json.dumps(str(latency))}", "algorithm.name=fedavg"]
+    prepared = engine.prepare(engine.load_experiment(None, sets))
+    executor = Batched(ModelShelf(prepared.model), prepared.task.loss, torch.device("cpu"))
+    plan = prepared.experiment.algorithm.init(prepared.setting, {}).plans["device-0"]
+    models = [executor._model(plan, clients) for clients in range(1, 7)]
+    assert executor._model(plan, 6) is models[5] and executor._model(plan, 1) is not models[0]
