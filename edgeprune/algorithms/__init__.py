@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.barrier import Barrier
+from edgeprune.algorithms.cos2p import CoS2P
 from edgeprune.algorithms.fedasync import FedAsync
 from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.algorithms.fedbuff import FedBuff
 from edgeprune.algorithms.feddst import FedDST
+from edgeprune.algorithms.fedrolex import FedRolex
 from edgeprune.algorithms.heterofl import HeteroFL
 from edgeprune.algorithms.mpfl import MPFL
 from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Recipe, Setting, State, Update
@@ -15,7 +17,7 @@ from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.errors import EdgePruneError, nearest
 
 ALGORITHMS: dict[str, type] = {
-    cls.name: cls for cls in (AdaptCL, FedAsync, FedAvg, FedBuff, FedDST, HeteroFL, MPFL, Scheduled)
+    cls.name: cls for cls in (AdaptCL, CoS2P, FedAsync, FedAvg, FedBuff, FedDST, FedRolex, HeteroFL, MPFL, Scheduled)
 }
 
 

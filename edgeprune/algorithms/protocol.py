@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgeprune.algorithms.barrier import Barrier
 from edgeprune.fleet.reports import Report
+from edgeprune.nn.exits import Reduction
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 
@@ -48,6 +49,9 @@ class Job:
       faster (ops/crossover.py), so its bits depend on the machine.
     - ``gradient``: the dense gradient of the masked weights at the end is sent as well.
     - ``propose`` above 0: train, then send no weights but which channels stay when this share of each group is dropped.
+    - ``learn`` above 0: leave the weights as they are and learn a mask of this share of the channels on the own data
+      (mask_learning.py, ``pull`` is its lambda); which channels stay is all that is sent.
+    - ``transfer`` above 0: the deepest exit teaches the others (nn.exits.with_transfer).
     """
 
     dtype: str = "fp32"
@@ -61,6 +65,11 @@ class Job:
     path: str = "sparse"
     gradient: bool = False
     propose: float = 0.0
+    learn: float = 0.0
+    pull: float = 1.0
+    transfer: float = 0.0
+    temperature: float = 3.0
+    reduction: Reduction = "batchmean"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     finite, a negative variance, or another sample count than the ``samples`` it enrolled with.
     """
     gradients = {GRADIENT + name: asked.state[name] for name in asked.masks if asked.job.gradient}
-    expected = {**asked.state, **gradients}
+    answered = {} if asked.job.learn else asked.state  # who learns a mask says only what stays
+    expected = {**answered, **gradients}
     # A dense gradient is as large as the model, however little of it was sent down.
     room = sent_bytes + sum(t.numel() * t.element_size() for t in gradients.values())
     message = _answered(reply, "update", asked.plan.id, expected, room, round_, samples, asked.masks)
@@ -36,11 +37,11 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     masks = {name: _mask(name, message, asked) for name in asked.masks}
     tensors = {**message.tensors, **{name: packed.tensor() for name, packed in message.packed.items()}}
     _check_all("update", tensors, expected, changes=asked.job.change)
-    state = {name: tensors[name] for name in asked.state}
+    state = {name: tensors[name] for name in answered}
     if asked.job.change:
         state = {n: asked.state[n] + t if t.is_floating_point() else t for n, t in state.items()}
         _check_all("update", state, asked.state)
-    plan = _proposal(message, asked.plan) if asked.job.propose else asked.plan
+    plan = _proposal(message, asked.plan) if asked.job.propose or asked.job.learn else asked.plan
     return Update(
         asked.client,
         plan,
@@ -121,6 +122,8 @@ def _mask(name: str, message: wire.Message, asked: Assignment) -> Tensor:
 
 def _proposal(message: wire.Message, asked: SubmodelPlan) -> SubmodelPlan:
     plan = SubmodelPlan.from_kept_bytes(asked.map, message.kept)
+    if plan.dropped != asked.dropped:
+        raise EdgePruneError("the proposal leaves out other blocks than were asked for")
     for name, channels in plan.kept.items():
         if not set(channels) <= set(asked.kept[name]):
             raise EdgePruneError(f"the proposal keeps channels of {name!r} that are gone already")

@@ -14,6 +14,7 @@ from edgeprune.algorithms.cohort import Cohort
 from edgeprune.engine.acceptance import GRADIENT
 from edgeprune.engine.worker import Done, ModelShelf, Order, train_one
 from edgeprune.errors import EdgePruneError
+from edgeprune.nn import Exits
 from edgeprune.nn.batched import batched
 from edgeprune.pruning import SubmodelPlan
 
@@ -71,6 +72,8 @@ class Batched:
 
     def _together(self, group: Sequence[Order]) -> list[Done]:
         first = group[0]
+        if isinstance(self._shelf.get(first.plan), Exits):  # several outputs: one after the other
+            return [train_one(self._shelf, order, self._loss_of) for order in group]
         cohort = Cohort(
             self._model(first.plan, len(group)),
             [order.received for order in group],

@@ -85,7 +85,7 @@ class LocalTransport:
 
     def _charged(self, client: str, sent: bytes, answer: Answer) -> Reply:
         device = self._fleet[client]
-        size = size_of(self._graph, answer.plan.counts)
+        size = size_of(self._graph, answer.plan.counts, answer.plan.dropped)
         work = Work(len(sent), len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
         cost = charge(device, work, self._table, round_=self._round, seed=self._seed)
         parts = {

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from edgeprune import wire
 from edgeprune.algorithms import mpfl
 from edgeprune.algorithms.calibration import local_statistics
+from edgeprune.algorithms.mask_learning import learn_mask
 from edgeprune.algorithms.protocol import Job, Recipe
 from edgeprune.algorithms.readjustment import dense_gradients, mask_bits, readjust
 from edgeprune.algorithms.training import AfterEpoch, LocalData, Trained, train_local
 from edgeprune.engine.acceptance import GRADIENT
 from edgeprune.engine.answers import Answered, answer_with
 from edgeprune.errors import EdgePruneError
-from edgeprune.nn import set_masks, sparsify
+from edgeprune.nn import set_masks, sparsify, with_transfer
 from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
@@ -199,17 +200,27 @@ class Worker:
         blob = wire.encode(answer)
         return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False)
 
-    def _order(self, message: wire.Message) -> Order:
+    def _order(self, message: wire.Message) -> Order | Answer:
         rebuilt = self._adopt_plan(message)
         assert self._plan is not None
         recipe, job = _filled(Recipe, message.header.get("recipe")), _filled(Job, message.header.get("job", {}))
+        seed = int(message.header["seed"])
+        if job.learn:
+            return self._learn(message, recipe, job, seed, rebuilt)
         if job.propose:  # from the initial weights, which every node has from the run's seed
             received: Mapping[str, Tensor] = extract_state(self._shelf.initial, self._plan)
         else:
             received = self._shelf.received(message)
         held = {name: packed.mask for name, packed in message.packed.items() if packed.mask is not None}
-        seed = int(message.header["seed"])
         return Order(message, self._plan, recipe, job, seed, received, held, self._data, rebuilt)
+
+    def _learn(self, message: wire.Message, recipe: Recipe, job: Job, seed: int, rebuilt: bool) -> Answer:
+        """Learn a mask over what was sent, and say what should stay."""
+        assert self._plan is not None
+        model = load_local(self._shelf.get(self._plan), message.tensors)
+        learnt = learn_mask(model, self._graph, self._plan, self._data, self._loss_of, recipe, job, seed)
+        blob = self._pack(message, Answered({}, {}, "", {}), learnt.trained, learnt.plan.kept_bytes())
+        return Answer(blob, self._plan, learnt.trained.steps, 0, rebuilt)
 
     def _adopt_plan(self, message: wire.Message) -> bool:
         """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
@@ -253,7 +264,9 @@ def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor
             readjusting = readjust(model, order.data, loss_of, order.recipe, order.job)
     else:
         model = load_local(shelf.get(order.plan), order.received)
-    trained = train_local(model, order.data, loss_of, order.recipe, order.seed, readjusting)
+    job = order.job
+    training = with_transfer(loss_of, job.transfer, job.temperature, job.reduction) if job.transfer else loss_of
+    trained = train_local(model, order.data, training, order.recipe, order.seed, readjusting)
     gradients: dict[str, Tensor] = {}
     if order.held and order.job.gradient:
         dense = dense_gradients(model, order.data, loss_of, order.recipe)

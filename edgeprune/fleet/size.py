@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgeprune.device.profile import ModelSize
 from edgeprune.pruning import ChannelGraph
@@ -12,12 +12,17 @@ from edgeprune.pruning.axes import axis_length, local_size
 FEW = 4  # a layer with so few inputs (grey, RGB) has its own code path and is not padded
 
 
-def size_of(graph: ChannelGraph, counts: Mapping[str, int]) -> ModelSize:
-    """The size of the sub-model that keeps ``counts`` channels per group."""
+def size_of(graph: ChannelGraph, counts: Mapping[str, int], dropped: Sequence[str] = ()) -> ModelSize:
+    """The size of the sub-model that keeps ``counts`` channels per group and leaves out the blocks ``dropped``."""
     macs = elements = 0.0
     padded = {8: 0.0, 16: 0.0}
     outputs = {8: 0.0, 16: 0.0}
-    for axes, times in graph.costs:
+    gone = set(dropped)
+    modules = tuple(f"{m}." for name in dropped for m in graph.map.blocks[name])
+    blocks = graph.cost_blocks or ((),) * len(graph.costs)
+    for (axes, times), inside in zip(graph.costs, blocks, strict=True):
+        if gone.intersection(inside):
+            continue
         lengths = [axis_length(axis, counts) for axis in axes]
         positions = times / graph.batch
         made, read = lengths[0], lengths[1] if len(lengths) > 1 else 1
@@ -35,7 +40,7 @@ def size_of(graph: ChannelGraph, counts: Mapping[str, int]) -> ModelSize:
         elements=round(elements),
         elements_8=round(outputs[8]),
         elements_16=round(outputs[16]),
-        parameters=sum(local_size(axes, counts) for axes in graph.axes.values()),
+        parameters=sum(local_size(axes, counts) for name, axes in graph.axes.items() if not name.startswith(modules)),
         widths=tuple(round(counts[name] / size, 6) for name, size in graph.map.groups.items()),
     )
 

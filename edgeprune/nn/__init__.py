@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from edgeprune.nn.convert import densify, densities, masks, set_masks, sparsify
 from edgeprune.nn.densities import erdos_renyi_kernel, uniform
-from edgeprune.nn.exits import ExitHead, Exits
+from edgeprune.nn.exits import ExitHead, Exits, at_every_exit, with_transfer
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
+from edgeprune.nn.rows import LinearInto
 
 __all__ = [
     "ExitHead",
     "Exits",
+    "LinearInto",
     "MaskedConv2d",
     "MaskedLinear",
+    "at_every_exit",
     "densify",
     "densities",
     "erdos_renyi_kernel",
@@ -19,4 +22,5 @@ __all__ = [
     "set_masks",
     "sparsify",
     "uniform",
+    "with_transfer",
 ]

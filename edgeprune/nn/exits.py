@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError
 
@@ -23,6 +24,44 @@ class ExitHead(nn.Module):
         if self.channels_last:
             x = x.movedim(-1, 1)
         return self.fc(x.flatten(2).mean(2) if x.dim() > 2 else x)
+
+
+Loss = Callable[[Any, Tensor], Tensor]
+Reduction = Literal["batchmean", "mean"]
+
+
+def at_every_exit(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """The sum of ``loss_of(output, target)`` over a tuple of outputs, or the loss of a single one."""
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        if isinstance(output, Tensor):
+            return loss_of(output, target)
+        return torch.stack([loss_of(one, target) for one in output]).sum()
+
+    return loss
+
+
+def with_transfer(loss_of: Loss, weight: float, temperature: float, reduction: Reduction = "batchmean") -> Loss:
+    """``loss_of`` plus ``weight`` T^2 times the sum, over all exits but the deepest, of KL(exit || deepest).
+
+    Both are softened by T; the deepest is not taught by the others (detached). "batchmean" is the mean over
+    predictions; "mean" divides by the number of classes too (the public code of Co-S2P).
+    """
+
+    def loss(output: Any, target: Tensor) -> Tensor:
+        total = loss_of(output, target)
+        if isinstance(output, Tensor) or len(output) < 2:
+            return total
+        return total + weight * temperature**2 * _divergence(output, temperature, reduction)
+
+    return loss
+
+
+def _divergence(outputs: Sequence[Tensor], temperature: float, reduction: Reduction) -> Tensor:
+    flat = [(one / temperature).flatten(0, -2) for one in outputs]
+    teacher = flat[-1].detach().softmax(-1)
+    found = [functional.kl_div(one.log_softmax(-1), teacher, reduction="batchmean") for one in flat[:-1]]
+    return torch.stack(found).sum() / (teacher.shape[-1] if reduction == "mean" else 1)
 
 
 class _Reached(Exception):

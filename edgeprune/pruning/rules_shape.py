@@ -231,3 +231,17 @@ def index_select(c: Coupling, call: Call) -> Layout:
     whole = [d] if call.name == "aten.index_select" else range(len(x))
     c.whole_dims(call, x, whole, "looked up by number")
     return tuple(None if e in whole else ids for e, ids in enumerate(x))
+
+
+@rule("aten.index_add")
+def index_add(c: Coupling, call: Call) -> Layout:
+    """Sources that say by an index where in the result they are added may be fewer; the result stays as wide."""
+    x, index, source = (c.layout(call[name]) for name in ("self", "index", "source"))
+    d = dim_of(call["dim"], len(x))
+    c.whole(call, x[d], "others are added to it by number")
+    if index:
+        c.couple(call, source[d], index[0])
+    for e in range(len(x)):
+        if e != d:
+            c.couple(call, x[e], source[e])
+    return x

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from edgeprune.tasks import models
+from edgeprune.nn import at_every_exit
+from edgeprune.tasks import models, transformers
 from edgeprune.tasks.task import Task
 
 
@@ -55,6 +57,56 @@ def fashion_feddst() -> Task:
     )
 
 
+def cifar10_vit() -> Task:
+    """CIFAR-10 with a small ViT of twelve blocks, an exit behind each third of them."""
+    return Task(
+        "cifar10-vit",
+        "cifar-10",
+        transformers.vit,
+        _images(3, 32, 32),
+        batch_size=32,
+        lr=0.02,
+        loss=at_every_exit(functional.cross_entropy),
+    )
+
+
+def shakespeare() -> Task:
+    """The next character of Shakespeare's plays: a small transformer of eight blocks, an exit behind each second."""
+    return Task(
+        "shakespeare",
+        "tinyshakespeare",
+        transformers.char_transformer,
+        lambda: (torch.zeros(2, 80, dtype=torch.int64),),
+        batch_size=16,
+        lr=0.1,
+        loss=at_every_exit(characters_loss),
+        correct=characters_correct,
+    )
+
+
+def uci_har() -> Task:
+    """What a person does, from 2.56 s of a phone's accelerometer and gyroscope; 30 people."""
+    return Task(
+        "uci-har",
+        "uci-har",
+        models.har_net,
+        _images(9, 128),
+        batch_size=32,
+        lr=0.02,
+        loss=at_every_exit(functional.cross_entropy),
+    )
+
+
+def characters_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, T, characters] over all positions."""
+    return functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def characters_correct(output: Tensor, target: Tensor) -> int:
+    """Right characters among N * T."""
+    return int((output.argmax(dim=-1) == target).sum())
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "digits": digits,
     "fashion-cnn": fashion_cnn,
@@ -62,4 +114,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "cifar10-resnet": cifar10_resnet,
     "cifar10-feddst": cifar10_feddst,
     "fashion-feddst": fashion_feddst,
+    "cifar10-vit": cifar10_vit,
+    "shakespeare": shakespeare,
+    "uci-har": uci_har,
 }

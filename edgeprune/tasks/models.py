@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprune.nn.exits import ExitHead, Exits
 from edgeprune.nn.pooling import MaxPool2d
 
 
@@ -90,6 +92,30 @@ def resnet_like(widths: Sequence[int] = (16, 32, 64, 128), blocks: int = 2, clas
             layers.append(BasicBlock(channels, width, 2 if stage and not block else 1))
             channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class HarNet(nn.Module):
+    """[N, 9, 128] -> [N, classes]: four convolutions over time, each of which halves it."""
+
+    def __init__(self, widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        inputs = (9, *widths)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(i, o, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True))
+            for i, o in zip(inputs, widths, strict=False)
+        )
+        self.head = ExitHead(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+def har_net(widths: Sequence[int] = (64, 96, 128, 192), classes: int = 6) -> nn.Module:
+    """A network for accelerometers with an exit behind each of its first three convolutions."""
+    heads = {f"stages.{i}": ExitHead(width, classes) for i, width in enumerate(widths[:-1])}
+    return Exits(HarNet(widths, classes), heads, torch.zeros(1, 9, 128))
 
 
 def feddst_cifar(

@@ -1,0 +1,218 @@
+"""Co-S2P (arXiv 2410.08457): unequal depth and width, widths learnt on the own data; nobody waits for the last.
+
+    rates       r_n of client n, dealt over the fleet from strongest to weakest
+    depth       the first floor(r_n * quarters) quarters of the network's blocks, up to an exit
+    width       at first each client learns on its own data which r_n of the channels it keeps (mask_learning.py);
+                then its structure is fixed and physically smaller. The residual stream keeps its width
+    training    cross-entropy at every exit + transfer T^2 KL(exit || deepest), from round ``transfer_from`` on
+    merging     when ``wait_for`` of the clients have answered, with delta_n = w_n - w_n,received:
+
+                    a_n  proportional to  (||delta_n||_1 / r_n) / (||w_now - w_n,received||_1 + 1)       sum a_n = 1
+                    w <- w + sum_n a_n delta_n         (a weight that n lacks: unchanged by n)
+
+    coverage    N*: the fewest clients that hold any weight; in the record's facts
+
+Norms are over what the client holds. ``merge_by = "unit"`` divides by the a_n of a weight's holders instead. The public
+code waits for everybody, so its staleness term is always 0; here the weights as they were sent are kept (Update).
+docs/algorithms/cos2p.md names what was filled in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.algorithms.barrier import Barrier
+from edgeprune.algorithms.clients import ClientSide
+from edgeprune.algorithms.mask_learning import cut
+from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
+from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.nn.exits import Reduction
+from edgeprune.pruning import ChannelGraph, Merger, SubmodelPlan
+from edgeprune.pruning.coverage import coverage
+from edgeprune.pruning.importance import scores
+from edgeprune.pruning.merging import MergeMode
+from edgeprune.pruning.robust import STATISTICS
+from edgeprune.pruning.surgery import extract_state
+
+Masks = Literal["learned", "magnitude", "random"]
+Staleness = Literal["drift", "relative", "none"]
+AFTER = "after "  # blocks behind an exit (pruning/depth.py)
+
+
+@dataclass(frozen=True)
+class CoS2P(ClientSide):
+    """Fields on the clients' side: clients.py.
+
+    ``wait_for``: the barrier's K (0: all), with ``grace``. ``masks``: "magnitude" (of the initial weights) and
+    "random" are ablations, decided by the server. ``mask_epochs``: of learning; ``pull``: its lambda. ``transfer``: 0
+    for none; ``reduction`` "mean": the public code's. ``importance``: a_n's numerator, else samples. ``staleness``:
+    its denominator as above ("drift"), ||w_now - w_received||_1 / ||delta||_1 + 1 ("relative", ours) or 1 ("none").
+    ``depth``: off for width alone.
+    """
+
+    rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    wait_for: int = 10
+    grace: float = 0.0
+    masks: Masks = "learned"
+    mask_epochs: int = 2
+    pull: float = 1.0
+    depth: bool = True
+    transfer: float = 0.5
+    transfer_from: int = 10
+    temperature: float = 3.0
+    reduction: Reduction = "batchmean"
+    importance: bool = True
+    staleness: Staleness = "drift"
+    merge_by: MergeMode = "delta"
+    calibrate: int = 3
+
+    name: ClassVar[str] = "cos2p"
+
+    def __post_init__(self) -> None:
+        self.check_clients()
+        _ = self.barrier
+        if not self.rates or not all(isinstance(r, (int, float)) and 0 < r <= 1 for r in self.rates):
+            raise EdgePruneError(f"algorithm.rates is {list(self.rates)}; give shares of depth and width, in (0, 1]")
+        for field, kinds in (
+            ("masks", Masks),
+            ("reduction", Reduction),
+            ("merge_by", MergeMode),
+            ("staleness", Staleness),
+        ):
+            value = getattr(self, field)
+            if value not in get_args(kinds):
+                raise EdgePruneError(f"algorithm.{field} is {value!r}{nearest(str(value), get_args(kinds))}")
+        if self.mask_epochs < 1:
+            raise EdgePruneError(f"algorithm.mask_epochs is {self.mask_epochs}; give 1 or more")
+        for field in ("transfer", "pull"):
+            if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
+                raise EdgePruneError(f"algorithm.{field} is {getattr(self, field)}; give 0 or more")
+        if not self.temperature > 0:
+            raise EdgePruneError(f"algorithm.temperature is {self.temperature}; it must be greater than 0")
+
+    @property
+    def barrier(self) -> Barrier:
+        """K of those who are at work."""
+        return Barrier(self.wait_for, self.grace)
+
+    def rate(self, setting: Setting, client: str) -> float:
+        """r of a client."""
+        at = setting.clients.index(client)
+        return self.rates[at * len(self.rates) // len(setting.clients)]
+
+    # --- server -------------------------------------------------------------------------------------------------
+
+    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
+        """Everybody its depth, and whoever does not learn its width that too."""
+        plans, learning = {}, []
+        for at, client in enumerate(setting.clients):
+            rate = self.rate(setting, client)
+            plans[client] = depth_plan(setting.graph, rate) if self.depth else SubmodelPlan.full(setting.graph)
+            if rate < 1 and self.masks == "learned":
+                learning.append(client)
+            elif rate < 1:
+                plans[client] = cut(setting.graph, self._scores(setting, model, at), rate, plans[client])
+        state = State(0, model, plans, {"learning": learning})
+        return replace(state, memory={**state.memory, "coverage": self._coverage(setting, state)})
+
+    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
+        """Who has no width yet learns it; the others train."""
+        assignments = []
+        transfer = self.transfer if state.round + 1 >= self.transfer_from else 0.0
+        training = replace(self.job(), transfer=transfer, temperature=self.temperature, reduction=self.reduction)
+        for client in self.participants(setting, state.round):
+            if client in state.busy:
+                continue
+            recipe, job = setting.recipe, training
+            if client in state.memory["learning"]:
+                recipe = replace(recipe, epochs=self.mask_epochs)
+                job = Job(learn=self.rate(setting, client), pull=self.pull)
+            plan = state.plans[client]
+            assignments.append(Assignment(client, plan, extract_state(state.model, plan), recipe, job=job))
+        return assignments
+
+    def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
+        """Take over learnt structures; add the weighted changes of the others."""
+        learning = list(state.memory["learning"])
+        learnt = [update for update in updates if update.client in learning]
+        trained = [update for update in updates if update.client not in learning]
+        model, weights = state.model, {}
+        if trained:
+            moved = [on_top(state.model, update) for update in trained]
+            found = [self._weight(setting, update, now) for update, (now, _) in zip(trained, moved, strict=True)]
+            merger = Merger(dict(state.model))
+            for update, share, (_, local) in zip(trained, found, moved, strict=True):
+                if share > 0:
+                    merger.add(update.plan, local, share)
+            if sum(found) > 0:
+                model = merger.finish(self.merge_by)
+                weights = {u.client: w / sum(found) for u, w in zip(trained, found, strict=True)}
+        memory = {**state.memory, "weights": weights}
+        state = replace(state, round=state.round + 1, model=model, memory=memory)
+        if learnt:
+            plans = {**state.plans, **{update.client: update.plan for update in learnt}}
+            done = {update.client for update in learnt}
+            memory["learning"] = [client for client in learning if client not in done]
+            state = replace(state, plans=plans)
+            memory["coverage"] = self._coverage(setting, state)
+        return state
+
+    def facts(self, setting: Setting, state: State) -> dict[str, Any]:
+        """Coverage, who still learns its width, and how much each update counted."""
+        return {
+            "coverage": state.memory["coverage"],
+            "learning": state.memory["learning"],
+            "weights": state.memory.get("weights", {}),
+        }
+
+    def _weight(self, setting: Setting, update: Update, now: Mapping[str, Tensor]) -> float:
+        """a_n before normalising. ``now``: what the client's weights are at the server now."""
+        names = [n for n, t in now.items() if t.is_floating_point() and not n.endswith(STATISTICS)]
+        change = l1(update.state, update.received, names)
+        share = change / self.rate(setting, update.client) if self.importance else float(update.samples)
+        if self.staleness == "none" or change == 0:
+            return share
+        drift = l1(now, update.received, names)
+        return share / ((drift if self.staleness == "drift" else drift / change) + 1)
+
+    def _scores(self, setting: Setting, model: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
+        if self.masks == "magnitude":
+            return scores(model, setting.graph, "l2")
+        generator = torch.Generator().manual_seed(setting.seed * 100_003 + at)
+        return {name: torch.rand(size, generator=generator) for name, size in setting.graph.map.groups.items()}
+
+    def _coverage(self, setting: Setting, state: State) -> dict[str, Any]:
+        names = [n for n, t in state.model.items() if t.is_floating_point() and not n.endswith(STATISTICS)]
+        return coverage(setting.graph, state.plans.values(), names).to_json()
+
+
+def depth_plan(graph: ChannelGraph, rate: float) -> SubmodelPlan:
+    """The first floor(rate * parts) parts of a network that its exits cut into parts, at least one, at full width."""
+    exits = [name for name in graph.blocks if name.startswith(AFTER)]
+    held = max(1, math.floor(rate * (len(exits) + 1) + 1e-9))
+    full = SubmodelPlan.full(graph)
+    return full if held > len(exits) else full.drop(exits[held - 1])
+
+
+def on_top(model: Mapping[str, Tensor], update: Update) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(the client's part of ``model`` now, the same with the update's change on top). Integers and statistics of the
+    data are the update's own: a change of a variance has no meaning elsewhere."""
+    now = extract_state(model, update.plan)
+    local = {
+        name: update.state[name]
+        if not t.is_floating_point() or name.endswith(STATISTICS)
+        else t + (update.state[name] - update.received[name])
+        for name, t in now.items()
+    }
+    return now, local
+
+
+def l1(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]) -> float:
+    """Sum of |a - b| over the tensors ``names``, in double."""
+    return math.fsum(float((a[name] - b[name]).abs().sum(dtype=torch.float64)) for name in names)
