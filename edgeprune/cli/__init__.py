@@ -12,6 +12,8 @@ from edgeprune.errors import EdgePruneError
 
 COMMANDS = {
     "run": "Train one model together on the devices of a fleet.",
+    "serve": "Lead a federation of real machines.",
+    "join": "Take part in one with this device.",
     "prune": "Cut a model down to a budget and write the smaller one.",
     "export": "Write a trained model, or one device's part of it, as ONNX.",
     "infer": "Run an exported file on real data.",

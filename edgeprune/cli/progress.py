@@ -63,6 +63,10 @@ class Progress:
             text = f"round {record['round']}: profile {client} again: {'; '.join(again[client])}"
             self._console.print(Text(text, style="yellow"))
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(Text(text))
+
     def finish(self, summary: Mapping[str, Any], out: Path) -> None:
         """The result, in one line, and where it lies."""
         self._console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,14 +34,31 @@ def command(
         if out is None:
             raise EdgePruneError("--resume: say which run with --out DIR")
         with Progress(engine.load_experiment(out / "config.toml"), quiet, prepared_rounds) as progress:
-            summary = engine.resume(out, data_dir, progress.watch, prepared_rounds)
+            if engine.load_experiment(out / "config.toml").run.engine == "processes":
+                summary = _processes(progress, out, data_dir, rounds=prepared_rounds, resume=True)
+            else:
+                summary = engine.resume(out, data_dir, progress.watch, prepared_rounds)
     else:
         described = engine.load_experiment(experiment, sets)
         out = out or _new_folder(described)
         with Progress(described, quiet) as progress:
-            prepared = engine.prepare(described, data_dir)
-            summary = engine.start(prepared, out, progress.watch)
+            if described.run.engine == "processes":
+                summary = _processes(progress, out, data_dir, described)
+            else:
+                prepared = engine.prepare(described, data_dir)
+                summary = engine.start(prepared, out, progress.watch)
     progress.finish(summary, out)
+
+
+def _processes(progress: Any, out: Path, data_dir: Path | None, described: Any = None, **options: Any) -> Any:
+    """Every device a process of its own, on the real clock."""
+    from edgeprune.engine import load_experiment
+    from edgeprune.engine.children import stop_on_term
+    from edgeprune.engine.federation import run_here
+
+    stop_on_term()
+    described = described or load_experiment(out / "config.toml")
+    return run_here(described, out, data_dir, watch=progress.watch, say=progress.say, **options)
 
 
 def _rounds_only(experiment: Path | None, sets: tuple[str, ...]) -> int:

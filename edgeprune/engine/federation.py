@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,7 +22,9 @@ from edgeprune.engine.resident import experiment_id
 from edgeprune.engine.run import Prepared, Watch
 from edgeprune.engine.sockets import SocketCarrier
 from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import build_fleet
 
+MOST_PROCESSES = 64
 Say = Callable[[str], None]
 
 
@@ -96,14 +100,56 @@ def _enrolled(
     return prepared, transport
 
 
+def run_here(
+    experiment: Experiment,
+    out: Path,
+    data_dir: str | Path | None,
+    *,
+    watch: Watch | None = None,
+    say: Say = lambda _: None,
+    resume: bool = False,
+    rounds: int = 0,
+) -> dict[str, Any]:
+    """A run with every device a process of this machine, on the real clock. Returns the summary."""
+    check(experiment)
+    names = build_fleet(experiment.fleet).names
+    if len(names) > MOST_PROCESSES:
+        raise EdgePruneError(
+            f"run.engine 'processes': {len(names)} devices would be as many processes; at most {MOST_PROCESSES}, or "
+            "use run.engine = 'local'"
+        )
+    if not resume and out.exists():
+        raise EdgePruneError(f"{out}: already there; choose another --out, or --resume that run")
+    state = out.with_name(f"{out.name}.devices")
+    if not resume:
+        shutil.rmtree(state, ignore_errors=True)
+    common: dict[str, Any] = {"wait_s": 120.0, "watch": watch, "say": say}
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
+        Workers(experiment, names, Path(folder), data_dir, state=state) as workers,
+    ):
+        if resume:
+            return lead_on(out, workers.carrier(), data_dir, rounds=rounds, **common)
+        return lead(experiment, workers.carrier(), out, data_dir, **common)
+
+
 class Workers(AbstractContextManager["Workers"]):
-    """Resident workers as processes of this machine, ``hosts`` of them (0: one for every device)."""
+    """Resident workers as processes of this machine, ``hosts`` of them (0: one for every device).
+
+    ``folder`` holds their sockets, whose paths may have 107 bytes only, and their logs; ``state`` what must survive.
+    """
 
     def __init__(
-        self, experiment: Experiment, names: Sequence[str], folder: Path, data_dir: str | Path | None, hosts: int = 0
+        self,
+        experiment: Experiment,
+        names: Sequence[str],
+        folder: Path,
+        data_dir: str | Path | None,
+        hosts: int = 0,
+        state: Path | None = None,
     ) -> None:
-        # A socket's path may have 107 bytes only, and a run's folder is often deep.
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         file = folder / "experiment.toml"
         checkpoints.write_atomically(file, experiment.to_toml().encode())
         hosts = min(hosts or len(names), len(names))
@@ -114,7 +160,7 @@ class Workers(AbstractContextManager["Workers"]):
             mine, path = names[number::hosts], folder / f"{number}.sock"
             self.paths |= dict.fromkeys(mine, path)
             command = [sys.executable, "-m", "edgeprune.engine.resident", "--experiment", str(file)]
-            command += ["--socket", str(path), "--state", str(folder / "state")]
+            command += ["--socket", str(path), "--state", str(state or folder / "state")]
             command += [f"--client={name}" for name in mine] + ([f"--data={data_dir}"] if data_dir else [])
             env = {"OMP_NUM_THREADS": str(experiment.run.threads)} if experiment.run.threads else {}
             self.hosts.append(Child(f"worker of {mine[0]}", command, folder / f"{number}.log", env, restart_s=1.0))

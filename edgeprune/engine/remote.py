@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgeprune.engine import frames
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.transport import Collected, Reply
+from edgeprune.engine.transport import Arrival, Collected, Reply
 from edgeprune.errors import EdgePruneError
 
 ROOM = 1 << 20  # bytes that an answer may have beside twice its question
@@ -62,6 +62,7 @@ class _Asked:
     client: str
     sent_s: float
     limit: int
+    round: int = 0
     answered: bool = False
     wanted: bool = True
 
@@ -106,6 +107,9 @@ class RemoteTransport:
         self._now: dict[str, str] = {}  # client -> token of what it was asked last
         self._usual_s: dict[str, float] = {}  # client -> how long it took last time
         self._pushed_s = 0.0
+        self._run_s = 0.0  # the run's own time at the last push
+        self._patience = 1.0
+        self._ready: list[Arrival] = []
         self._round = _Round()
 
     def nodes(self) -> Sequence[str]:
@@ -155,7 +159,7 @@ class RemoteTransport:
         self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
         self._pushed_s = self._clock()
         for client, blob in assignments.items():
-            self._send(client, Frame("work", client, _token(), {"round": round_}, blob), self._deadline_s)
+            self._send(client, Frame("work", client, _token(), {"round": round_}, blob), self._deadline_s, round_)
 
     def pull(self, clients: Sequence[str], patience: float) -> Collected:
         """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
@@ -176,6 +180,34 @@ class RemoteTransport:
             self._round.counts["missing"] += 1
             replies[client] = Reply(client, None, waited)
         return Collected(tuple(replies[client] for client in clients), waited)
+
+    def begin(self, round_: int, assignments: Mapping[str, bytes], now_s: float, patience: float) -> None:
+        """Send each device its bytes; the run's clock stands at ``now_s``. Others may be at work still."""
+        self.push(round_, assignments)
+        self._run_s, self._patience = now_s, patience
+
+    def next(self, until_s: float) -> Arrival | None:
+        """The next answer, or who is given up: after ``patience`` times what it took last time, or the deadline."""
+        while True:
+            now = self._clock()
+            run_s = self._run_s + now - self._pushed_s
+            if self._ready:
+                return self._ready.pop(0)
+            under_way = {token: self._asked[token] for token in self._now.values() if not self._asked[token].answered}
+            if run_s >= until_s or not under_way:
+                return None
+            for asked in under_way.values():
+                usual = self._usual_s.get(asked.client, self._deadline_s)
+                if now - asked.sent_s > min(self._deadline_s, max(self._patience * usual, 1.0)):
+                    self._round.counts["missing"] += 1
+                    self.cancel([asked.client])
+                    return Arrival(Reply(asked.client, None, now - asked.sent_s), run_s, asked.round)
+            for delivery in self._carrier.receive(min(0.2, until_s - run_s)):
+                round_ = self._asked[token].round if (token := self._now.get(delivery.device, "")) in self._asked else 0
+                reply = self._settled(delivery)
+                if reply is not None:
+                    at_s = self._run_s + self._clock() - self._pushed_s
+                    self._ready.append(Arrival(reply, at_s, round_))
 
     def cancel(self, clients: Sequence[str]) -> None:
         """What they still send for this round is counted as late and dropped."""
@@ -205,9 +237,9 @@ class RemoteTransport:
 
     # --- envelopes ---------------------------------------------------------------------------------------------------
 
-    def _send(self, client: str, frame: Frame, seconds: float) -> None:
+    def _send(self, client: str, frame: Frame, seconds: float, round_: int = 0) -> None:
         data = frame.to_bytes()
-        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM)
+        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM, round_)
         self._now[client] = frame.token
         self._round.counts["envelopes"] += 1
         self._round.counts["sent_bytes"] += len(data)
@@ -246,8 +278,7 @@ class RemoteTransport:
 
     def _limit(self, device: str) -> int:
         """Bytes that an answer of ``device`` may have: by the largest question it may be answering."""
-        open_ = [asked.limit for asked in self._asked.values() if asked.client == device and not asked.answered]
-        return max(open_, default=ROOM)
+        return max((asked.limit for asked in self._asked.values() if asked.client == device), default=ROOM)
 
     def _settled(self, delivery: Delivery) -> Reply | None:
         """The reply that ``delivery`` brings for what its device was asked last; None if it settles nothing."""

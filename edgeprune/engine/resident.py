@@ -65,7 +65,8 @@ class Resident:
     def __init__(
         self, client: str, data: LocalData, graph: ChannelGraph, shelf: ModelShelf, loss: Any, about: Any, state: Path
     ) -> None:
-        plan, residual = _remembered(state, graph)
+        plan, residual, self._round = _remembered(state, graph)
+        self._new = lambda: Worker(client, data, graph, shelf, loss)
         self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
         self._client = client
         self._about = {**about, "samples": len(data)}
@@ -83,6 +84,11 @@ class Resident:
         known = self._given.get(key)
         if known is not None:
             return Frame(known.verb, self._client, asked.token, {**known.about, "again": True}, known.blob)
+        round_ = asked.about.get("round")
+        if isinstance(round_, int):
+            if round_ < self._round:  # another run has begun, or this one again: what was owed is owed no more
+                self._worker, self._plan = self._new(), ""
+            self._round = round_
         cpu, began = _cpu_s(), perf_counter()
         try:
             answer = self._worker.handle(asked.blob)
@@ -102,17 +108,20 @@ class Resident:
         self._plan = answer.plan.id
         kept = base64.b64encode(answer.plan.kept_bytes()).decode()
         tensors = {name: t.contiguous() for name, t in self._worker.residual.items()}
-        write_atomically(self._state, safetensors.torch.save(tensors, metadata={"plan": kept}))
+        write_atomically(
+            self._state, safetensors.torch.save(tensors, metadata={"plan": kept, "round": str(self._round)})
+        )
 
 
-def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, dict[str, torch.Tensor]]:
-    """The plan and the residual in ``state``; nothing where it is not there or not this model's."""
+def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, dict[str, torch.Tensor], int]:
+    """The plan, the residual and the round in ``state``; nothing where it is not there or not this model's."""
     try:
         with safetensors.safe_open(state, framework="pt") as file:
-            plan = SubmodelPlan.from_kept_bytes(graph, base64.b64decode(file.metadata()["plan"]))
-            return plan, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            told = file.metadata()
+            plan = SubmodelPlan.from_kept_bytes(graph, base64.b64decode(told["plan"]))
+            return plan, {name: file.get_tensor(name) for name in file.keys()}, int(told["round"])  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, EdgePruneError):
-        return None, {}
+        return None, {}, 0
 
 
 def _cpu_s() -> float:

@@ -135,6 +135,8 @@ def resume(
         at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     else:
         at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
+        if transport is not None:  # what was under way was for a process that is gone; they are asked anew
+            at = replace(at, flight={})
         server = _server(prepared, at, transport)
     if rounds:
         checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())

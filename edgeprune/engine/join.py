@@ -1,0 +1,99 @@
+"""A device's side of a federation: its resident worker, and the engine's node in front of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeprune.engine.children import Child, Children, wait_for
+from edgeprune.engine.kits import AUTHORITY, EXPERIMENT, KEY, Kit, read_kit
+from edgeprune.engine.ports import free_port
+from edgeprune.errors import EdgePruneError
+
+BEGIN_S = 300.0  # a worker that does not listen by then has something wrong
+REFUSED_S = 60.0  # how long a node may be turned away before this gives up
+TEND_S = 0.5
+SOCKET_BYTES = 100  # of a Unix socket's path
+
+
+def join(
+    folder: Path,
+    data_dir: str | Path | None,
+    state: Path,
+    *,
+    own: bool,
+    idle_s: float,
+    say: Callable[[str], None],
+    nice: int = 0,
+) -> None:
+    """Take part with the kit in ``folder`` until the server says that it is over, or has not been heard of for
+    ``idle_s`` seconds.
+
+    ``state``: where the worker keeps what must survive; ``own``: all training data in ``data_dir`` are this device's.
+    """
+    kit = read_kit(folder)
+    state.mkdir(parents=True, exist_ok=True)
+    socket = _socket(state, kit)
+    worker = _worker(kit, folder, data_dir, state, socket, own, idle_s, nice)
+    with Children() as children:
+        children.start(worker)
+        while not socket.is_socket():
+            _check(worker)
+            wait_for(socket.is_socket, 1.0, None)
+        say(f"{kit.name}: the worker is ready (log {worker.log})")
+        node = _node(kit, folder, state, socket)
+        children.start(node)
+        say(f"{kit.name}: looking for the server at {kit.address} with {kit.engine} (log {node.log})")
+        turned_away = 0.0
+        while worker.status() != 0:
+            _check(worker)
+            worker.tend()
+            turned_away = 0.0 if node.tend() else turned_away or time.monotonic()
+            if turned_away and time.monotonic() - turned_away > REFUSED_S:
+                raise EdgePruneError(f"{kit.name}: {node.name} does not stay up: {node.tail()}")
+            time.sleep(TEND_S)
+    say(f"{kit.name}: the federation is over")
+
+
+def _check(worker: Child) -> None:
+    if worker.status() == 1:  # a sentence of its own; anything else is an accident, after which it is started again
+        said = worker.tail()
+        raise EdgePruneError(said[said.rfind("edgeprune worker: ") :].removeprefix("edgeprune worker: "))
+
+
+def _worker(
+    kit: Kit, folder: Path, data_dir: str | Path | None, state: Path, socket: Path, own: bool, idle_s: float, nice: int
+) -> Child:
+    command = [sys.executable, "-m", "edgeprune.engine.resident", "--experiment", str(folder / EXPERIMENT)]
+    command += [f"--client={kit.name}", "--socket", str(socket), "--state", str(state), "--idle", str(idle_s)]
+    command += [f"--data={data_dir}"] if data_dir else []
+    command += ["--own"] if own else []
+    if nice:
+        command = ["nice", "-n", str(nice), *command]
+    return Child("the worker", command, state / "worker.log", restart_s=1.0)
+
+
+def _node(kit: Kit, folder: Path, state: Path, socket: Path) -> Child:
+    if kit.engine == "flower":
+        from edgeprune.engine.flower import ceremony
+
+        ceremony.check()
+        authority, key = (folder / AUTHORITY).resolve(), (folder / KEY).resolve()
+        return ceremony.supernode(state.resolve(), kit.address, authority, key, socket.resolve(), free_port())
+    raise EdgePruneError(f"kit of {kit.name!r}: unknown engine {kit.engine!r}; install the server's version here")
+
+
+def _socket(state: Path, kit: Kit) -> Path:
+    """In ``state``; where that path is too long for a socket, in the user's run-time folder."""
+    path = state.resolve() / "worker.sock"
+    if len(str(path).encode()) <= SOCKET_BYTES:
+        return path
+    base = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+    folder = base / f"edgeprune-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise EdgePruneError(f"{folder}: belongs to somebody else; give a shorter --state")
+    return folder / f"{abs(hash((str(state.resolve()), kit.name))):x}.sock"

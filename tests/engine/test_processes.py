@@ -1,0 +1,176 @@
+"""Devices as processes of this machine: killed, stopped, started again; a server that is killed and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from edgeprune import engine
+from edgeprune.engine import checkpoint as checkpoints
+from edgeprune.engine import federation, frames
+from edgeprune.engine.children import Child, Children, wait_for
+from edgeprune.engine.frames import Frame
+from edgeprune.engine.sockets import SocketCarrier
+from edgeprune.errors import EdgePruneError
+
+NAMES = ["device-0", "device-1"]
+LEAD = """
+import sys
+from pathlib import Path
+from edgeprune.engine import federation, load_experiment
+from edgeprune.engine.sockets import SocketCarrier
+file, out, *sockets = map(Path, sys.argv[1:])
+paths = {f"device-{i}": path for i, path in enumerate(sockets)}
+federation.lead(load_experiment(file), SocketCarrier(paths), out, None, wait_s=60)
+"""
+
+
+def weights(path):
+    every = safetensors.torch.load_file(path / checkpoints.FILE)
+    return {name: tensor for name, tensor in every.items() if ":" not in name}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def experiment(small):
+    from edgeprune.engine import load_experiment
+
+    algorithm = load_experiment(None, ["algorithm.name=fedavg", "algorithm.upload=int8", "algorithm.feedback=true"])
+    base = small("fleet.devices=2", "run.rounds=6", "run.engine=processes", "run.deadline_s=20")
+    return replace(base, algorithm=algorithm.algorithm)
+
+
+@pytest.fixture
+def local(experiment, tmp_path):
+    """The same experiment in one process."""
+    engine.start(engine.prepare(replace(experiment, run=replace(experiment.run, engine="local"))), tmp_path / "local")
+    return weights(tmp_path / "local")
+
+
+@pytest.fixture
+def workers(experiment, tmp_path_factory):
+    with federation.Workers(experiment, NAMES, tmp_path_factory.mktemp("w"), None) as found:
+        yield found
+
+
+def test_a_server_that_is_killed_resumes_with_its_devices_still_there(experiment, local, workers, tmp_path):
+    workers.carrier()
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", LEAD, str(workers.folder / "experiment.toml"), str(out)]
+    server = subprocess.Popen([*command, *map(str, workers.paths.values())])
+    rounds = lambda: (out / "metrics.jsonl").exists() and len(engine.RunDir(out).metrics()) >= 2  # noqa: E731
+    try:
+        assert wait_for(rounds, 90)
+    finally:
+        server.kill()
+        server.wait()
+    before = [child.pid for child in workers.hosts]
+    assert not (out / "summary.json").exists()
+    federation.lead_on(out, SocketCarrier(workers.paths), None, wait_s=60)
+    assert [child.pid for child in workers.hosts] == before
+    assert same(weights(out), local)
+    assert [record["round"] for record in engine.RunDir(out).metrics()] == [1, 2, 3, 4, 5, 6]
+    assert all(wait_for(lambda c=child: c.status() == 0, 20) for child in workers.hosts), "they end with the run"
+
+
+def test_a_device_killed_in_the_middle_is_left_out_and_comes_back(experiment, local, workers, tmp_path):
+    """Killed between two rounds and started again, it misses nothing: what it must know is on its disk."""
+
+    def strike(at, record):
+        if record["round"] == 2:
+            child = workers.hosts[1]
+            os.kill(child.pid, signal.SIGKILL)
+            workers.paths["device-1"].unlink()
+            wait_for(lambda: child.status() is not None, 10)
+            assert wait_for(lambda: child.tend() and workers.paths["device-1"].is_socket(), 60)
+
+    federation.lead(experiment, workers.carrier(), tmp_path / "run", None, wait_s=60, watch=strike)
+    assert workers.hosts[1].starts == 2
+    assert all(not record["rejected"] for record in engine.RunDir(tmp_path / "run").metrics())
+    assert same(weights(tmp_path / "run"), local)
+
+
+def test_a_device_that_hangs_is_left_out_until_it_wakes_and_one_that_is_gone_for_good(experiment, workers, tmp_path):
+    def strike(at, record):
+        child = workers.hosts[1]
+        if record["round"] in (1, 3):
+            os.kill(child.pid, signal.SIGSTOP if record["round"] == 1 else signal.SIGCONT)
+            time.sleep(1.0)
+        if record["round"] == 5:
+            child.stop()
+            workers.paths["device-1"].unlink(missing_ok=True)
+
+    federation.lead(experiment, workers.carrier(), tmp_path / "run", None, wait_s=60, watch=strike)
+    records = engine.RunDir(tmp_path / "run").metrics()
+    assert [list(record["rejected"]) for record in records[:3]] == [[], ["device-1"], ["device-1"]]
+    assert [record["transport"].get("missing", 0) for record in records[:3]] == [0, 1, 1]
+    assert records[4]["participants"] == NAMES
+    assert "cannot be reached" in records[5]["rejected"]["device-1"]
+    assert records[5]["transport"]["unreachable"] == 1
+
+
+def test_a_listener_says_what_is_wrong_and_stays(experiment, tmp_path_factory):
+    with federation.Workers(experiment, NAMES, tmp_path_factory.mktemp("w"), None, hosts=1) as workers:
+        workers.carrier()
+        assert len(workers.hosts) == 1
+        check_listener(workers)
+
+
+def check_listener(workers):
+    path = str(workers.paths["device-0"])
+    for sent, words in [
+        (b"nonsense", "not a frame"),
+        (Frame("work", "device-9", "t").to_bytes(), "this worker is not 'device-9'"),
+        (Frame("work", "device-0", "t", {}, b"EPRU").to_bytes(), "wire"),
+    ]:
+        answer = Frame.from_bytes(frames.ask(path, sent, 20), frames.ANSWERS)
+        assert answer.verb == "refused" and words in answer.about["reason"]
+    hello = Frame.from_bytes(frames.ask(path, Frame("hello", "device-0", "t").to_bytes(), 20), frames.ANSWERS)
+    assert hello.verb == "hello" and hello.about["samples"] == 100
+    assert workers.paths["device-0"].stat().st_mode & 0o077 == 0, "nobody else may open it"
+
+
+def test_what_was_started_ends_with_the_one_who_started_it(tmp_path):
+    """Even by kill -9: the kernel tells the child."""
+    code = (
+        "import sys, time; from pathlib import Path; from edgeprune.engine.children import Child\n"
+        "child = Child('c', [sys.executable, '-c', 'import time; time.sleep(60)'], Path(sys.argv[1])).start()\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+
+    def gone():
+        try:
+            return "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+
+    assert wait_for(gone, 10)
+
+
+def test_a_child_that_cannot_begin_is_a_sentence(tmp_path):
+    with pytest.raises(EdgePruneError, match="cannot be started"):
+        Child("x", [str(tmp_path / "none")], tmp_path / "log").start()
+    with Children() as children:
+        child = children.start(
+            Child("the thing", [sys.executable, "-c", "print('no luck'); exit(3)"], tmp_path / "log")
+        )
+        with pytest.raises(EdgePruneError, match=r"the thing ended at once \(status 3\): no luck"):
+            wait_for(lambda: False, 20, child)
