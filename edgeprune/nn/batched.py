@@ -73,8 +73,12 @@ class BatchedConv2d(_Batched):
     def forward(self, x: Tensor) -> Tensor:
         """(clients * batch, in_channels, H, W) to (clients * batch, out_channels, H', W')."""
         if self.groups == 1 and self.dilation == (1, 1) and not isinstance(self.padding, str):
-            out: Tensor = _Conv.apply(x, self.weight, self.stride, self.padding)
-            return out if self.bias is None else out + self._for_each(self.bias, x)
+            flat: Tensor = _Conv.apply(x, self.weight, self.stride, self.padding)
+            if self.bias is not None:
+                flat = flat + self._for_each(self.bias, x)
+            taps = self.weight.shape[3:]
+            every = zip(x.shape[2:], self.padding, taps, self.stride, strict=True)
+            return flat.unflatten(2, [(n + 2 * p - k) // s + 1 for n, p, k, s in every])
         # Whatever else there is: the clients as groups of one convolution.
         side = _side_by_side(x, self.clients)
         bias = None if self.bias is None else self.bias.flatten()
@@ -85,26 +89,26 @@ class BatchedConv2d(_Batched):
 
     def _for_each(self, bias: Tensor, x: Tensor) -> Tensor:
         each = bias[:, None].expand(-1, len(x) // self.clients, -1)
-        return each.reshape(len(x), -1, 1, 1)
+        return each.reshape(len(x), -1, 1)
 
 
 class _Conv(torch.autograd.Function):
-    """Every picture's columns [inputs * taps, places] under its client's filters [outputs, inputs * taps]."""
+    """Every picture's columns [inputs * taps, places] under its client's filters [outputs, inputs * taps]: [pictures,
+    outputs, places]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-        clients, outputs, _, *taps = weight.shape
+        taps = weight.shape[3:]
         cols = _columns(x, (taps[0], taps[1]), stride, padding)
         filters = _for_pictures(weight, len(x))
         ctx.save_for_backward(cols, weight)
         ctx.shape, ctx.taps, ctx.stride, ctx.padding = x.shape, taps, stride, padding
-        size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, taps, stride, strict=True)]
-        return torch.bmm(filters, cols).view(len(x), outputs, *size)
+        return torch.bmm(filters, cols)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         cols, weight = ctx.saved_tensors
-        out = grads[0].flatten(2)
+        (out,) = grads
         into, of_weight = None, None
         if ctx.needs_input_grad[1]:
             each = torch.bmm(out, cols.mT)

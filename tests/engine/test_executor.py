@@ -45,12 +45,12 @@ ROUNDED = {
 def both(latency, tmp_path):
     """``both("key.path=value", ...)``: each executor's records and last checkpoint."""
 
-    def run(*sets: str):
+    def run(*sets: str, device: str = "cpu"):
         table = f"fleet.latency={json.dumps(str(latency))}"
         prepared = engine.prepare(engine.load_experiment(None, ["run.rounds=3", *SHARED, table, *sets]))
         found = []
         for kind in ("serial", "batched"):
-            run_ = replace(prepared.experiment.run, executor=kind)
+            run_ = replace(prepared.experiment.run, executor=kind, device=device if kind == "batched" else "cpu")
             engine.start(replace(prepared, experiment=replace(prepared.experiment, run=run_)), tmp_path / kind)
             there = engine.RunDir(tmp_path / kind)
             assert there.summary()["executor"] == kind
@@ -77,6 +77,21 @@ def test_same_masks_plans_and_accuracy_round_by_round(both, name):
             torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-4)
         else:
             assert torch.equal(other[key], tensor), key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", EXACT)
+def test_a_cuda_device_trains_and_judges_alike(both, name):
+    (serial, one), (together, other) = both(*EXACT[name], device="cuda")
+    for a, b in zip(serial, together, strict=True):
+        assert a["participants"] == b["participants"] and not b["rejected"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        assert b["accuracy"] == pytest.approx(a["accuracy"], abs=0.02)
+    for key, tensor in one.items():
+        if tensor.is_floating_point() and not key.startswith(checkpoints.SERVER):
+            # Where two weights or gradients are nearly equal, another one may be pruned or grown.
+            off = (other[key] - tensor).abs() > 1e-3 * max(1.0, float(tensor.abs().max()))
+            assert float(off.double().mean()) < 0.02, key
 
 
 @pytest.mark.parametrize("name", ROUNDED)

@@ -23,6 +23,12 @@ def conv(**more):
 MODELS = {
     "strided": (conv(stride=2, padding=1), (2, 7, 6)),
     "uneven": (conv(stride=(2, 1), padding=(0, 2), bias=False), (2, 8, 7)),
+    "in-place": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3), nn.ReLU(inplace=True)
+        ),
+        (1, 7, 7),
+    ),
     "groups": (conv(groups=2, dilation=2, padding="same"), (2, 7, 6)),
     "norm1d": (lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2)), (5,)),
     "feddst": (lambda: feddst_cifar(channels=1, pixels=16, widths=(2, 3, 8, 6)), (1, 16, 16)),
