@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import random
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,52 @@ def test_cells_run_once_go_on_where_they_stopped_and_are_judged(runs, tmp_path):
     claims = judge.judge(rows)
     assert claims["F5 cifar10-feddst"]["holds"] is True
     assert "| cifar10-feddst feddst-1gib | 1 |" in judge.table(rows)
+
+
+def test_at_the_deadline_a_run_stands_at_a_checkpoint_and_goes_on_to_the_same_end(runs, tmp_path):
+    sets = (*TINY, "algorithm.name=feddst", "algorithm.epochs=1", "algorithm.upload=int8", "algorithm.feedback=true")
+    cell = runs.Cell("tiny-seed0", "tiny", 0, sets)
+    whole = runs.run_cell(cell, tmp_path / "whole", how=runs.How("batched"))
+    for _ in range(2):
+        with pytest.raises(runs.OutOfTime):
+            runs.run_cell(cell, tmp_path / "cut", how=runs.How("batched", deadline=0.0))
+    ended = runs.run_cell(cell, tmp_path / "cut", how=runs.How("batched"))
+    for key in ("upload_bytes", "accuracy", "facts", "executor", "device"):
+        assert ended[key] == whole[key]
+    assert (ended["executor"], ended["device"]) == ("batched", "cpu")
+    runs.run_all([cell], "none", 1, tmp_path / "work", how=runs.How(deadline=0.0), out=tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())  # too late to begin
+
+
+def test_an_archive_in_pieces_holds_results_and_runs_that_can_go_on(runs, tmp_path, monkeypatch):
+    cell = runs.Cell("tiny-seed0", "tiny", 0, (*TINY, "algorithm.name=fedavg"))
+    with pytest.raises(runs.OutOfTime):
+        runs.run_cell(cell, tmp_path / "work", how=runs.How(deadline=0.0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "done.json").write_text("{}")
+    monkeypatch.setattr(runs, "PIECE", 2**19)  # the digits network takes 1.5 MB
+    small = runs.archive(tmp_path / "small.tar.gz", tmp_path / "out", tmp_path / "work")
+    assert len(small) == 1  # a checkpoint beyond a piece stays
+    monkeypatch.setattr(runs, "PIECE", 10**7)
+    (whole,) = runs.archive(tmp_path / "whole.tar.gz", tmp_path / "out", tmp_path / "work")
+    blob = whole.read_bytes()
+    assert len(blob) > 2**19
+    (tmp_path / "again.tar.gz").write_bytes(blob)
+    with tarfile.open(tmp_path / "again.tar.gz") as tar:
+        tar.extractall(tmp_path / "back", filter="data")
+    assert (tmp_path / "back" / "results" / "done.json").read_text() == "{}"
+    assert len(runs.run_cell(cell, tmp_path / "back" / "work")["upload_bytes"]) == 3
+
+
+def test_pieces_put_together_are_the_archive(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "out" / "noise.json").write_bytes(random.Random(0).randbytes(2 * runs.PIECE))
+    pieces = runs.archive(tmp_path / "a.tar.gz", tmp_path / "out", tmp_path / "work")
+    assert [piece.name for piece in pieces] == ["a.tar.gz.00", "a.tar.gz.01", "a.tar.gz.02"]
+    assert all(piece.stat().st_size <= runs.PIECE for piece in pieces) and not (tmp_path / "a.tar.gz").exists()
+    with tarfile.open(fileobj=io.BytesIO(b"".join(piece.read_bytes() for piece in pieces))) as tar:
+        assert tar.getnames() == ["results/noise.json"]
 
 
 def test_a_shuffled_node_is_a_change_of_one_node(runs, tmp_path):
