@@ -31,8 +31,8 @@ def rounds_for(task: str, gib: float, share: float = 1.0) -> int:
 
 
 def every(share: float) -> str:
-    """An evaluation for each 60 MB or so of uploads, whatever a round sends: the mean of the last three reaches as far back
-    for all methods."""
+    """An evaluation for each 60 MB or so of uploads, whatever a round sends: the mean of the last three reaches as far
+    back for all methods."""
     return f"run.evaluate_every={max(1, round(1 / share))}"
 
 
@@ -108,8 +108,12 @@ def where_dynamics_matter(task: str, seed: int, gib: float) -> Iterator[Cell]:
         tag = f"S{sparsity:g}"
         yield dst(task, f"feddst-{tag}", seed, gib, sparsity=sparsity)
         yield dst(task, f"magnitude-mask-{tag}", seed, gib, "algorithm.moves=never", sparsity=sparsity)
+        still = ("algorithm.start=random", "algorithm.moves=never")
+        yield dst(task, f"random-mask-{tag}", seed, gib, *still, sparsity=sparsity)
     for distribution in ("uniform", "public"):
-        yield dst(task, f"feddst-layers-{distribution}", seed, gib, f"algorithm.distribution={distribution}")
+        layers = f"algorithm.distribution={distribution}"
+        yield dst(task, f"feddst-layers-{distribution}", seed, gib, layers)
+        yield dst(task, f"magnitude-mask-layers-{distribution}", seed, gib, layers, "algorithm.moves=never")
     for alpha in (0.05, 0.2):
         yield dst(task, f"feddst-alpha{alpha:g}", seed, gib, f"algorithm.alpha={alpha}")
 

@@ -130,6 +130,37 @@ def test_pieces_put_together_are_the_archive(runs, tmp_path):
         assert tar.getnames() == ["results/noise.json"]
 
 
+def test_verdicts_by_hand(runs):
+    judge, gib = importlib.import_module("feddst_judge"), runs.GIB
+
+    def seeds(*ends, sent=gib // 10, facts=None, sets=()):
+        outcomes = [
+            outcome([sent] * 20, {r: end * r / 20 for r in range(1, 21)}, seed) for seed, end in enumerate(ends)
+        ]
+        return [{**o, "facts": facts or {}, "cell": {**o["cell"], "sets": list(sets)}} for o in outcomes]
+
+    moving = {"1": {"density": 0.1, "moved": 0.0, "grown": 0.0}, "2": {"density": 0.1004, "moved": 0.2, "grown": 0.5}}
+    moving["2"]["survived"] = 0.25
+    rows = {
+        "cifar10-feddst feddst": seeds(0.60, 0.62, 0.64, facts=moving, sets=("algorithm.sparsity=0.9",)),
+        "cifar10-feddst fedavgm": seeds(0.20, 0.20, 0.20),
+        "cifar10-feddst random-mask": seeds(0.58, 0.50, 0.66),
+        "fashion-feddst feddst": seeds(0.60),
+        "fashion-feddst fedavgm": seeds(0.50),
+    }
+    found = judge.judge(rows)
+    mean, half = found["F1 1 GiB"]["value"]  # rounds 8, 9 and 10 of 20: 0.45 of the ends' difference of 40, 42 and 44
+    assert mean == pytest.approx(0.45 * 42) and half == pytest.approx(4.303 * 0.9 / 3**0.5)
+    assert found["F1 1 GiB"]["holds"] is True
+    # With twice the cap: 0.45 of 60, 62, 64 against 0.95 of 20.
+    assert found["F2 1 GiB"]["value"][0] == pytest.approx(0.45 * 62 - 0.95 * 20) and found["F2 1 GiB"]["holds"] is True
+    assert found["F3 against random-mask 1 GiB"]["holds"] is False  # 2, 12 and -2: its interval holds 0
+    assert found["F5 cifar10-feddst"]["value"] == pytest.approx(4e-4) and found["F5 cifar10-feddst"]["holds"] is True
+    assert found["F3 cifar10-feddst drift feddst"]["value"] == [pytest.approx(0.2), 0.5, 0.25]
+    assert found["F7 cifar10-feddst"]["value"][0] == pytest.approx(0.95 * 42)
+    assert found["F6 fashion-feddst 1 GiB"]["holds"] is True and found["F6 fashion-feddst 1 GiB"]["bar"] == "> 0"
+
+
 def test_a_shuffled_node_is_a_change_of_one_node(runs, tmp_path):
     grid, judge = importlib.import_module("mpfl_cells"), importlib.import_module("mpfl_judge")
     sets = (*TINY, "fleet.devices=4", "algorithm.name=mpfl", "algorithm.iterations=1", "algorithm.step=0.5")
