@@ -21,7 +21,8 @@ import statistics
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -99,6 +100,9 @@ def run_cell(
         "facts": {r["round"]: r["facts"] for r in records if "facts" in r},
         "retention": statistics.fmean(records[-1]["retention"].values()),
         "rejected": summary["rejected"],
+        "time_s": [record["time_s"] for record in records],
+        "utilisation": statistics.fmean(record["utilisation"] or 0.0 for record in records),
+        "staleness": histogram(tau for record in records for tau in record.get("staleness", {}).values()),
         "virtual_s": summary["time_s"],
         "run_wall_s": summary["wall_s"],  # of the last process alone, where a run was resumed
         "cell_wall_s": perf_counter() - began,
@@ -109,6 +113,11 @@ def run_cell(
     }
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
+
+
+def histogram(values: Iterable[int]) -> dict[int, int]:
+    """How often each value occurs, from the smallest."""
+    return dict(sorted(Counter(values).items()))
 
 
 @cache

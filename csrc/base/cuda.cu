@@ -27,6 +27,15 @@ void check_cuda(const char* op, int code) {
     fail("%s: CUDA says '%s' (%s): %s", op, cudaGetErrorString(error), cudaGetErrorName(error), remedy(error));
 }
 
+CudaProperties cuda_properties(const char* op, int device) {
+    CudaProperties found{};
+    check_cuda(op, cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check_cuda(op, cudaDeviceGetAttribute(&found.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                                          device));
+    check_cuda(op, cudaDeviceGetAttribute(&found.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return found;
+}
+
 CudaDeviceGuard::CudaDeviceGuard(const char* op, int device) {
     check_cuda(op, cudaGetDevice(&before_));
     check_cuda(op, cudaSetDevice(device));

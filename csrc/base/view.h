@@ -8,7 +8,7 @@ namespace edgeprune {
 
 constexpr int kMaxDims = 8;
 
-enum class DType { f32, i32, i64, u8, other };
+enum class DType { f32, f16, bf16, i32, i64, u8, other };
 enum class Device { cpu, cuda, other };
 
 struct View {

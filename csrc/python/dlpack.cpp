@@ -40,7 +40,7 @@ struct DLManagedTensorVersioned {
     DLTensor tensor;
 };
 constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13;
-constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2;
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4;
 constexpr uint64_t kReadOnly = 1;
 
 View view_of(const char* op, const char* name, const DLTensor& tensor, bool read_only) {
@@ -60,6 +60,8 @@ View view_of(const char* op, const char* name, const DLTensor& tensor, bool read
     if (tensor.dtype.lanes == 1) {
         const auto is = [&](int code, int bits) { return tensor.dtype.code == code && tensor.dtype.bits == bits; };
         if (is(kFloat, 32)) view.dtype = DType::f32;
+        if (is(kFloat, 16)) view.dtype = DType::f16;
+        if (is(kBfloat, 16)) view.dtype = DType::bf16;
         if (is(kInt, 32)) view.dtype = DType::i32;
         if (is(kInt, 64)) view.dtype = DType::i64;
         if (is(kUInt, 8)) view.dtype = DType::u8;

@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgeprune.ops import crossover, reference
 from edgeprune.ops.channels import (
     channel_norms,
+    channel_norms_many,
     gather,
     gather_many,
     merge_finish,
@@ -22,6 +23,7 @@ from edgeprune.ops.masked import masked_conv2d, masked_linear
 from edgeprune.ops.packing import (
     Packed,
     accumulate_,
+    cuda_check,
     decode_gaps,
     encode_gaps,
     mask_count,
@@ -43,7 +45,9 @@ __all__ = [
     "accumulate_",
     "accumulate_exact_",
     "channel_norms",
+    "channel_norms_many",
     "crossover",
+    "cuda_check",
     "decode_gaps",
     "encode_gaps",
     "gather",

@@ -1,4 +1,4 @@
-"""The three masked products, straight into the core: plain contiguous float32 tensors on the CPU, no gradient.
+"""The three masked products, straight into the core: plain float32 tensors on the CPU or one GPU, no gradient.
 
 ``padding`` is (rows, columns) for a convolution, or None for a linear layer, whose x and y have any leading shape.
 The three are one bilinear map and its transposes, so each one's gradients are the other two (masked_autograd.py).
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops import masked_cuda
 from edgeprune.ops._core import core
 from edgeprune.ops.sparsity import CompiledPattern
 
@@ -53,7 +54,11 @@ def _lent(x: Tensor, padding: Padding) -> object:
 
 def forward(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x * W + bias: ``[..., outputs]``, or (N, outputs, height, width)."""
-    y = torch.empty(output_shape(compiled.filter, padding, x))
+    y = x.new_empty(output_shape(compiled.filter, padding, x))
+    if x.is_cuda:
+        return masked_cuda.forward(
+            compiled, padding, x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), y
+        )
     columns, starts, *_ = compiled.capsules
     core.masked_forward(
         compiled.filter,
@@ -74,7 +79,9 @@ def input_gradient(
     compiled: CompiledPattern, padding: Padding, dy: Tensor, weight: Tensor, shape: Sequence[int]
 ) -> Tensor:
     """dx, of ``shape``."""
-    dx = torch.empty(shape)
+    dx = dy.new_empty(shape)
+    if dy.is_cuda:
+        return masked_cuda.input_gradient(compiled, padding, dy.contiguous(), weight.contiguous(), dx)
     _, _, t_columns, t_order, t_starts = compiled.capsules
     core.masked_input_gradient(
         compiled.filter,
@@ -94,8 +101,10 @@ def input_gradient(
 def weight_gradient(compiled: CompiledPattern, padding: Padding, x: Tensor, dy: Tensor) -> Tensor:
     """dw at kept weights: ``[kept]``."""
     if not x.numel():
-        return torch.zeros(compiled.kept)
-    dw = torch.empty(compiled.kept)
+        return x.new_zeros(compiled.kept)
+    dw = x.new_empty(compiled.kept)
+    if x.is_cuda:
+        return masked_cuda.weight_gradient(compiled, padding, x.contiguous(), dy.contiguous(), dw)
     columns, starts, *_ = compiled.capsules
     core.masked_weight_gradient(
         compiled.filter,

@@ -226,6 +226,15 @@ def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
     return _norms_direct(x, dim, p) if _direct((x,)) else torch.ops.edgeprune.channel_norms(x, dim, p)
 
 
+def channel_norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tensor]:
+    """``[channel_norms(x, dim, p) for x, dim in zip(xs, dims)]``, in one crossing of the border."""
+    _checks.check_lengths("channel_norms_many", xs=xs, dims=dims)
+    xs = [x.detach() for x in xs]
+    if _direct(xs):
+        return _norms_many(xs, dims, p)
+    return [torch.ops.edgeprune.channel_norms(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
+
+
 def _channel_dim(x: Tensor, dim: int, p: int) -> int:
     if not -x.ndim <= dim < x.ndim:
         raise EdgePruneError(f"channel_norms: dim {dim} does not exist in x of shape {tuple(x.shape)}")
@@ -235,10 +244,25 @@ def _channel_dim(x: Tensor, dim: int, p: int) -> int:
 
 
 def _norms_direct(x: Tensor, dim: int, p: int) -> Tensor:
-    dim = _channel_dim(x, dim, p)
-    out = torch.empty(x.shape[dim], dtype=torch.float32, device=x.device)
-    core.channel_norms(to_dlpack(x.contiguous()), dim, p, to_dlpack(out), torch.get_num_threads(), "", _stream(x))
-    return out
+    return _norms_many([x], [dim], p)[0]
+
+
+def _norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tensor]:
+    if not xs:
+        return []
+    dims = [_channel_dim(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
+    outs = [x.new_empty(x.shape[dim]) for x, dim in zip(xs, dims, strict=True)]
+    dense = [x.contiguous() for x in xs]
+    if not xs[0].is_cuda:
+        core.channel_norms_many(
+            [to_dlpack(x) for x in dense], dims, p, [to_dlpack(out) for out in outs], torch.get_num_threads()
+        )
+        return outs
+    device, stream = xs[0].device, _stream(xs[0]) or 0
+    lent, to = [to_dlpack(x) for x in dense], [to_dlpack(out) for out in outs]
+    room = torch.empty(core.channel_norms_many_cuda(lent, dims, p, to, None, stream), dtype=torch.uint8, device=device)
+    core.channel_norms_many_cuda(lent, dims, p, to, to_dlpack(room), stream)
+    return outs
 
 
 @torch.library.custom_op("edgeprune::channel_norms", mutates_args=(), schema="(Tensor x, int dim, int p) -> Tensor")

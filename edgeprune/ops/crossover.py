@@ -54,6 +54,35 @@ def sparse_wins(kind: str, positions: int, density: float, training: bool, path:
     return density <= limit
 
 
+_GPU_LIMIT = 0.2
+"""Highest density at which the sparse kernels are taken on a GPU. Reckoned, not measured: a multiply-add reads shared
+memory once, which is a quarter of the float32 peak at best, and dense float32 reaches three quarters of it."""
+_BLOCKS_LIMIT = 0.25
+"""The same for blocks on the matrix units. Reckoned from the second-level cache's bandwidth, not measured."""
+
+
+def sparse_wins_on_gpu(kind: str, density: float, path: str = "auto") -> bool:
+    """Whether a call on a GPU should walk kept weights. Where dense products may use TF32 they win down to about a
+    tenth of that density, which nobody who asks for TF32 keeps; so "auto" stays dense there."""
+    chosen = _chosen(path)
+    if chosen != "auto":
+        return chosen == "sparse"
+    tf32 = torch.backends.cuda.matmul.allow_tf32 if kind == "linear" else torch.backends.cudnn.allow_tf32
+    return density <= (_GPU_LIMIT / 10 if tf32 else _GPU_LIMIT)
+
+
+def blocks_win_on_gpu(density: float, path: str = "auto") -> bool:
+    """Whether a call on a GPU should take the matrix units for kept blocks alone."""
+    chosen = _chosen(path)
+    return density <= _BLOCKS_LIMIT if chosen == "auto" else chosen == "sparse"
+
+
+def _chosen(path: str) -> str:
+    path = str(_state["path"]) if path == "auto" else path
+    check_path("masked", path)
+    return path
+
+
 @torch.compiler.assume_constant_result
 def _measured_threads() -> int:
     """The number of threads in the table that is nearest to torch's. A compiled graph keeps that of its making."""

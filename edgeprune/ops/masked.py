@@ -2,7 +2,8 @@
 
 float32 on the CPU goes to the compiled core, which touches kept weights alone, or, where that is faster
 (edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
-are computed in float32 and rounded once. Other types and devices go through plain torch. Function transforms
+are computed in float32 and rounded once; on a GPU, under a mask that keeps whole blocks, they go to the matrix units
+(edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch. Function transforms
 (torch.func) take the dense product too. Dropped weights are never read, so a NaN among them does not show, and their
 gradient is exactly zero.
 
@@ -16,7 +17,15 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import _masked_core, crossover, masked_autograd, masked_library
+from edgeprune.ops import (
+    _masked_core,
+    crossover,
+    masked_autograd,
+    masked_blocks,
+    masked_cuda,
+    masked_dense,
+    masked_library,
+)
 from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern, index_of
 
 Pair = tuple[int, int]
@@ -87,6 +96,8 @@ def linear(
     quick = _quick(x, weight, bias)
     if not quick:
         out_type, x, weight, bias = _one_type(op, x, weight, bias)
+        if _on_matrix_units(pattern, compiled, path, x, weight, bias):
+            return masked_blocks.masked(pattern, compiled, None, x, weight, bias)
     rows = x.numel() // compiled.inputs
     if _sparse("linear", rows, pattern, path, quick, x, weight):
         if quick:
@@ -124,6 +135,8 @@ def conv2d(
     if extra != (0, 0):
         x = functional.pad(x, (0, extra[1], 0, extra[0]))
     shape = _masked_core.output_shape(filter, pads, x)
+    if not quick and _on_matrix_units(pattern, compiled, path, x, weight, bias):
+        return masked_blocks.masked(pattern, compiled, pads, x, weight, bias)
     if _sparse(compiled.kind, shape[0] * shape[2] * shape[3], pattern, path, quick, x, weight):
         if quick:
             return masked_autograd.masked(compiled, pads, x, weight, bias)
@@ -165,13 +178,15 @@ def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tupl
 
 
 def _quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Plain float32 tensors on the CPU, and nobody but autograd has to hear of the call."""
+    """Plain float32 tensors that the core takes, and nobody but autograd has to hear of the call."""
     if torch.compiler.is_compiling():
         return False
     for t in (x, weight) if bias is None else (x, weight, bias):
         if type(t) is not Tensor and type(t) is not Parameter:
             return False  # fake tensors and other subclasses
-        if t.dtype is not torch.float32 or not t.is_cpu or t.is_neg() or t.layout is not torch.strided:
+        if t.dtype is not torch.float32 or t.is_neg() or t.layout is not torch.strided:
+            return False
+        if not t.is_cpu and not (masked_cuda.takes(t) and t.device == x.device):
             return False
     return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
@@ -179,12 +194,23 @@ def _quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _sparse(
     kind: str, positions: int, pattern: SparsityPattern, path: str, quick: bool, x: Tensor, weight: Tensor
 ) -> bool:
-    if not quick and (x.dtype is not torch.float32 or x.device.type != "cpu"):
+    if not quick and not (x.dtype is torch.float32 and x.device.type == "cpu" or masked_cuda.takes(x)):
         return False  # the core has no kernel for it
     if not quick and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False  # torch's own operators know all transforms
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if x.is_cuda:
+        return crossover.sparse_wins_on_gpu(kind, pattern.density, path)
     return crossover.sparse_wins(kind, positions, pattern.density, training, path)
+
+
+def _on_matrix_units(
+    pattern: SparsityPattern, compiled: CompiledPattern, path: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> bool:
+    """float16 or bfloat16 on a GPU under a mask of blocks, where skipping blocks pays."""
+    if not masked_blocks.takes(pattern, compiled, x, weight, bias):
+        return False
+    return crossover.blocks_win_on_gpu(pattern.density, path)
 
 
 def _check_pattern(op: str, pattern: SparsityPattern, dims: int) -> None:
@@ -212,7 +238,7 @@ def _compact(op: str, weight: Tensor, pattern: SparsityPattern, compiled: Compil
 
 def _dense(weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler cannot follow a mask that unpacks itself
-        return masked_library.dense_weight(weight, compiled.tensors, compiled.filter).view(pattern.shape)
+        return masked_dense.dense_weight(weight, compiled.tensors, compiled.filter).view(pattern.shape)
     return pattern.dense(weight)
 
 

@@ -5,8 +5,9 @@
     edgeprune::masked_conv2d_weight_gradient(x, dy, pattern, filter, padding) -> dw
 
 x is (N, inputs, H, W), weight compact ``[kept]``; a linear layer has H = W = 1. ``pattern`` and ``filter`` are
-those of :class:`~edgeprune.ops.sparsity.CompiledPattern`. float32 on the CPU goes to the core, everything else through
-plain torch. Each operator's gradients are the other two, so gradients of any order exist.
+those of :class:`~edgeprune.ops.sparsity.CompiledPattern`. float32 on the CPU, or on a GPU that the core was built for,
+goes to the core, everything else through plain torch. Each operator's gradients are the other two, so gradients of any
+order exist.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
+from edgeprune.ops import _masked_core, masked_cuda, masked_dense
 from edgeprune.ops._core import core
 from edgeprune.ops._masked_core import output_shape
 from edgeprune.ops.masked_autograd import bias_gradient
-from edgeprune.ops.sparsity import index_of
+from edgeprune.ops.sparsity import CompiledPattern, compiled_of
 
 _PATTERN = "Tensor[] pattern, int[] filter, int[] padding"
 
@@ -31,25 +32,15 @@ def _for_core(*tensors: Tensor | None) -> bool:
     return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
 
 
+def _on_gpu(pattern: Sequence[Tensor], *tensors: Tensor | None) -> CompiledPattern | None:
+    """The pattern, where the core's CUDA kernels take these tensors."""
+    if all(t is None or masked_cuda.takes(t) for t in tensors):
+        return compiled_of(pattern[0])
+    return None
+
+
 def _lent(x: Tensor | None) -> object:
     return None if x is None else to_dlpack(x.contiguous().resolve_neg())
-
-
-def _index(pattern: Sequence[Tensor], filter: Sequence[int], device: torch.device) -> Tensor:
-    return index_of(pattern[0].to(device), pattern[1].to(device), filter)
-
-
-def dense_weight(weight: Tensor, pattern: Sequence[Tensor], filter: Sequence[int]) -> Tensor:
-    """(outputs, inputs / groups, h, w) with zeros at dropped places, out of compact weights; traceable."""
-    outputs, inputs, groups, *taps = filter[:5]
-    flat = weight.new_zeros(outputs * (inputs // groups) * taps[0] * taps[1])
-    flat = flat.index_copy(0, _index(pattern, filter, weight.device), weight)
-    return flat.view(outputs, inputs // groups, *taps[:2])
-
-
-def _geometry(filter: Sequence[int], padding: Sequence[int]) -> tuple[list[int], list[int], list[int], int]:
-    """stride, padding, dilation, groups as torch takes them."""
-    return list(filter[5:7]), list(padding), list(filter[7:9]), filter[2]
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
@@ -62,9 +53,10 @@ def _forward_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, pattern: Sequence[Tensor], filter: Sequence[int], padding: Any
 ) -> Tensor:
     if not _for_core(x, weight, bias):
-        return functional.conv2d(
-            x, dense_weight(weight, pattern, filter), bias, *_geometry(filter, padding)
-        ).contiguous()
+        found = _on_gpu(pattern, x, weight, bias)
+        if found is None:
+            return masked_dense.forward(x, weight, bias, pattern, filter, padding)
+        return _masked_core.forward(found, padding, x.resolve_neg(), weight.resolve_neg(), bias)
     y = torch.empty(output_shape(filter, padding, x))
     columns, starts = (to_dlpack(part) for part in pattern[:2])
     threads = torch.get_num_threads()
@@ -103,8 +95,10 @@ def _input_gradient_op(
 ) -> Tensor:
     shape = (dy.shape[0], filter[1], *size)
     if not _for_core(dy, weight):
-        dense, x = dense_weight(weight, pattern, filter), dy.new_empty(shape)
-        return _backward(dy, x, dense, filter, padding, 0)
+        found = _on_gpu(pattern, dy, weight)
+        if found is None:
+            return masked_dense.input_gradient(dy, weight, pattern, filter, padding, size)
+        return _masked_core.input_gradient(found, padding, dy.resolve_neg(), weight.resolve_neg(), shape)
     dx = torch.empty(shape)
     _, _, columns, order, starts = (to_dlpack(part) for part in pattern)
     threads = torch.get_num_threads()
@@ -121,16 +115,6 @@ def _input_gradient_fake(
     return dy.new_empty((dy.shape[0], filter[1], *size))
 
 
-def _backward(
-    dy: Tensor, x: Tensor, dense: Tensor, filter: Sequence[int], padding: Sequence[int], which: int
-) -> Tensor:
-    """torch's gradient of the dense convolution: 0 of x, 1 of the weight."""
-    stride, pad, dilation, groups = _geometry(filter, padding)
-    mask = [which == 0, which == 1, False]
-    found = torch.ops.aten.convolution_backward(dy, x, dense, None, stride, pad, dilation, False, [0, 0], groups, mask)
-    return found[which].contiguous()
-
-
 # ---- weight gradient ------------------------------------------------------------------------------------------------
 
 
@@ -142,8 +126,10 @@ def _weight_gradient_op(
 ) -> Tensor:
     kept = pattern[0].shape[0]
     if not _for_core(x, dy):
-        dense = dense_weight(x.new_empty(kept), pattern, filter)
-        return _backward(dy, x, dense, filter, padding, 1).view(-1)[_index(pattern, filter, x.device)]
+        found = _on_gpu(pattern, x, dy)
+        if found is None:
+            return masked_dense.weight_gradient(x, dy, pattern, filter, padding)
+        return _masked_core.weight_gradient(found, padding, x.resolve_neg(), dy.resolve_neg())
     if not x.numel():
         return torch.zeros(kept)
     dw = torch.empty(kept)

@@ -13,16 +13,19 @@ from edgeprune.ops import masked, reference
 from edgeprune.ops.sparsity import SparsityPattern
 
 
-def cases() -> dict[str, Callable[[], bool]]:
-    """Forward and both gradients, through the sparse kernels, which exist on the CPU only."""
+def cases(device: torch.device | str = "cpu") -> dict[str, Callable[[], bool]]:
+    """Forward and both gradients, through the sparse kernels."""
 
     def values(*shape: int) -> Tensor:
-        return torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape).sin().requires_grad_()
+        return torch.linspace(-1, 1, torch.Size(shape).numel(), device=device).reshape(shape).sin().requires_grad_()
 
     def agree(x: Tensor, mask: Tensor, product: Callable[..., Tensor], expected: Callable[..., Tensor]) -> bool:
         weight, bias = values(*mask.shape), values(mask.shape[0])
         results = []
-        for y in (product(x, weight, SparsityPattern.from_mask(mask), bias), expected(x, weight, mask, bias)):
+        for y in (
+            product(x, weight, SparsityPattern.from_mask(mask), bias),
+            expected(x, weight, mask.to(device), bias),
+        ):
             results.append((y, *torch.autograd.grad(y.square().sum(), (x, weight, bias))))
         # Sums of up to a hundred products in float32, of magnitudes up to a few hundred.
         return all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(*results, strict=True))

@@ -1,7 +1,12 @@
 """Selection by magnitude, bit-packed masks, packed values, weighted accumulation from them, and gap codes.
 
-Tensors are float32 on the CPU and taken flat; those written to must be contiguous. Everything goes through the compiled
-core; the same bits come from every instruction set and number of threads, and from ``packing_reference`` in numpy.
+Tensors are float32 and taken flat; those written to must be contiguous. All of a call live on the CPU, or on one GPU
+when the core was built with CUDA (gap codes: on the CPU). Everything goes through the compiled core; the same bits come
+from every instruction set and number of threads, from a GPU, and from ``packing_reference`` in numpy.
+
+On a GPU a call waits for the device where it must: once for the number of kept elements that gives a result its size,
+and at its end for errors that only the device can see. ``kept``, which saves the former, and ``wait=False`` make calls
+that do not wait at all and can be captured in a CUDA graph; such errors are then raised by a later ``cuda_check``.
 
 A *mask* is a uint8 tensor of ceil(n / 8) bytes: bit i % 8 of byte i // 8 is element i, spare bits zero. None keeps all.
 Kept values travel little-endian in one of these codings ("dtype"):
@@ -29,12 +34,15 @@ from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops import packing_cuda
 from edgeprune.ops._core import core
+from edgeprune.ops.packing_cuda import cuda_check
 from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, check_dtype, mask_bytes
 
 __all__ = [
     "Packed",
     "accumulate_",
+    "cuda_check",
     "decode_gaps",
     "encode_gaps",
     "mask_count",
@@ -74,24 +82,30 @@ def _empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mask_count(mask: Tensor) -> int:
-    """The number of set bits."""
+    """The number of set bits. On a GPU: waits."""
+    if mask.is_cuda:
+        return packing_cuda.mask_count(mask)
     return int(core.mask_count(_lend(mask), torch.get_num_threads()))
 
 
-def mask_to_indices(mask: Tensor, n: int) -> Tensor:
-    """Positions of the kept of ``n`` elements: int64, increasing."""
+def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
+    """Positions of the kept of ``n`` elements: int64, increasing. ``kept``: how many, where that is known."""
+    if mask.is_cuda:
+        return packing_cuda.mask_to_indices(mask, n, kept)
     out = torch.empty(core.mask_kept("mask_to_indices", _lend(mask), n), dtype=torch.int64)
     core.mask_to_indices(_lend(mask), n, to_dlpack(out), torch.get_num_threads())
     return out
 
 
-def mask_from_indices(indices: Tensor, n: int) -> Tensor:
+def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
     """The mask that keeps ``indices`` (int64, one-dimensional, in any order; repeated ones count once).
 
     Raises EdgePruneError for an index outside 0 .. n - 1.
     """
     if n < 0:
         raise EdgePruneError(f"mask_from_indices: a tensor of {n} elements; give the number of its elements")
+    if indices.is_cuda:
+        return packing_cuda.mask_from_indices(indices, n, wait)
     out = torch.empty(mask_bytes(n), dtype=torch.uint8)
     core.mask_from_indices(_lend(indices), n, to_dlpack(out))
     return out
@@ -100,36 +114,40 @@ def mask_from_indices(indices: Tensor, n: int) -> Tensor:
 # ---- selection ------------------------------------------------------------------------------------------------------
 
 
-def select_largest(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+def select_largest(xs: Sequence[Tensor], k: int, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep exactly ``k`` elements over all of them: larger magnitude first, ties to the lower
     (tensor, index). Raises EdgePruneError for ``k`` outside 0 .. all, and for NaN."""
     if _plain(*xs):
-        return _select_largest(xs, k)
+        return _select_largest(xs, k, wait)
     return torch.ops.edgeprune.select_largest(list(xs), k)
 
 
-def _select_largest(xs: Sequence[Tensor], k: int) -> list[Tensor]:
+def _select_largest(xs: Sequence[Tensor], k: int, wait: bool = True) -> list[Tensor]:
+    if xs and xs[0].is_cuda:
+        return packing_cuda.select_largest(xs, k, wait)
     masks = _empty_masks(xs)
     core.select_largest([_lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
     return masks
 
 
-def select_above(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+def select_above(xs: Sequence[Tensor], threshold: float, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep the elements with magnitude >= ``threshold``. Raises EdgePruneError for NaN."""
     if _plain(*xs):
-        return _select_above(xs, threshold)
+        return _select_above(xs, threshold, wait)
     return torch.ops.edgeprune.select_above(list(xs), threshold)
 
 
-def _select_above(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+def _select_above(xs: Sequence[Tensor], threshold: float, wait: bool = True) -> list[Tensor]:
     if math.isnan(threshold):
         raise EdgePruneError("select_above: the threshold is NaN; give a number")
     with np.errstate(over="ignore"):
         least = np.float32(max(threshold, 0.0))
     if float(least) < threshold:  # the comparison is exact: the next float32 up
         least = np.nextafter(least, np.float32(math.inf))
-    masks = _empty_masks(xs)
     bits = int(least.view(np.uint32)) & 0x7FFFFFFF
+    if xs and xs[0].is_cuda:
+        return packing_cuda.select_above(xs, bits, wait)
+    masks = _empty_masks(xs)
     core.select_above([_lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
     return masks
 
@@ -137,8 +155,10 @@ def _select_above(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
 # ---- pack -----------------------------------------------------------------------------------------------------------
 
 
-def _room(op: str, mask: Tensor | None, n: int, dtype: str) -> Packed:
+def _room(op: str, mask: Tensor | None, n: int, dtype: str, said: int | None) -> Packed:
     kept = core.mask_kept(op, _lend(mask), n)
+    if said is not None and said != kept:
+        raise EdgePruneError(f"{op}: kept is {said}, but the mask keeps {kept}; give what the mask keeps, or nothing")
     values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8)
     return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32) if dtype == "i8" else None)
 
@@ -147,13 +167,17 @@ def _seed(seed: int | None) -> tuple[bool, int]:
     return seed is not None, 0 if seed is None else seed % (1 << 64)
 
 
-def pack(x: Tensor, mask: Tensor | None, dtype: str = "f32", seed: int | None = None) -> Packed:
-    """The kept values of ``x`` in order. ``seed``: stochastic rounding of "i8".
+def pack(
+    x: Tensor, mask: Tensor | None, dtype: str = "f32", seed: int | None = None, *, kept: int | None = None
+) -> Packed:
+    """The kept values of ``x`` in order. ``seed``: stochastic rounding of "i8". ``kept``: how many, where it is known.
 
     Raises EdgePruneError when "i8" meets a kept value that is not finite. Beyond float16's range "f16" gives infinity.
     """
     check_dtype("pack", dtype)
-    packed = _room("pack", mask, x.numel(), dtype)
+    if x.is_cuda:
+        return packing_cuda.pack(x, mask, dtype, seed, kept)
+    packed = _room("pack", mask, x.numel(), dtype, kept)
     call = (_lend(x), None, _lend(mask), *(_lend(part) for part in packed))
     core.pack_many([call], dtype, *_seed(seed), torch.get_num_threads())
     return packed
@@ -179,12 +203,21 @@ def pack_with_feedback_many_(
     masks_or_k: Sequence[Tensor | None] | int,
     dtype: str = "f32",
     seed: int | None = None,
+    *,
+    kept: Sequence[int] | None = None,
 ) -> tuple[list[Tensor | None], list[Packed]]:
-    """``pack_with_feedback_`` of many tensors; k counts over all of them, tensor i rounds with ``seed`` + i."""
+    """``pack_with_feedback_`` of many tensors; k counts over all of them, tensor i rounds with ``seed`` + i.
+
+    ``kept``: how many each keeps, where that is known.
+    """
     op = "pack_with_feedback_"
     check_dtype(op, dtype)
     if len(xs) != len(residuals) or not isinstance(masks_or_k, int) and len(masks_or_k) != len(xs):
         raise EdgePruneError(f"{op}: tensors, residuals and masks of unequal number; give one of each")
+    if kept is not None and len(kept) != len(xs):
+        raise EdgePruneError(f"{op}: kept has {len(kept)} numbers for {len(xs)} tensors; give one of each")
+    if xs and xs[0].is_cuda:
+        return packing_cuda.pack_with_feedback_many_(xs, residuals, masks_or_k, dtype, seed, kept)
     owed = [_lend_written(op, "residual", residual) for residual in residuals]
     lent: list[Any] = [_lend(x) for x in xs]
     masks: list[Tensor | None]
@@ -194,7 +227,8 @@ def pack_with_feedback_many_(
         masks = list(_select_largest(residuals, masks_or_k))
     else:
         masks = list(masks_or_k)
-    packed = [_room(op, mask, x.numel(), dtype) for mask, x in zip(masks, xs, strict=True)]
+    said: Sequence[int | None] = [None] * len(xs) if kept is None else kept
+    packed = [_room(op, mask, x.numel(), dtype, count) for mask, x, count in zip(masks, xs, said, strict=True)]
     calls = [
         (x, residual, _lend(mask), _lend(room.values), _lend(room.scales))
         for x, residual, mask, room in zip(lent, owed, masks, packed, strict=True)
@@ -207,7 +241,14 @@ def pack_with_feedback_many_(
 
 
 def unpack(
-    values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str, *, out: Tensor | None = None
+    values: Tensor,
+    scales: Tensor | None,
+    mask: Tensor | None,
+    n: int,
+    dtype: str,
+    *,
+    out: Tensor | None = None,
+    wait: bool = True,
 ) -> Tensor:
     """float32 ``[n]``: packed values where the mask keeps, zero elsewhere. ``out``: written instead of new memory."""
     if out is None and not _plain(values, scales, mask):
@@ -215,6 +256,9 @@ def unpack(
     check_dtype("unpack", dtype)
     if n < 0 or out is not None and out.numel() != n:
         raise EdgePruneError(f"unpack: n is {n}; it must be the number of elements of the tensor, and of out")
+    if values.is_cuda:
+        out = torch.empty(n, dtype=torch.float32, device=values.device) if out is None else out
+        return packing_cuda.unpack(values, scales, mask, dtype, out, wait)
     if out is None:
         core.mask_kept("unpack", _lend(mask), n)  # before memory is taken for an n that nothing backs
         out = torch.empty(n, dtype=torch.float32)
@@ -231,13 +275,15 @@ def accumulate_(
     mask: Tensor | None,
     dtype: str,
     weight: float,
+    *,
+    wait: bool = True,
 ) -> None:
     """``total[i] += weight * value`` and ``weight_sum[i] += weight`` where the mask keeps, straight from packed bytes.
 
     ``total``, ``weight_sum``: float32 of one size, written. The product is rounded to float32 before it is added.
     """
     if _plain(total, weight_sum, values, scales, mask):
-        return _accumulate(total, weight_sum, values, scales, mask, dtype, weight)
+        return _accumulate(total, weight_sum, values, scales, mask, dtype, weight, wait)
     torch.ops.edgeprune.accumulate_(total, weight_sum, values, scales, mask, dtype, weight)
     return None
 
@@ -250,11 +296,15 @@ def _accumulate(
     mask: Tensor | None,
     dtype: str,
     weight: float,
+    wait: bool = True,
 ) -> None:
     op = "accumulate_"
     check_dtype(op, dtype)
+    if total.is_cuda:
+        return packing_cuda.accumulate_(total, weight_sum, values, scales, mask, dtype, weight, wait)
     sums, weights = _lend_written(op, "total", total), _lend_written(op, "weight_sum", weight_sum)
     core.accumulate(sums, weights, _lend(values), _lend(scales), _lend(mask), dtype, weight, torch.get_num_threads())
+    return None
 
 
 # ---- gaps -----------------------------------------------------------------------------------------------------------

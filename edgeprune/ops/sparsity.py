@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -51,6 +52,18 @@ class CompiledPattern:
         self.capsules = tuple(to_dlpack(part) for part in self.tensors)
         columns, starts, t_columns, t_order, t_starts = self.capsules
         core.pattern_compile(filter, to_dlpack(bits), columns, starts, t_columns, t_order, t_starts)
+        self.on_gpu: dict[Any, Any] = {}
+        """What ops/masked_cuda.py keeps for calls on a GPU."""
+        if kept:
+            _by_tensor[self.tensors[0].data_ptr()] = self
+
+
+_by_tensor: WeakValueDictionary[int, CompiledPattern] = WeakValueDictionary()
+
+
+def compiled_of(columns: Tensor) -> CompiledPattern | None:
+    """The pattern whose first tensor this is (operators are handed tensors only); None for a copy of it."""
+    return _by_tensor.get(columns.data_ptr())
 
 
 def index_of(columns: Tensor, starts: Tensor, filter: Sequence[int]) -> Tensor:

@@ -70,9 +70,11 @@ def self_test() -> dict[str, str]:
 
     Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
     """
-    cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases()
+    cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases(torch.device("cpu"))
     if core.cuda_built() and torch.cuda.is_available():
-        cases |= {f"{name} (cuda)": case for name, case in _cases(torch.device("cuda")).items()}
+        gpu = torch.device("cuda")
+        there = _cases(gpu) | packing_self_test.cases(gpu)
+        cases |= {f"{name} (cuda)": case for name, case in there.items()}
     results = {}
     for name, case in cases.items():
         try:

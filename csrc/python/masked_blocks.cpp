@@ -1,0 +1,72 @@
+// Kept blocks on the matrix units, for Python. The plan is six int32 tensors on the device
+// (kernels/masked/cuda_blocks.h).
+#include "ops/masked_blocks.h"
+
+#include <pybind11/stl.h>
+
+#include <deque>
+
+#include "python/bind.h"
+#include "python/dlpack.h"
+
+namespace py = pybind11;
+
+namespace edgeprune {
+namespace {
+
+using Filter = std::array<int64_t, 9>;
+
+class Call {
+  public:
+    Call(const Filter& n, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape, int block,
+         const std::array<py::object, 6>& plan) {
+        call_.filter = {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}};
+        for (size_t d = 0; d < 2; ++d) call_.padding[d] = padding[d];
+        for (size_t d = 0; d < 4; ++d) call_.x_shape[d] = x_shape[d];
+        call_.block = block;
+        for (size_t i = 0; i < plan.size(); ++i) call_.plan[i] = view("the plan", plan[i]);
+    }
+    View view(const char* name, py::handle object) {
+        if (object.is_none()) return {};
+        kept_.push_back(borrow("masked_blocks", name, object));
+        return kept_.back().view;
+    }
+    BlocksCall& operator*() { return call_; }
+
+  private:
+    BlocksCall call_{};
+    std::deque<Borrowed> kept_;
+};
+
+void py_run(const Filter& filter, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape,
+            int block, const std::array<py::object, 6>& plan, py::handle x, py::handle weights, py::handle bias,
+            py::handle y, bool backward, std::uintptr_t stream) {
+    Call call(filter, padding, x_shape, block, plan);
+    (*call).x = call.view("x", x), (*call).weights = call.view("weights", weights);
+    (*call).bias = call.view("bias", bias), (*call).y = call.view("y", y);
+    const py::gil_scoped_release unlocked;
+    run_masked_blocks(*call, backward, reinterpret_cast<void*>(stream));
+}
+
+void py_run_dots(const Filter& filter, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape,
+                 int block, const std::array<py::object, 6>& plan, py::handle x, py::handle weights, py::handle y,
+                 py::handle partial, int splits, std::uintptr_t stream) {
+    Call call(filter, padding, x_shape, block, plan);
+    (*call).x = call.view("x", x), (*call).weights = call.view("weights", weights);
+    (*call).y = call.view("y", y), (*call).partial = call.view("partial", partial);
+    const py::gil_scoped_release unlocked;
+    run_masked_block_dots(*call, splits, reinterpret_cast<void*>(stream));
+}
+
+}  // namespace
+
+void bind_masked_blocks(py::module_& module) {
+    const auto filter = py::arg("filter"), padding = py::arg("padding"), x_shape = py::arg("x_shape");
+    const auto block = py::arg("block"), plan = py::arg("plan"), x = py::arg("x"), weights = py::arg("weights");
+    module.def("masked_blocks_run", &py_run, filter, padding, x_shape, block, plan, x, weights, py::arg("bias"),
+               py::arg("y"), py::arg("backward"), py::arg("stream"));
+    module.def("masked_blocks_dots_run", &py_run_dots, filter, padding, x_shape, block, plan, x, weights, py::arg("y"),
+               py::arg("partial"), py::arg("splits"), py::arg("stream"));
+}
+
+}  // namespace edgeprune
