@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeprune.engine.children import Child, Children, wait_for
-from edgeprune.engine.kits import AUTHORITY, EXPERIMENT, KEY, Kit, read_kit
+from edgeprune.engine.kits import AUTHORITY, EXPERIMENT, KEY, STARTUP, Kit, read_kit
 from edgeprune.engine.ports import free_port
 from edgeprune.errors import EdgePruneError
 
 BEGIN_S = 300.0  # a worker that does not listen by then has something wrong
-REFUSED_S = 60.0  # how long a node may be turned away before this gives up
+TRIES, REFUSED_S = 4, 90.0  # a node that ended so often within so many seconds is turned away
 TEND_S = 0.5
 SOCKET_BYTES = 100  # of a Unix socket's path
 
@@ -47,13 +47,18 @@ def join(
         node = _node(kit, folder, state, socket)
         children.start(node)
         say(f"{kit.name}: looking for the server at {kit.address} with {kit.engine} (log {node.log})")
-        turned_away = 0.0
+        begun = [time.monotonic()]
         while worker.status() != 0:
             _check(worker)
             worker.tend()
-            turned_away = 0.0 if node.tend() else turned_away or time.monotonic()
-            if turned_away and time.monotonic() - turned_away > REFUSED_S:
-                raise EdgePruneError(f"{kit.name}: {node.name} does not stay up: {node.tail()}")
+            node.tend()
+            if node.starts > len(begun):
+                begun.append(time.monotonic())
+                if len(begun) > TRIES and begun[-1] - begun[-1 - TRIES] < REFUSED_S:
+                    raise EdgePruneError(
+                        f"{kit.name}: the server turns this device away; is the kit of this run, and on this device "
+                        f"alone? (log {node.log})"
+                    )
             time.sleep(TEND_S)
     say(f"{kit.name}: the federation is over")
 
@@ -83,6 +88,11 @@ def _node(kit: Kit, folder: Path, state: Path, socket: Path) -> Child:
         ceremony.check()
         authority, key = (folder / AUTHORITY).resolve(), (folder / KEY).resolve()
         return ceremony.supernode(state.resolve(), kit.address, authority, key, socket.resolve(), free_port())
+    if kit.engine == "flare":
+        from edgeprune.engine.flare import ceremony as flare
+
+        flare.check()
+        return flare.client(state.resolve(), kit.name, (folder / STARTUP).resolve(), socket.resolve())
     raise EdgePruneError(f"kit of {kit.name!r}: unknown engine {kit.engine!r}; install the server's version here")
 
 

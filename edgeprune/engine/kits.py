@@ -10,6 +10,7 @@ import datetime
 import ipaddress
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KIT, EXPERIMENT, AUTHORITY, KEY = "kit.toml", "experiment.toml", "ca.pem", "device.key"
+KIT, EXPERIMENT = "kit.toml", "experiment.toml"
+AUTHORITY, KEY = "ca.pem", "device.key"  # of a kit for Flower
+STARTUP = "flare"  # of a kit for FLARE: its own start-up kit
 VALID_DAYS = 825
 
 
@@ -108,14 +111,22 @@ def write_kits(federation: Federation, experiment: Experiment, engine: str, addr
             f"{federation.folder}: its kits were made for {json.loads(made.read_text())}, not {told}; delete the "
             "folder to make new ones, or use the old address"
         )
-    if not made.is_file():
-        _write_certificates(federation, split_address(address)[0])
-    for name in build_fleet(experiment.fleet).names:
+    names, (host, port) = build_fleet(experiment.fleet).names, split_address(address)
+    if engine == "flare":
+        from edgeprune.engine.flare import ceremony
+
+        ceremony.provision(federation.private, host, port, names)
+    elif not made.is_file():
+        _write_certificates(federation, host)
+    for name in names:
         folder = federation.kit(name)
         folder.mkdir(mode=0o700, exist_ok=True)
-        if not (folder / KEY).is_file():
-            _write_key(folder / KEY, federation.public_key(name))
-        write_atomically(folder / AUTHORITY, (federation.private / AUTHORITY).read_bytes())
+        if engine == "flare":
+            shutil.copytree(ceremony.kit(federation.private, name), folder / STARTUP, dirs_exist_ok=True)
+        else:
+            if not (folder / KEY).is_file():
+                _write_key(folder / KEY, federation.public_key(name))
+            write_atomically(folder / AUTHORITY, (federation.private / AUTHORITY).read_bytes())
         write_atomically(folder / EXPERIMENT, experiment.to_toml().encode())
         write_atomically(folder / KIT, tomli_w.dumps(asdict(Kit(name, engine, address))).encode())
     write_atomically(made, json.dumps(told).encode())

@@ -21,6 +21,7 @@ from edgeprune.engine.transport import Arrival, Collected, Reply
 from edgeprune.errors import EdgePruneError
 
 ROOM = 1 << 20  # bytes that an answer may have beside twice its question
+BYE_S = 60.0  # how long the end waits for the devices to have heard of it
 HELLO_S = 120.0  # a device that has not said who it is by then is asked again
 
 
@@ -149,7 +150,7 @@ class RemoteTransport:
                     asked_s[frame.client] = self._clock() - HELLO_S + 5.0
         missing = [client for client in clients if client not in samples]
         if missing:
-            raise EdgePruneError(next(iter(refused.values()), _absent(missing, wait_s)))
+            raise EdgePruneError(next(iter(refused.values()), absent(missing, wait_s)))
         return {client: samples[client] for client in clients}
 
     def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
@@ -228,12 +229,12 @@ class RemoteTransport:
         """Tell the devices that the run is over, and wait a little for their word."""
         self._round = _Round()
         for client in clients:
-            self._send(client, Frame("bye", client, _token()), 30.0)
-        end = self._clock() + 30.0
-        waiting = {client for client in clients if client in self._now}
+            self._send(client, Frame("bye", client, _token()), BYE_S)
+        end = self._clock() + BYE_S
+        waiting = {self._now[client] for client in clients}
         while waiting and self._clock() < end:
             for delivery in self._carrier.receive(0.5):
-                waiting.discard(delivery.device)
+                waiting.discard(delivery.token)
 
     # --- envelopes ---------------------------------------------------------------------------------------------------
 
@@ -342,6 +343,7 @@ def _token() -> str:
     return secrets.token_hex(8)
 
 
-def _absent(missing: Sequence[str], wait_s: float) -> str:
+def absent(missing: Sequence[str], wait_s: float) -> str:
+    """The sentence about devices that did not come."""
     few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
     return f"serve: {few} did not join within {wait_s:.0f} s; start 'edgeprune join' there, or give --wait more seconds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from edgeprune.engine.config import Experiment, load_experiment
 from edgeprune.engine.kits import Federation, split_address, write_kits
 from edgeprune.engine.orders import Orders, said
 from edgeprune.engine.ports import free_port, listens, refuse_taken
+from edgeprune.engine.remote import absent
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import build_fleet
 
 ENGINES = ("flower", "flare")
-LOOK_S = 0.3
+LOOK_S, TEND_S = 0.3, 10.0
+STRAYED = 3  # looks in a row at which a device has no part in the job: starting one takes a while too
 START_S = 60.0
 Record = Mapping[str, Any]
 
@@ -61,6 +64,10 @@ def serve(
         from edgeprune.engine.flower import ceremony
 
         ceremony.check()
+    else:
+        from edgeprune.engine.flare import ceremony as flare
+
+        flare.check()
     refuse_taken(host, port)
     own = service.federation
     write_kits(own, experiment, service.engine, service.address)
@@ -75,7 +82,7 @@ def serve(
         service.own,
         service.rounds,
     )
-    _flower(service, orders, names, watch, say)
+    (_flower if service.engine == "flower" else _flare)(service, orders, names, watch, say)
     return dict(json.loads((service.out / rundir.SUMMARY).read_text()))
 
 
@@ -112,26 +119,85 @@ def _flower(
         (folder / "gate.json").write_text(json.dumps(gate.counts))
 
 
+def _flare(
+    service: Service,
+    orders: Orders,
+    names: tuple[str, ...],
+    watch: Callable[[Record], None],
+    say: Callable[[str], None],
+) -> None:
+    from edgeprune.engine.flare import ceremony
+
+    folder, (host, port) = service.federation.private, split_address(service.address)
+    with Children() as children:
+        server = children.start(ceremony.server(folder))
+        if not wait_for(lambda: listens(port, host), START_S, server):
+            raise EdgePruneError(f"{server.name} did not begin within {START_S:.0f} s: {server.tail()}")
+        control = ceremony.Control(folder)
+        try:
+            say(f"waiting for the devices at {service.address} (log {server.log})")
+            if not wait_for(lambda: set(names) <= set(control.connected()), service.wait_s, server, step_s=1.0):
+                missing = [name for name in names if name not in control.connected()]
+                raise EdgePruneError(absent(missing, service.wait_s))
+            orders.write(folder)
+            run = control.start(names)
+
+            def alive() -> str | None:
+                if server.status() is not None:
+                    return f"{server.name} ended (status {server.status()}): {server.tail()}"
+                status = control.status(run)
+                return f"FLARE says that the job is {status}: {server.tail()}" if "FINISHED" in status else None
+
+            seen: Counter[str] = Counter()
+
+            def tend(leader: int) -> bool:
+                nonlocal run, seen
+                seen = Counter({name: seen[name] + 1 for name in control.strays(run)})
+                strays = sorted(name for name, times in seen.items() if times >= STRAYED)
+                if not strays:
+                    return False
+                seen.clear()
+                say(f"{', '.join(strays)} came back without the job; it is begun anew where it was")
+                control.abort(run)
+                wait_for(lambda: not Path(f"/proc/{leader}").exists(), START_S, None)
+                replace(orders, resume=service.resume or (service.out / rundir.CONFIG).is_file()).write(folder)
+                run = control.start(names)
+                return True
+
+            follow(service.out, folder, watch, say, alive, tend)
+        finally:
+            control.close()
+
+
 def follow(
     out: Path,
     folder: Path,
     watch: Callable[[Record], None],
     say: Callable[[str], None],
     alive: Callable[[], str | None],
+    tend: Callable[[int], bool] = lambda _: False,
 ) -> None:
     """Pass on what the leading process says and each round's record, until it is done.
 
-    ``alive``: why it cannot be any more, asked when nothing was heard for a while. Raises :class:`EdgePruneError`.
+    ``alive``: why it cannot be any more, asked when nothing was heard for a while. ``tend(leader)`` is called now and
+    then with the leading process's id; whether it put another one in its place. Raises :class:`EdgePruneError`.
     """
-    heard, shown, quiet = 0, 0, time.monotonic()
+    heard, shown, leader = 0, 0, 0
+    quiet = tended = time.monotonic()
     while True:
+        if leader and time.monotonic() - tended > TEND_S:
+            if tend(leader):
+                heard, leader = 0, 0
+            tended = time.monotonic()
         records = rundir.read_metrics(out / rundir.METRICS)[shown:]
         for record in records:
             watch(record)
         shown += len(records)
         for kind, what in said(folder, heard):
             heard += 1
-            if kind == "say":
+            if kind == "pid":
+                leader = what
+            elif kind == "say":
                 say(what)
             elif kind == "error":
                 raise EdgePruneError(what)
