@@ -1,6 +1,7 @@
 """The compiled extension, csrc/python. Tensors are DLPack capsules or objects that offer ``__dlpack__``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 def compiled_variants() -> list[str]: ...
 def present_variants() -> list[str]: ...
@@ -37,9 +38,12 @@ def scatter_accumulate_many(
     variant: str = "",
     stream: int | None = None,
 ) -> None: ...
-def channel_norms(
-    x: object, dim: int, p: int, out: object, threads: int = 1, variant: str = "", stream: int | None = None
+def channel_norms_many(
+    xs: Sequence[object], dims: Sequence[int], p: int, outs: Sequence[object], threads: int = 1, variant: str = ""
 ) -> None: ...
+def channel_norms_many_cuda(
+    xs: Sequence[object], dims: Sequence[int], p: int, outs: Sequence[object], workspace: object | None, stream: int
+) -> int: ...
 def merge_finish_many(
     bases: Sequence[object],
     totals: Sequence[object],
@@ -138,7 +142,123 @@ def accumulate(
     variant: str = "",
 ) -> None: ...
 def add_many(xs: Sequence[object], sums: Sequence[object], threads: int = 1, variant: str = "") -> None: ...
+def packing_cuda_workspace(what: str, sizes: Sequence[int], kept: Sequence[int]) -> int: ...
+def packing_cuda_check(op: str, status: Sequence[int], dtype: str) -> None: ...
+def select_largest_cuda(
+    xs: Sequence[object], k: int, masks: Sequence[object], how: tuple[object, object, int]
+) -> None: ...
+def select_above_cuda(
+    xs: Sequence[object], threshold: int, masks: Sequence[object], how: tuple[object, object, int]
+) -> None: ...
+def pack_many_cuda(
+    calls: Sequence[tuple[object, ...]], dtype: str, stochastic: bool, seed: int, how: tuple[object, object, int]
+) -> None: ...
+def unpack_cuda(
+    values: object,
+    scales: object | None,
+    mask: object | None,
+    dtype: str,
+    out: object,
+    how: tuple[object, object, int],
+) -> None: ...
+def accumulate_cuda(
+    total: object,
+    weight_sum: object,
+    values: object,
+    scales: object | None,
+    mask: object | None,
+    dtype: str,
+    weight: float,
+    how: tuple[object, object, int],
+) -> None: ...
+def mask_counts_cuda(
+    masks: Sequence[object | None], sizes: Sequence[int], counts: object, how: tuple[object, object, int]
+) -> None: ...
+def mask_to_indices_cuda(mask: object | None, n: int, out: object, how: tuple[object, object, int]) -> None: ...
+def mask_from_indices_cuda(indices: object, n: int, out: object, how: tuple[object, object, int]) -> None: ...
 def plan_gaps(mask: object | None, n: int, variant: str = "") -> tuple[int, int, int]: ...
 def encode_gaps(mask: object | None, n: int, plan: tuple[int, int, int], out: object, variant: str = "") -> None: ...
 def decode_gaps(data: object, count: int, n: int, parameter: int, mask: object, variant: str = "") -> None: ...
 def multiply_add_peak(seconds: float = 0.1, variant: str = "") -> float: ...
+
+class MaskedArrangement:
+    rows_per_thread: int
+    positions_per_lane: int
+    splits: int
+    channels_per_block: int
+    def shared_bytes(self, work: int, longest: int) -> int: ...
+
+CUDA_WARPS: int
+CUDA_FEW_SAMPLES: int
+
+def masked_cuda_limits(device: int) -> list[int]: ...
+def masked_cuda_arrange(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    x_shape: Sequence[int],
+    work: int,
+    phase: int,
+    kept: int,
+    limits: Sequence[int],
+    channels_per_block: int = 0,
+) -> MaskedArrangement: ...
+def masked_cuda_plan(
+    filter: Sequence[int],
+    columns: object,
+    order: object | None,
+    starts: object,
+    work: int,
+    phase: int,
+    rows_per_tile: int,
+    channels_per_block: int,
+) -> tuple[Any, ...]: ...
+def masked_cuda_run(
+    arrangement: MaskedArrangement,
+    parts: Sequence[object],
+    longest: int,
+    x: object,
+    weights: object,
+    bias: object | None,
+    y: object,
+    workspace: object | None,
+    work: int,
+    stream: int,
+) -> None: ...
+def masked_cuda_run_few(
+    filter: Sequence[int],
+    columns: object,
+    order: object | None,
+    starts: object,
+    x: object,
+    weights: object,
+    bias: object | None,
+    y: object,
+    work: int,
+    stream: int,
+) -> None: ...
+def masked_blocks_run(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    x_shape: Sequence[int],
+    block: int,
+    plan: Sequence[object],
+    x: object,
+    weights: object,
+    bias: object | None,
+    y: object,
+    backward: bool,
+    stream: int,
+) -> None: ...
+def masked_blocks_dots_run(
+    filter: Sequence[int],
+    padding: Sequence[int],
+    x_shape: Sequence[int],
+    block: int,
+    plan: Sequence[object],
+    x: object,
+    weights: object,
+    y: object,
+    partial: object,
+    splits: int,
+    stream: int,
+) -> None: ...

@@ -165,10 +165,13 @@ void scatter_accumulate_many(const std::vector<ScatterCall>& calls, float weight
         [&](int t, int64_t first, int64_t last) { kernels.scatter(tasks[static_cast<size_t>(t)], first, last); });
 }
 
-void channel_norms(const NormsCall& call, const CpuOptions& options) {
+void channel_norms_many(const std::vector<NormsCall>& calls, const CpuOptions& options) {
     const ChannelsKernels& kernels = choose_variant("channel_norms", kVariants, options.variant);
-    check(call, Device::cpu);
-    const std::vector<NormsTask> tasks{make_task(call)};
+    std::vector<NormsTask> tasks;
+    for (const NormsCall& call : calls) {
+        check(call, Device::cpu);
+        tasks.push_back(make_task(call));
+    }
     run_pieces(
         tasks, options.threads, [](const NormsTask& task) { return task.channels; },
         [](const NormsTask& task) { return task.before * task.after; },

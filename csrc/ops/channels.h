@@ -45,14 +45,16 @@ struct CpuOptions {
 
 void gather_many(const std::vector<GatherCall>& calls, const CpuOptions& options);
 void scatter_accumulate_many(const std::vector<ScatterCall>& calls, float weight, const CpuOptions& options);
-void channel_norms(const NormsCall& call, const CpuOptions& options);
+void channel_norms_many(const std::vector<NormsCall>& calls, const CpuOptions& options);
 void merge_finish_many(const std::vector<FinishCall>& calls, const CpuOptions& options);
 
 // The same on a GPU: all views and index data are of one device, `stream` is the caller's. The index values cannot be
 // checked without waiting for the device; whoever has them on the host checks them there with check_index.
 void gather_many_cuda(const std::vector<GatherCall>& calls, void* stream);
 void scatter_accumulate_many_cuda(const std::vector<ScatterCall>& calls, float weight, void* stream);
-void channel_norms_cuda(const NormsCall& call, void* stream);
+// workspace: uint8, as many bytes as channel_norms_workspace says, in use until the stream has done the call.
+void channel_norms_many_cuda(const std::vector<NormsCall>& calls, const View& workspace, void* stream);
+int64_t channel_norms_workspace(const std::vector<NormsCall>& calls);
 void merge_finish_many_cuda(const std::vector<FinishCall>& calls, void* stream);
 
 // Throws unless all positions lie in 0..limit-1 and, when asked for, are strictly increasing.

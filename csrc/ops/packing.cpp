@@ -37,16 +37,6 @@ void check_values(const char* op, const View& values, const View& scales, Coding
              number(kept), kNames[static_cast<int>(coding)], number(blocks));
 }
 
-// Two 32-bit keys of the random numbers from a seed: neighbouring seeds give unrelated ones.
-void make_keys(uint64_t seed, PackTask& task) {
-    uint64_t z = seed + 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    task.key0 = static_cast<uint32_t>(z);
-    task.key1 = static_cast<uint32_t>(z >> 32);
-}
-
 const uint8_t* mask_of(const View& mask) { return static_cast<const uint8_t*>(mask.data); }
 
 PackedValues packed_values(const View& values, const View& scales, const View& mask, Coding coding, int64_t n,
@@ -65,6 +55,15 @@ Coding coding_named(const char* op, const std::string& name) {
     for (int i = 0; i < 4; ++i)
         if (name == kNames[i]) return static_cast<Coding>(i);
     fail("%s: dtype '%s' is unknown; known are f32, bf16, f16, i8", op, name.c_str());
+}
+
+void make_keys(uint64_t seed, uint32_t& key0, uint32_t& key1) {
+    uint64_t z = seed + 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    key0 = static_cast<uint32_t>(z);
+    key1 = static_cast<uint32_t>(z >> 32);
 }
 
 void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochastic, uint64_t seed,
@@ -99,7 +98,7 @@ void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochasti
                     stochastic,
                     0,
                     0};
-        make_keys(seed + i, tasks[i]);
+        make_keys(seed + i, tasks[i].key0, tasks[i].key1);
     }
     std::atomic<int> bad{-1};
     run_pieces(options.threads, pieces, [&](const PackingPiece& piece) {

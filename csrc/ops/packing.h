@@ -1,7 +1,7 @@
 // Packing on views: lengths checked once, work cut for threads, variant chosen. Words, codings and masks:
 // kernels/packing/packing.h. Tensors are float32 on the CPU, contiguous, taken flat; masks and values are uint8.
 // All throw Error with one sentence, before anything is written unless said otherwise. Results depend neither on the
-// number of threads nor on the variant. CUDA variants would take the same calls with a stream.
+// number of threads nor on the variant. The same on a GPU: packing_cuda.h.
 #pragma once
 
 #include <string>

@@ -12,6 +12,9 @@ const PackingKernels& packing_kernels(const char* op, const PackingOptions& opti
 // A view that stands for nothing, as Python's None, was never filled in.
 inline bool given(const View& view) { return view.data || view.dims; }
 
+// Two 32-bit keys of the random numbers from a seed: neighbouring seeds give unrelated ones.
+void make_keys(uint64_t seed, uint32_t& key0, uint32_t& key1);
+
 void check_packing_floats(const char* op, const char* name, const View& view);
 void check_packing_bytes(const char* op, const char* name, const View& view);
 // A mask of n elements, or no data.

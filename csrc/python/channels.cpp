@@ -93,13 +93,36 @@ void py_scatter_accumulate_many(const py::sequence& totals, const py::sequence& 
     scatter_accumulate_many(calls, weight, {threads, variant});
 }
 
-void py_channel_norms(py::handle x, int dim, int p, py::handle out, int threads, const std::string& variant,
-                      const Stream& stream) {
+std::vector<NormsCall> norms_calls(Lender& lender, const py::sequence& xs, const std::vector<int>& dims, int p,
+                                   const py::sequence& outs) {
+    const char* const op = "channel_norms";
+    same_length(op, xs, outs);
+    if (dims.size() != xs.size())
+        fail("%s: %zu tensors and %zu dims; they must be as many", op, xs.size(), dims.size());
+    std::vector<NormsCall> calls;
+    for (size_t i = 0; i < dims.size(); ++i)
+        calls.push_back({lender.view("x", xs[i]), dims[i], p, lender.view("out", outs[i])});
+    return calls;
+}
+
+void py_channel_norms_many(const py::sequence& xs, const std::vector<int>& dims, int p, const py::sequence& outs,
+                           int threads, const std::string& variant) {
     Lender lender("channel_norms");
-    const NormsCall call{lender.view("x", x), dim, p, lender.view("out", out)};
+    const std::vector<NormsCall> calls = norms_calls(lender, xs, dims, p, outs);
     const py::gil_scoped_release unlocked;
-    if (stream) return channel_norms_cuda(call, stream_handle(stream));
-    channel_norms(call, {threads, variant});
+    channel_norms_many(calls, {threads, variant});
+}
+
+// Two steps on a GPU: how much room the call needs, and the call. `workspace` None: only the former.
+int64_t py_channel_norms_many_cuda(const py::sequence& xs, const std::vector<int>& dims, int p,
+                                   const py::sequence& outs, py::handle workspace, std::uintptr_t stream) {
+    Lender lender("channel_norms");
+    const std::vector<NormsCall> calls = norms_calls(lender, xs, dims, p, outs);
+    if (workspace.is_none()) return channel_norms_workspace(calls);
+    const View room = lender.view("the workspace", workspace);
+    const py::gil_scoped_release unlocked;
+    channel_norms_many_cuda(calls, room, reinterpret_cast<void*>(stream));
+    return room.size();
 }
 
 void py_merge_finish_many(const py::sequence& bases, const py::sequence& totals, const py::sequence& counts,
@@ -128,8 +151,10 @@ void bind_channels(py::module_& module) {
                stream);
     module.def("scatter_accumulate_many", &py_scatter_accumulate_many, py::arg("totals"), py::arg("counts"),
                py::arg("xs"), py::arg("indices"), py::arg("weight"), threads, variant, stream);
-    module.def("channel_norms", &py_channel_norms, py::arg("x"), py::arg("dim"), py::arg("p"), py::arg("out"), threads,
-               variant, stream);
+    const auto xs = py::arg("xs"), dims = py::arg("dims"), p = py::arg("p"), outs = py::arg("outs");
+    module.def("channel_norms_many", &py_channel_norms_many, xs, dims, p, outs, threads, variant);
+    module.def("channel_norms_many_cuda", &py_channel_norms_many_cuda, xs, dims, p, outs, py::arg("workspace"),
+               py::arg("stream"));
     module.def("merge_finish_many", &py_merge_finish_many, py::arg("bases"), py::arg("totals"), py::arg("counts"),
                py::arg("outs"), threads, variant, stream);
 }

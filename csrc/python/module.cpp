@@ -29,5 +29,8 @@ PYBIND11_MODULE(_core, module) {
     edgeprune::bind_accumulate_exact(module);
     edgeprune::bind_channels(module);
     edgeprune::bind_masked(module);
+    edgeprune::bind_masked_blocks(module);
+    edgeprune::bind_masked_cuda(module);
     edgeprune::bind_packing(module);
+    edgeprune::bind_packing_cuda(module);
 }

@@ -4,38 +4,16 @@
 
 #include <pybind11/stl.h>
 
-#include <deque>
 #include <tuple>
 
-#include "base/error.h"
 #include "ops/gaps.h"
 #include "python/bind.h"
-#include "python/dlpack.h"
+#include "python/lender.h"
 
 namespace py = pybind11;
 
 namespace edgeprune {
 namespace {
-
-// Keeps everything borrowed for one call alive.
-class Lender {
-  public:
-    explicit Lender(const char* op) : op_(op) {}
-    View view(const char* name, py::handle object) {
-        if (object.is_none()) return {};
-        kept_.push_back(borrow(op_, name, object));
-        return kept_.back().view;
-    }
-    std::vector<View> views(const char* name, const py::sequence& objects) {
-        std::vector<View> all;
-        for (py::handle object : objects) all.push_back(view(name, object));
-        return all;
-    }
-
-  private:
-    const char* op_;
-    std::deque<Borrowed> kept_;
-};
 
 int64_t py_mask_count(py::handle mask, int threads, const std::string& variant) {
     Lender lender("mask_count");

@@ -37,7 +37,7 @@ def cases(device: torch.device) -> dict[str, Callable[[], bool]]:
     def pack() -> bool:
         (mask,) = reference.select_largest([x], 900)
         return all(
-            _equal(packing.pack(*there(x, where), dtype, seed), reference.pack(x, where, dtype, seed))
+            _equal(packing.pack(there(x)[0], there(where)[0], dtype, seed), reference.pack(x, where, dtype, seed))
             for dtype in ITEM_BYTES
             for where in (mask, None)
             for seed in (None, 7)
@@ -47,15 +47,15 @@ def cases(device: torch.device) -> dict[str, Callable[[], bool]]:
         (mask,) = reference.select_largest([x], 900)
         for dtype in ITEM_BYTES:
             packed = reference.pack(x, mask, dtype)
-            on = there(*packed, mask)
-            if not _equal(packing.unpack(*on, 3000, dtype), reference.unpack(*packed, mask, 3000, dtype)):
+            values, scales, where = there(*packed, mask)
+            got = packing.unpack(values, scales, where, 3000, dtype)
+            if not _equal(got, reference.unpack(*packed, mask, 3000, dtype)):
                 return False
-            results = []
-            for ops, parts in ((packing, on), (reference, [*packed, mask])):
-                total, weight_sum = there(x, torch.ones(3000)) if ops is packing else (x.clone(), torch.ones(3000))
-                ops.accumulate_(total, weight_sum, *parts, dtype, 0.3)
-                results.append((total, weight_sum))
-            if not _equal(*results):
+            total, weight_sum = there(x, torch.ones(3000))
+            packing.accumulate_(total, weight_sum, values, scales, where, dtype, 0.3)
+            expected, weights = x.clone(), torch.ones(3000)
+            reference.accumulate_(expected, weights, *packed, mask, dtype, 0.3)
+            if not _equal((total, weight_sum), (expected, weights)):
                 return False
         return True
 

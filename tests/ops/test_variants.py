@@ -38,7 +38,7 @@ def run_scatter(
 
 def run_norms(x: Tensor, dim: int, p: int, variant: str, threads: int = 1) -> Tensor:
     out = torch.full((x.shape[dim],), math.nan)
-    _core.channel_norms(x, dim, p, out, threads, variant)
+    _core.channel_norms_many([x], [dim], p, [out], threads, variant)
     return out
 
 

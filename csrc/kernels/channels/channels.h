@@ -94,12 +94,4 @@ void channels_scatter_reference(const ScatterTask&, double* total, double* count
 void channels_norms_reference(const NormsTask&, double* norm);
 double channels_finish_reference(const FinishTask&, int64_t i);
 
-// CUDA: the same tasks with device pointers, on the caller's stream, without waiting and without allocating.
-// An index outside [0, limit[axis]) is never followed: gather writes NaN, scatter leaves the element out.
-// Returns a cudaError_t; 0 is success. Defined when the core is built with CUDA.
-int channels_gather_cuda(const GatherTask&, const int64_t* limit, void* stream);
-int channels_scatter_cuda(const ScatterTask&, const int64_t* limit, void* stream);
-int channels_norms_cuda(const NormsTask&, void* stream);
-int channels_finish_cuda(const FinishTask&, int64_t size, void* stream);
-
 }  // namespace edgeprune

@@ -1,0 +1,14 @@
+// base/cuda.h for the emulation: one device, and launches that do not fail.
+#include "base/cuda.h"
+
+#include "base/error.h"
+
+namespace edgeprune {
+
+void check_cuda(const char* op, int code) {
+    if (code) fail("%s: the emulation returned %d", op, code);
+}
+CudaDeviceGuard::CudaDeviceGuard(const char*, int device) : before_(device) {}
+CudaDeviceGuard::~CudaDeviceGuard() { before_ = 0; }
+
+}  // namespace edgeprune
