@@ -58,7 +58,7 @@ def fashion_feddst() -> Task:
 
 
 def cifar10_vit() -> Task:
-    """CIFAR-10 with a small ViT of twelve blocks, an exit behind each third of them."""
+    """CIFAR-10 with a small ViT of twelve blocks, an exit behind each quarter of them."""
     return Task(
         "cifar10-vit",
         "cifar-10",

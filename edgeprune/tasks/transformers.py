@@ -99,7 +99,7 @@ def quarters(depth: int) -> tuple[str, ...]:
 
 
 def vit(
-    width: int = 96, heads: int = 4, depth: int = 12, patch: int = 4, side: int = 32, classes: int = 10
+    width: int = 64, heads: int = 4, depth: int = 12, patch: int = 8, side: int = 32, classes: int = 10
 ) -> nn.Module:
     """A ViT with an exit behind each quarter of its blocks. Width 864 with 12 heads has 0.11 billion parameters."""
     heads_at = {at: pooled_head(width, classes) for at in quarters(depth)}
@@ -107,7 +107,7 @@ def vit(
 
 
 def char_transformer(
-    width: int = 96, heads: int = 4, depth: int = 8, window: int = 80, characters: int = 65
+    width: int = 64, heads: int = 4, depth: int = 8, window: int = 80, characters: int = 65
 ) -> nn.Module:
     """A causal transformer over characters with an exit behind each quarter of its blocks."""
     heads_at = {at: each_head(width, characters) for at in quarters(depth)}
