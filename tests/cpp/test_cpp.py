@@ -43,9 +43,12 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def test_native() -> None:
+def test_native_and_the_cuda_kernels_on_the_host() -> None:
     need("cmake", "c++")
-    assert "scalar" in run(build("cpp-native")).splitlines()[0]
+    program = build("cpp-native", "-DEDGEPRUNE_CUDA_EMULATION=ON")
+    assert "scalar" in run(program).splitlines()[0]
+    output = run(program.with_name("edgeprune_cuda_emulation"))
+    assert all(f"\ncuda_{part}" in output for part in ("gather", "norms", "pack", "selection"))
 
 
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:

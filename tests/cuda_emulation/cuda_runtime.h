@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -72,61 +73,104 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 
+// A fiber starts on its own stack by ucontext and from then on switches by setjmp and longjmp, which ask the system
+// nothing. Fibers outlive a launch: the next one's threads run on their stacks.
+struct Fiber {
+    std::jmp_buf state;
+    bool started = false;
+    std::vector<char> stack = std::vector<char>(kStack);
+};
+inline std::vector<Fiber> fibers;
+inline std::jmp_buf scheduler;
+inline const std::function<void()>* body = nullptr;
+
+// Threads that wait for each other: a block's, or a warp's.
+struct Barrier {
+    unsigned size = 0, arrived = 0;
+    long opened = 0;
+    void open() {
+        arrived = 0;
+        ++opened;
+    }
+};
+
 struct Block {
-    std::vector<ucontext_t> fibers;
-    std::vector<bool> done;
-    std::vector<long> waits;       // barriers passed by each thread
-    std::vector<uint64_t> given;   // what each lane brought to a warp operation
-    std::vector<long> warp_round;  // warp operations each lane has begun
-    std::vector<long> warp_left;   // and has finished reading
-    ucontext_t scheduler;
     unsigned current = 0;
-    const std::function<void()>* body = nullptr;
+    long steps = 0;  // barriers opened and threads ended: when a round over all threads adds none, all wait for ever
+    std::vector<bool> done;
+    std::vector<uint64_t> given;  // what each lane brought to a warp operation
+    std::vector<Barrier> warps;
+    Barrier all;
 };
 inline Block* block = nullptr;
 inline unsigned block_number = 0, blocks = 0, threads = 0;
 inline unsigned block_row = 0, block_rows = 1;  // blockIdx.y and gridDim.y, for whoever runs a launch row by row
 
-inline void yield() { swapcontext(&block->fibers[block->current], &block->scheduler); }
+inline void yield() {
+    if (!_setjmp(fibers[block->current].state)) _longjmp(scheduler, 1);
+}
 
-inline void enter() {
-    (*block->body)();
-    block->done[block->current] = true;
-    swapcontext(&block->fibers[block->current], &block->scheduler);
+inline void wait_at(Barrier& barrier) {
+    const long before = barrier.opened;
+    if (++barrier.arrived == barrier.size) {
+        barrier.open();
+        ++block->steps;
+    }
+    while (barrier.opened == before) yield();
+}
+
+inline void run_fiber() {
+    for (;;) {
+        (*body)();
+        block->done[block->current] = true;
+        ++block->steps;
+        // Threads that have ended are not waited for.
+        if (--block->all.size && block->all.arrived == block->all.size) block->all.open();
+        yield();
+    }
+}
+
+// Until the fiber yields.
+inline void resume(unsigned t) {
+    Fiber& fiber = fibers[t];
+    block->current = t;
+    if (_setjmp(scheduler)) return;
+    if (fiber.started) _longjmp(fiber.state, 1);
+    fiber.started = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.data();
+    context.uc_stack.ss_size = fiber.stack.size();
+    context.uc_link = nullptr;
+    makecontext(&context, run_fiber, 0);
+    setcontext(&context);
 }
 
 // Runs a launch to its end; 0, as CUDA says success.
-inline int run(unsigned block_count, unsigned thread_count, const std::function<void()>& body) {
-    static std::vector<char> stacks;
+inline int run(unsigned block_count, unsigned thread_count, const std::function<void()>& kernel) {
     if (thread_count > 1024 || thread_count % kWarp) std::abort();
-    if (stacks.size() < thread_count * kStack) stacks.resize(thread_count * kStack);
+    if (fibers.size() < thread_count) fibers.resize(thread_count);
     blocks = block_count;
     threads = thread_count;
+    body = &kernel;
     for (block_number = 0; block_number < blocks; ++block_number) {
         Block own;
-        own.fibers.resize(threads);
         own.done.assign(threads, false);
-        own.waits.assign(threads, 0);
         own.given.assign(threads, 0);
-        own.warp_round.assign(threads, 0);
-        own.warp_left.assign(threads, 0);
-        own.body = &body;
+        own.warps.resize(threads / kWarp);
+        for (Barrier& warp : own.warps) warp.size = kWarp;
+        own.all.size = threads;
         block = &own;
-        for (unsigned t = 0; t < threads; ++t) {
-            getcontext(&own.fibers[t]);
-            own.fibers[t].uc_stack.ss_sp = stacks.data() + t * kStack;
-            own.fibers[t].uc_stack.ss_size = kStack;
-            own.fibers[t].uc_link = nullptr;
-            makecontext(&own.fibers[t], enter, 0);
-        }
         // Even blocks take their threads upwards, odd ones downwards: what works in one order only shows.
-        for (unsigned left = threads; left;) {
+        while (own.all.size) {
+            const long before = own.steps;
             for (unsigned i = 0; i < threads; ++i) {
                 const unsigned t = block_number % 2 ? threads - 1 - i : i;
-                if (own.done[t]) continue;
-                own.current = t;
-                swapcontext(&own.scheduler, &own.fibers[t]);
-                if (own.done[t]) --left;
+                if (!own.done[t]) resume(t);
+            }
+            if (own.steps == before) {
+                std::fputs("emulation: threads wait for each other at different places\n", stderr);
+                std::abort();
             }
         }
     }
@@ -141,23 +185,16 @@ template <class Value, class Read>
 auto exchange(Value value, Read read) {
     static_assert(sizeof(Value) <= 8, "a warp exchanges words");
     const unsigned self = block->current, first = self / kWarp * kWarp;
-    const auto all = [&](const std::vector<long>& counts, long least) {
-        for (unsigned t = first; t < first + kWarp; ++t)
-            if (counts[t] < least) return false;
-        return true;
-    };
-    const long round = block->warp_round[self];
-    while (!all(block->warp_left, round)) yield();  // someone still reads what the last operation brought
+    Barrier& warp = block->warps[self / kWarp];
     block->given[self] = 0;
     std::memcpy(&block->given[self], &value, sizeof value);
-    block->warp_round[self] = round + 1;
-    while (!all(block->warp_round, round + 1)) yield();
+    wait_at(warp);
     const auto result = read([&](unsigned of) {
         Value brought;
         std::memcpy(&brought, &block->given[first + of % kWarp], sizeof brought);
         return brought;
     });
-    block->warp_left[self] = round + 1;
+    wait_at(warp);  // before the next operation's values come
     return result;
 }
 
@@ -175,16 +212,7 @@ inline const EmulatedDim blockIdx{{[] { return emulation::block_number; }}, {[] 
 inline const EmulatedDim blockDim{{[] { return emulation::threads; }}, {[] { return 1u; }}};
 inline const EmulatedDim gridDim{{[] { return emulation::blocks; }}, {[] { return emulation::block_rows; }}};
 
-inline void __syncthreads() {
-    emulation::Block& block = *emulation::block;
-    const long round = ++block.waits[block.current];
-    const auto arrived = [&] {
-        for (unsigned t = 0; t < emulation::threads; ++t)
-            if (!block.done[t] && block.waits[t] < round) return false;
-        return true;
-    };
-    while (!arrived()) emulation::yield();
-}
+inline void __syncthreads() { emulation::wait_at(emulation::block->all); }
 inline void __threadfence() {}
 inline void __syncwarp(unsigned = ~0u) {
     emulation::exchange(0, [](auto) { return 0; });
