@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,11 +20,13 @@ from edgeprune.engine.remote import Carrier
 from edgeprune.errors import EdgePruneError
 
 ORDERS, SAID = "orders.json", "said.jsonl"
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Orders:
-    """``nodes``: each device's number in the engine, where it has one. ``own``: the devices' data are their own."""
+    """``nodes``: each device's number in the engine, where it has one. ``own``: the devices' data are their own.
+    ``server``: the process that gave the orders; who follows them ends with it."""
 
     experiment: str
     out: str
@@ -32,6 +36,7 @@ class Orders:
     own: bool
     rounds: int = 0
     nodes: Mapping[str, int] = field(default_factory=dict)
+    server: int = field(default_factory=os.getpid)
 
     def write(self, folder: Path) -> None:
         """Into ``folder``, with nothing said yet."""
@@ -49,6 +54,7 @@ def follow_orders(folder: Path, carrier: Callable[[Orders], Carrier]) -> None:
 
     data = Path(orders.data) if orders.data else None
     common: dict[str, Any] = {"wait_s": orders.wait_s, "own": orders.own, "say": lambda text: say("say", text)}
+    threading.Thread(target=_end_with, args=(orders.server,), daemon=True).start()
     say("pid", os.getpid())
     try:
         if orders.resume:
@@ -63,6 +69,16 @@ def follow_orders(folder: Path, carrier: Callable[[Orders], Carrier]) -> None:
         raise
     else:
         say("end", str(Path(orders.out) / rundir.SUMMARY))
+
+
+def _end_with(server: int) -> None:
+    """The engine may leave this process behind when its own server is killed; two must never lead one run."""
+    while True:
+        try:
+            os.kill(server, 0)
+        except ProcessLookupError:
+            os._exit(3)
+        time.sleep(LOOK_S)
 
 
 def said(folder: Path, after: int) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,20 +10,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeprune.engine.children import Child
 from edgeprune.errors import EdgePruneError
 
+T = TypeVar("T")
 LEAST = (2, 9)
 PROJECT, ADMIN = "edgeprune", "admin@edgeprune.local"
 POLL_S = 0.1  # how often a device asks for a task
 LEAD = "edgeprune.engine.flare.server.Lead"
 FORWARD = "edgeprune.engine.flare.device.Forward"
-LOGIN_S = 60.0
+LOGIN_S, ANSWER_S = 60.0, 30.0
 
 
 def check() -> None:
@@ -145,22 +147,35 @@ class Control:
     """The server's control, by FLARE's own API with the administrator's certificate."""
 
     def __init__(self, folder: Path) -> None:
-        from nvflare.fuel.flare_api.flare_api import new_secure_session
-
         self._folder = folder
         end = time.monotonic() + LOGIN_S
         while True:
             try:
-                self._session = new_secure_session(ADMIN, str(kit(folder, ADMIN)), timeout=5.0)
+                self._session = self._login()
                 return
             except Exception as error:  # its own types, by the state of the server
                 if time.monotonic() > end:
                     raise EdgePruneError(f"flare: cannot log in to the server ({error})") from None
                 time.sleep(1.0)
 
+    def _login(self) -> Any:
+        from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+        return new_secure_session(ADMIN, str(kit(self._folder, ADMIN)), timeout=5.0, command_timeout=ANSWER_S)
+
+    def _ask(self, what: Callable[[Any], T], otherwise: T) -> T:
+        """``what`` of the session; a server that asks a dead device of its state may not answer in time."""
+        try:
+            return what(self._session)
+        except Exception:  # its own types, by the state of the server; the next time may be better
+            with contextlib.suppress(Exception):
+                self.close()
+                self._session = self._login()
+            return otherwise
+
     def connected(self) -> list[str]:
         """The devices that the server hears of."""
-        return [client.name for client in self._session.get_system_info().client_info]
+        return self._ask(lambda session: [one.name for one in session.get_system_info().client_info], [])
 
     def start(self, names: Sequence[str]) -> str:
         """Start the run whose orders are in the folder; its number."""
@@ -198,22 +213,23 @@ class Control:
     def strays(self, run: str) -> list[str]:
         """Devices that are connected and do not take part in the job: their process died, and FLARE starts a job on a
         device only when it starts the job."""
-        status = self._session.get_client_job_status() or []
+        status: list[dict[str, Any]] = self._ask(lambda session: session.get_client_job_status() or [], [])
         idle = {str(one.get("client_name")) for one in status if one.get("status") == "no_jobs"}
         taking_part = {str(one.get("client_name")) for one in status if one.get("job_id") == run}
         return sorted(idle - taking_part)
 
     def abort(self, run: str) -> None:
         """End the job."""
-        self._session.abort_job(run)
+        self._ask(lambda session: session.abort_job(run), None)
 
     def status(self, run: str) -> str:
         """The job's state in FLARE's words."""
-        return str(self._session.get_job_meta(run).get("status", "unknown"))
+        return self._ask(lambda session: str(session.get_job_meta(run).get("status", "unknown")), "unknown")
 
     def close(self) -> None:
         """Log out."""
-        self._session.close()
+        with contextlib.suppress(Exception):
+            self._session.close()
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
