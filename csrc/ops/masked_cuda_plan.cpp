@@ -8,7 +8,7 @@
 namespace edgeprune {
 namespace {
 
-int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+int pieces(int64_t a, int64_t b) { return static_cast<int>(ceil_div(a, b)); }
 
 // ---- geometry -----------------------------------------------------------------------------------------------------
 
@@ -95,18 +95,18 @@ CudaTile choose_tile(const CudaGeometry& g, int positions) {
     CudaTile best{};
     double least = INFINITY;
     for (int across = 1; across <= g.grid[1]; ++across) {
-        const int columns = ceil_div(g.grid[1], across);
+        const int columns = pieces(g.grid[1], across);
         if (columns > positions) continue;
         if (across > 1 && columns < 8) break;
         for (int down = 1; down <= g.grid[0]; ++down) {
             CudaTile tile{};
             tile.size[1] = columns;
-            tile.size[0] = ceil_div(g.grid[0], down);
+            tile.size[0] = pieces(g.grid[0], down);
             if (tile.size[0] * columns > positions) continue;
             tile.images = std::min(g.images, positions / (tile.size[0] * columns));
-            tile.count[0] = ceil_div(g.images, tile.images);
-            tile.count[1] = ceil_div(g.grid[0], tile.size[0]);
-            tile.count[2] = ceil_div(g.grid[1], columns);
+            tile.count[0] = pieces(g.images, tile.images);
+            tile.count[1] = pieces(g.grid[0], tile.size[0]);
+            tile.count[2] = pieces(g.grid[1], columns);
             lay_out_patch(g, tile, positions);
             const double tiles = static_cast<double>(tile.count[0]) * tile.count[1] * tile.count[2];
             const double cost = tiles * (positions * (3.0 + conflicts(g, tile, positions)) + tile.plane);
@@ -126,7 +126,7 @@ int fit_channels(const CudaGeometry& g, const CudaTile& tile, int64_t kept, int6
     const double most = (static_cast<double>(bytes) - fixed) / each;
     if (most < 1.0) return 0;
     const int limit = static_cast<int>(std::min(most, static_cast<double>(g.channels)));
-    return ceil_div(g.channels, ceil_div(g.channels, limit));
+    return pieces(g.channels, pieces(g.channels, limit));
 }
 
 // Reads of shared memory that a block of threads makes, in units of one warp's 128 bytes.
@@ -172,10 +172,10 @@ Arrangement arrange(const FilterShape& f, const int64_t (&padding)[2], const int
                 fit_channels(g, tile, kept, t_rows, rows_per_tile, bytes, dots ? kDotsAlign : kCorrelateAlign);
             if (channels < 1) continue;
             if (channels_per_block) channels = std::min(channels, channels_per_block);
-            const double row_tiles = ceil_div(g.rows, rows_per_tile), tiles = tiles_of(tile);
+            const double row_tiles = pieces(g.rows, rows_per_tile), tiles = tiles_of(tile);
             double blocks = row_tiles * tiles, cost = block_cost(g, tile, kept, t_rows, rows_per_tile, lanes);
             if (dots) {  // blocks own rows and channels, positions are split over as many as keep the chip busy
-                const double owned = row_tiles * ceil_div(g.channels, channels);
+                const double owned = row_tiles * pieces(g.channels, channels);
                 const double splits = std::min(tiles, std::ceil(4.0 * limits.multiprocessors / owned));
                 blocks = owned * splits;
                 cost = (rows_per_tile * (kept / static_cast<double>(t_rows)) * channels / g.channels * 5.6 +
@@ -190,7 +190,7 @@ Arrangement arrange(const FilterShape& f, const int64_t (&padding)[2], const int
                 best.rows_per_thread = rows;
                 best.positions_per_lane = lanes;
                 best.channels_per_block = channels;
-                best.splits = dots ? static_cast<int>(blocks / (row_tiles * ceil_div(g.channels, channels))) : 1;
+                best.splits = dots ? static_cast<int>(blocks / (row_tiles * pieces(g.channels, channels))) : 1;
             }
         }
     }
@@ -218,7 +218,7 @@ PlanEntries plan_entries(const SparsityPattern& pattern, MaskedWork work, int ph
 
     PlanEntries plan;
     plan.rows_per_tile = rows_per_tile, plan.channels_per_block = channels_per_block;
-    const int row_tiles = ceil_div(rows, rows_per_tile), span = channels_per_block * taps;
+    const int row_tiles = pieces(rows, rows_per_tile), span = channels_per_block * taps;
     std::vector<int32_t> next(static_cast<size_t>(rows_per_tile));
     plan.row_first.push_back(0);
     for (int tile = 0; tile < row_tiles; ++tile) {

@@ -4,10 +4,10 @@
 
 #include <pybind11/stl.h>
 
-#include <deque>
+#include <array>
 
 #include "python/bind.h"
-#include "python/dlpack.h"
+#include "python/lender.h"
 
 namespace py = pybind11;
 
@@ -16,46 +16,37 @@ namespace {
 
 using Filter = std::array<int64_t, 9>;
 
-class Call {
-  public:
-    Call(const Filter& n, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape, int block,
-         const std::array<py::object, 6>& plan) {
-        call_.filter = {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}};
-        for (size_t d = 0; d < 2; ++d) call_.padding[d] = padding[d];
-        for (size_t d = 0; d < 4; ++d) call_.x_shape[d] = x_shape[d];
-        call_.block = block;
-        for (size_t i = 0; i < plan.size(); ++i) call_.plan[i] = view("the plan", plan[i]);
-    }
-    View view(const char* name, py::handle object) {
-        if (object.is_none()) return {};
-        kept_.push_back(borrow("masked_blocks", name, object));
-        return kept_.back().view;
-    }
-    BlocksCall& operator*() { return call_; }
-
-  private:
-    BlocksCall call_{};
-    std::deque<Borrowed> kept_;
-};
+BlocksCall call_of(Lender& lender, const Filter& n, const std::array<int64_t, 2>& padding,
+                   const std::array<int64_t, 4>& x_shape, int block, const std::array<py::object, 6>& plan) {
+    BlocksCall call{};
+    call.filter = {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}};
+    for (size_t d = 0; d < 2; ++d) call.padding[d] = padding[d];
+    for (size_t d = 0; d < 4; ++d) call.x_shape[d] = x_shape[d];
+    call.block = block;
+    for (size_t i = 0; i < plan.size(); ++i) call.plan[i] = lender.view("the plan", plan[i]);
+    return call;
+}
 
 void py_run(const Filter& filter, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape,
             int block, const std::array<py::object, 6>& plan, py::handle x, py::handle weights, py::handle bias,
             py::handle y, bool backward, std::uintptr_t stream) {
-    Call call(filter, padding, x_shape, block, plan);
-    (*call).x = call.view("x", x), (*call).weights = call.view("weights", weights);
-    (*call).bias = call.view("bias", bias), (*call).y = call.view("y", y);
+    Lender lender("masked_blocks");
+    BlocksCall call = call_of(lender, filter, padding, x_shape, block, plan);
+    call.x = lender.view("x", x), call.weights = lender.view("weights", weights);
+    call.bias = lender.view("bias", bias), call.y = lender.view("y", y);
     const py::gil_scoped_release unlocked;
-    run_masked_blocks(*call, backward, reinterpret_cast<void*>(stream));
+    run_masked_blocks(call, backward, reinterpret_cast<void*>(stream));
 }
 
 void py_run_dots(const Filter& filter, const std::array<int64_t, 2>& padding, const std::array<int64_t, 4>& x_shape,
                  int block, const std::array<py::object, 6>& plan, py::handle x, py::handle weights, py::handle y,
                  py::handle partial, int splits, std::uintptr_t stream) {
-    Call call(filter, padding, x_shape, block, plan);
-    (*call).x = call.view("x", x), (*call).weights = call.view("weights", weights);
-    (*call).y = call.view("y", y), (*call).partial = call.view("partial", partial);
+    Lender lender("masked_blocks");
+    BlocksCall call = call_of(lender, filter, padding, x_shape, block, plan);
+    call.x = lender.view("x", x), call.weights = lender.view("weights", weights);
+    call.y = lender.view("y", y), call.partial = lender.view("partial", partial);
     const py::gil_scoped_release unlocked;
-    run_masked_block_dots(*call, splits, reinterpret_cast<void*>(stream));
+    run_masked_block_dots(call, splits, reinterpret_cast<void*>(stream));
 }
 
 }  // namespace

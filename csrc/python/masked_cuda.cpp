@@ -6,11 +6,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <deque>
 
 #include "base/error.h"
 #include "python/bind.h"
-#include "python/dlpack.h"
+#include "python/lender.h"
 
 namespace py = pybind11;
 
@@ -26,25 +25,14 @@ MaskedWork work_of(int work) {
     return static_cast<MaskedWork>(work);
 }
 
-class Lender {
-  public:
-    View view(const char* name, py::handle object) {
-        if (object.is_none()) return {};
-        kept_.push_back(borrow("masked_cuda", name, object));
-        return kept_.back().view;
-    }
-    const int32_t* int32s(const char* name, py::handle object, Device device, int64_t size = -1) {
-        const View tensor = view(name, object);
-        if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.device != device ||
-            (size >= 0 && tensor.size() != size))
-            fail("masked_cuda: %s must be contiguous int32 on the %s, got shape %s", name,
-                 device == Device::cpu ? "CPU" : "GPU", shape_text(tensor).c_str());
-        return static_cast<const int32_t*>(tensor.data);
-    }
-
-  private:
-    std::deque<Borrowed> kept_;
-};
+const int32_t* int32s(Lender& lender, const char* name, py::handle object, Device device, int64_t size = -1) {
+    const View tensor = lender.view(name, object);
+    if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.device != device ||
+        (size >= 0 && tensor.size() != size))
+        fail("masked_cuda: %s must be contiguous int32 on the %s, got shape %s", name,
+             device == Device::cpu ? "CPU" : "GPU", shape_text(tensor).c_str());
+    return static_cast<const int32_t*>(tensor.data);
+}
 
 py::array_t<int32_t> array_of(const std::vector<int32_t>& values) {
     return py::array_t<int32_t>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -61,7 +49,7 @@ Arrangement py_arrange(const Filter& filter, std::array<int64_t, 2> padding, std
 // order, column, segments, tile_first, tile_block, tile_row, row_first; and the entries of the fullest tile.
 py::tuple py_plan(const Filter& filter, py::handle columns, py::handle order, py::handle starts, int work, int phase,
                   int rows_per_tile, int channels_per_block) {
-    Lender lender;
+    Lender lender("masked_cuda");
     SparsityPattern pattern;
     pattern.filter = filter_of(filter);
     check_filter("masked_cuda", pattern.filter);
@@ -69,13 +57,13 @@ py::tuple py_plan(const Filter& filter, py::handle columns, py::handle order, py
     const FilterShape& f = pattern.filter;
     if (phase < 0 || phase >= phases_of(f)) fail("masked_cuda: phase %d of %d", phase, phases_of(f));
     if (work_of(work) == MaskedWork::input_gradient) {
-        pattern.t_columns = lender.int32s("t_columns", columns, Device::cpu);
-        pattern.t_order = lender.int32s("t_order", order, Device::cpu);
+        pattern.t_columns = int32s(lender, "t_columns", columns, Device::cpu);
+        pattern.t_order = int32s(lender, "t_order", order, Device::cpu);
         pattern.t_starts =
-            lender.int32s("t_starts", starts, Device::cpu, transposed_rows(f) * (blocks_of(f.outputs, f) + 1));
+            int32s(lender, "t_starts", starts, Device::cpu, transposed_rows(f) * (blocks_of(f.outputs, f) + 1));
     } else {
-        pattern.columns = lender.int32s("columns", columns, Device::cpu);
-        pattern.starts = lender.int32s("starts", starts, Device::cpu, f.outputs * (blocks_of(f.inputs, f) + 1));
+        pattern.columns = int32s(lender, "columns", columns, Device::cpu);
+        pattern.starts = int32s(lender, "starts", starts, Device::cpu, f.outputs * (blocks_of(f.inputs, f) + 1));
     }
     PlanEntries plan;
     {
@@ -89,7 +77,7 @@ py::tuple py_plan(const Filter& filter, py::handle columns, py::handle order, py
 
 void py_run(const Arrangement& arrangement, const std::array<py::object, 7>& parts, int longest, py::handle x,
             py::handle weights, py::handle bias, py::handle y, py::handle workspace, int work, std::uintptr_t stream) {
-    Lender lender;
+    Lender lender("masked_cuda");
     CudaPlan plan{};
     plan.rows_per_tile = kCudaWarps * arrangement.rows_per_thread;
     plan.channels_per_block = arrangement.channels_per_block;
@@ -100,14 +88,14 @@ void py_run(const Arrangement& arrangement, const std::array<py::object, 7>& par
     plan.tiles = static_cast<int>(blocks.size());
     plan.row_tiles = static_cast<int>(rows.size()) - 1;
     const int64_t tiles = plan.tiles;
-    plan.order = lender.int32s("order", parts[0], Device::cuda);
-    plan.column = lender.int32s("column", parts[1], Device::cuda, plan.entries);
+    plan.order = int32s(lender, "order", parts[0], Device::cuda);
+    plan.column = int32s(lender, "column", parts[1], Device::cuda, plan.entries);
     plan.segments = reinterpret_cast<const uint32_t*>(
-        lender.int32s("segments", parts[2], Device::cuda, tiles * plan.rows_per_tile));
-    plan.tile_first = lender.int32s("tile_first", parts[3], Device::cuda, tiles + 1);
-    plan.tile_block = lender.int32s("tile_block", parts[4], Device::cuda, tiles);
-    plan.tile_row = lender.int32s("tile_row", parts[5], Device::cuda, tiles);
-    plan.row_first = lender.int32s("row_first", parts[6], Device::cuda);
+        int32s(lender, "segments", parts[2], Device::cuda, tiles * plan.rows_per_tile));
+    plan.tile_first = int32s(lender, "tile_first", parts[3], Device::cuda, tiles + 1);
+    plan.tile_block = int32s(lender, "tile_block", parts[4], Device::cuda, tiles);
+    plan.tile_row = int32s(lender, "tile_row", parts[5], Device::cuda, tiles);
+    plan.row_first = int32s(lender, "row_first", parts[6], Device::cuda);
     const MaskedCudaCall call{lender.view("x", x), lender.view("weights", weights), lender.view("bias", bias),
                               lender.view("y", y), lender.view("workspace", workspace)};
     const py::gil_scoped_release unlocked;
@@ -116,16 +104,16 @@ void py_run(const Arrangement& arrangement, const std::array<py::object, 7>& par
 
 void py_run_few(const Filter& filter, py::handle columns, py::handle order, py::handle starts, py::handle x,
                 py::handle weights, py::handle bias, py::handle y, int work, std::uintptr_t stream) {
-    Lender lender;
+    Lender lender("masked_cuda");
     const FilterShape f = filter_of(filter);
     const bool backward = work_of(work) == MaskedWork::input_gradient;
     const int64_t rows = backward ? f.inputs : f.outputs;
     const int64_t lines = blocks_of(backward ? f.outputs : f.inputs, f);
     if (f.all_taps() != 1 || f.strided()) fail("masked_cuda: this way is for linear layers");
     FewCall call{};
-    call.columns = lender.int32s("columns", columns, Device::cuda);
-    call.order = backward ? lender.int32s("order", order, Device::cuda) : nullptr;
-    call.begin = lender.int32s("starts", starts, Device::cuda, rows * (lines + 1));
+    call.columns = int32s(lender, "columns", columns, Device::cuda);
+    call.order = backward ? int32s(lender, "order", order, Device::cuda) : nullptr;
+    call.begin = int32s(lender, "starts", starts, Device::cuda, rows * (lines + 1));
     call.end = call.begin + lines * rows;
     call.x = lender.view("x", x), call.weights = lender.view("weights", weights);
     call.bias = lender.view("bias", bias), call.y = lender.view("y", y);

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "base/cuda_index.h"
+
 namespace edgeprune {
 
 constexpr int kCudaWarps = 8;  // a block of threads: with two of them on a multiprocessor, 128 registers a thread
@@ -109,12 +111,7 @@ struct FewOuterCuda {
 int masked_few_outer_cuda(const FewOuterCuda&, void* stream);
 
 // Byte offset in a tile's shared memory of a plan's column: used on both sides.
-#ifdef __CUDACC__
-#define EDGEPRUNE_BOTH __host__ __device__ inline
-#else
-#define EDGEPRUNE_BOTH inline
-#endif
-EDGEPRUNE_BOTH int shared_offset(const CudaGeometry& g, const CudaTile& tile, int column) {
+EDGEPRUNE_HD int shared_offset(const CudaGeometry& g, const CudaTile& tile, int column) {
     const int channel = column / g.taps, tap = column - channel * g.taps;
     const int tap_h = tap / g.taps_w, tap_w = tap - tap_h * g.taps_w;
     const int h = (g.numerator[0] + g.factor[0] * tap_h) / g.divisor[0] - g.lowest[0];
@@ -123,7 +120,7 @@ EDGEPRUNE_BOTH int shared_offset(const CudaGeometry& g, const CudaTile& tile, in
 }
 
 // Position `p` of a tile, as (image, row, column) within it; false behind the last.
-EDGEPRUNE_BOTH bool split_position(const CudaTile& tile, int p, int& image, int& row, int& column) {
+EDGEPRUNE_HD bool split_position(const CudaTile& tile, int p, int& image, int& row, int& column) {
     const int per_image = tile.size[0] * tile.size[1];
     image = p / per_image;
     const int rest = p - image * per_image;
