@@ -73,7 +73,7 @@ def self_test() -> dict[str, str]:
     cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases(torch.device("cpu"))
     if core.cuda_built() and torch.cuda.is_available():
         gpu = torch.device("cuda")
-        there = _cases(gpu) | packing_self_test.cases(gpu)
+        there = _cases(gpu) | masked_self_test.cases(gpu) | packing_self_test.cases(gpu)
         cases |= {f"{name} (cuda)": case for name, case in there.items()}
     results = {}
     for name, case in cases.items():
