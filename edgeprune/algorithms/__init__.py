@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.adp import ADP
 from edgeprune.algorithms.barrier import Barrier
 from edgeprune.algorithms.cos2p import CoS2P
 from edgeprune.algorithms.fedasync import FedAsync
@@ -17,7 +18,8 @@ from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.errors import EdgePruneError, nearest
 
 ALGORITHMS: dict[str, type] = {
-    cls.name: cls for cls in (AdaptCL, CoS2P, FedAsync, FedAvg, FedBuff, FedDST, FedRolex, HeteroFL, MPFL, Scheduled)
+    cls.name: cls
+    for cls in (AdaptCL, ADP, CoS2P, FedAsync, FedAvg, FedBuff, FedDST, FedRolex, HeteroFL, MPFL, Scheduled)
 }
 
 

@@ -52,6 +52,8 @@ class Job:
     - ``learn`` above 0: leave the weights as they are and learn a mask of this share of the channels on the own data
       (mask_learning.py, ``pull`` is its lambda); which channels stay is all that is sent.
     - ``transfer`` above 0: the deepest exit teaches the others (nn.exits.with_transfer).
+    - ``gates`` above 0: beside the weights, which share of the channels the own data use most (adp.py).
+    - ``threshold`` above 0: after each epoch smaller weights become zero (adp.py).
     """
 
     dtype: str = "fp32"
@@ -70,6 +72,8 @@ class Job:
     transfer: float = 0.0
     temperature: float = 3.0
     reduction: Reduction = "batchmean"
+    gates: float = 0.0
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     if asked.job.change:
         state = {n: asked.state[n] + t if t.is_floating_point() else t for n, t in state.items()}
         _check_all("update", state, asked.state)
-    plan = _proposal(message, asked.plan) if asked.job.propose or asked.job.learn else asked.plan
+    job = asked.job
+    plan = _proposal(message, asked.plan) if job.propose or job.learn or job.gates else asked.plan
     return Update(
         asked.client,
         plan,

@@ -16,6 +16,7 @@ from edgeprune.engine.worker import Done, ModelShelf, Order, train_one
 from edgeprune.errors import EdgePruneError
 from edgeprune.nn import Exits
 from edgeprune.nn.batched import batched
+from edgeprune.nn.gated import gated_layers
 from edgeprune.pruning import SubmodelPlan
 
 KEPT = 4  # batched networks: each as large as its clients' together
@@ -72,7 +73,9 @@ class Batched:
 
     def _together(self, group: Sequence[Order]) -> list[Done]:
         first = group[0]
-        if isinstance(self._shelf.get(first.plan), Exits):  # several outputs: one after the other
+        model = self._shelf.get(first.plan)
+        # Several outputs, gates, thresholds: one after the other.
+        if isinstance(model, Exits) or gated_layers(model) or first.job.threshold:
             return [train_one(self._shelf, order, self._loss_of) for order in group]
         cohort = Cohort(
             self._model(first.plan, len(group)),

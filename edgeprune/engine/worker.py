@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune import wire
 from edgeprune.algorithms import mpfl
+from edgeprune.algorithms.adp import specialised, zero_small
 from edgeprune.algorithms.calibration import local_statistics
 from edgeprune.algorithms.mask_learning import learn_mask
 from edgeprune.algorithms.protocol import Job, Recipe
@@ -176,7 +177,11 @@ class Worker:
             forwards = 3 * len(self._data.y.split(order.recipe.batch_size))  # a backward pass is two forward ones
         answered = answer_with(done.state, order.received, done.masks, order.held, done.gradients, job, self._residual)
         self._residual = answered.residual
-        blob = self._pack(message, answered, done.trained)
+        kept = b""
+        if job.gates:
+            forwards += len(self._data.y.split(order.recipe.batch_size))
+            kept = self._used(order, done).kept_bytes()
+        blob = self._pack(message, answered, done.trained, kept)
         return Answer(blob, order.plan, done.trained.steps, forwards, order.rebuilt, order.held)
 
     def _calibrate(self, message: wire.Message) -> Answer:
@@ -222,6 +227,12 @@ class Worker:
         blob = self._pack(message, Answered({}, {}, "", {}), learnt.trained, learnt.plan.kept_bytes())
         return Answer(blob, self._plan, learnt.trained.steps, 0, rebuilt)
 
+    def _used(self, order: Order, done: Done) -> SubmodelPlan:
+        """The channels that the own data use most in what was trained."""
+        model = load_local(self._shelf.get(order.plan), done.state)
+        batches = (self._data.normalise(x) for x in self._data.x.split(order.recipe.batch_size))
+        return specialised(model, self._graph, batches, order.job.gates)
+
     def _adopt_plan(self, message: wire.Message) -> bool:
         """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
         if self._plan is not None and self._plan.id == message.plan and not message.kept:
@@ -265,6 +276,8 @@ def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor
     else:
         model = load_local(shelf.get(order.plan), order.received)
     job = order.job
+    if job.threshold:
+        readjusting = zero_small(model, job.threshold)
     training = with_transfer(loss_of, job.transfer, job.temperature, job.reduction) if job.transfer else loss_of
     trained = train_local(model, order.data, training, order.recipe, order.seed, readjusting)
     gradients: dict[str, Tensor] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
+from torch.fx import Node
 
 from edgeprune.pruning.atoms import Ids, Layout
-from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
+from edgeprune.pruning.coupling import Call, Coupling, operation_name, rule, shape_of, shapes_of
 from edgeprune.pruning.reshape import reshape
 from edgeprune.pruning.rules import dim_of, dims_of, spatial_whole
 
@@ -244,4 +247,34 @@ def index_add(c: Coupling, call: Call) -> Layout:
     for e in range(len(x)):
         if e != d:
             c.couple(call, x[e], source[e])
+    return x
+
+
+@rule("aten.topk")
+def topk(c: Coupling, call: Call) -> list[Layout]:
+    """The largest along a dimension have no places of their own; where it loses channels, their number must follow."""
+    x = c.layout(call["self"])
+    d = dim_of(call.get("dim", -1), len(x))
+    kept = (*x[:d], None, *x[d + 1 :])
+    return [kept, kept]
+
+
+@rule("aten.scatter")
+def scatter(c: Coupling, call: Call) -> Layout:
+    """What a topk took goes back to where it was: those channels may be fewer. Any other numbering stays whole."""
+    x, index = c.layout(call["self"]), call["index"]
+    d = dim_of(call["dim"], len(x))
+    taken = index.args[0] if isinstance(index, Node) and index.target is operator.getitem else None
+    back = isinstance(taken, Node) and operation_name(taken.target) == "aten.topk"
+    if back:
+        assert isinstance(taken, Node)
+        c.couple(call, x[d], c.layout(taken.args[0])[d])
+    else:
+        c.whole(call, x[d], "others are put into it by number")
+    for value in (index, call.get("src")):
+        for e, ids in enumerate(c.layout(value)):
+            if e != d:
+                c.couple(call, x[e], ids)
+            elif ids is not None:
+                c.whole(call, ids, "put into another by number")
     return x

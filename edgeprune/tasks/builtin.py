@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeprune.nn import at_every_exit
-from edgeprune.tasks import models, transformers
+from edgeprune.tasks import gated, models, transformers
 from edgeprune.tasks.task import Task
 
 
@@ -55,6 +55,11 @@ def fashion_feddst() -> Task:
         lr=0.01,
         weight_decay=1e-3,
     )
+
+
+def cifar10_adp() -> Task:
+    """CIFAR-10 with the network of cifar10-vgg, every convolution gated."""
+    return Task("cifar10-adp", "cifar-10", gated.gated_vgg, _images(3, 32, 32), batch_size=64, lr=0.02)
 
 
 def cifar10_vit() -> Task:
@@ -114,6 +119,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "cifar10-resnet": cifar10_resnet,
     "cifar10-feddst": cifar10_feddst,
     "fashion-feddst": fashion_feddst,
+    "cifar10-adp": cifar10_adp,
     "cifar10-vit": cifar10_vit,
     "shakespeare": shakespeare,
     "uci-har": uci_har,
