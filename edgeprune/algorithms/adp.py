@@ -14,6 +14,7 @@ The per-device set is ours: without it a device computes every channel's gate bu
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
-from edgeprune.nn.gated import gate_statistics, gated_layers
+from edgeprune.nn.gated import GatedConv2d, GatedNet, gate_statistics, gated_layers
 from edgeprune.pruning import ChannelGraph, SubmodelPlan, choose
 
 
@@ -111,6 +112,22 @@ def used(graph: ChannelGraph, statistics: Mapping[str, Tensor]) -> dict[str, Ten
             if layer in statistics:
                 scores[name] += statistics[layer]
     return scores
+
+
+def plain(model: GatedNet, statistics: Mapping[str, Tensor]) -> nn.Sequential:
+    """A specialised network without its gates: every channel's mean gate (gate_statistics of this network) becomes part
+    of its batch-norm. ReLU(BN(x) g) = ReLU(g BN(x)) for the one g that is left, so nothing else changes."""
+    layers: list[nn.Module] = []
+    for name, layer in model.features.named_children():
+        if not isinstance(layer, GatedConv2d):
+            layers.append(layer)
+            continue
+        norm, gate = copy.deepcopy(layer.bn), statistics[f"features.{name}"].to(layer.bn.weight.dtype)
+        with torch.no_grad():
+            norm.weight.mul_(gate)
+            norm.bias.mul_(gate)
+        layers += [copy.deepcopy(layer.conv), norm, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.deepcopy(model.head))
 
 
 def difference(a: SubmodelPlan, b: SubmodelPlan) -> float:

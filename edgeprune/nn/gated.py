@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprune import ops
 from edgeprune.errors import EdgePruneError
 
 Compact = tuple[Tensor, Tensor | None]
@@ -65,23 +66,18 @@ class GatedConv2d(nn.Module):
     def forward_gathered(self, compact: Compact) -> Compact:
         """The same in evaluation from and to the channels that are on; nothing else is computed."""
         x, into = compact
-        n, have, height, width = x.shape
         pooled = x.mean((2, 3))
         if into is not None:
-            pooled = pooled.new_zeros(n, self.conv.in_channels).scatter_(1, into, pooled)
+            pooled = pooled.new_zeros(len(x), self.conv.in_channels).scatter_(1, into, pooled)
         g = functional.relu(self.gate(pooled))
-        strength, chosen = g.topk(self.on(), dim=1)
-        weight = self.conv.weight[chosen]  # [N, k, inputs, h, w]
-        if into is not None:
-            at = into[:, None, :, None, None].expand(-1, weight.shape[1], -1, *weight.shape[3:])
-            weight = weight.gather(2, at)
-        out = functional.conv2d(
-            x.reshape(1, n * have, height, width),
-            weight.flatten(0, 1),
-            stride=self.conv.stride,
-            padding=self.conv.padding,
-            groups=n,
-        ).unflatten(1, (n, -1))[0]
+        chosen = g.topk(self.on(), dim=1).indices.sort(1).values
+        strength = g.gather(1, chosen)
+        # Sample by sample: one grouped convolution over all of them gathers and runs several times as long.
+        each = []
+        for i, mine in enumerate(chosen):
+            weight = ops.gather(self.conv.weight.detach(), (mine, None if into is None else into[i], None, None))
+            each.append(functional.conv2d(x[i : i + 1], weight, None, self.conv.stride, self.conv.padding))
+        out = torch.cat(each)
         scale, shift = self._norm()
         scale, shift = scale[chosen] * strength, shift[chosen] * strength
         return functional.relu(out * scale[:, :, None, None] + shift[:, :, None, None]), chosen

@@ -14,7 +14,7 @@ from torch import nn
 
 import edgeprune
 from edgeprune import engine
-from edgeprune.algorithms.adp import ADP, difference, specialised, zero_small
+from edgeprune.algorithms.adp import ADP, difference, plain, specialised, zero_small
 from edgeprune.algorithms.protocol import Recipe, Setting, State, Update
 from edgeprune.algorithms.training import LocalData, train_local
 from edgeprune.errors import EdgePruneError
@@ -122,6 +122,17 @@ def test_a_specialised_model_gives_what_the_gates_give_where_they_keep_its_chann
     counts = [layer.conv.out_channels for layer in gated_layers(small).values()]
     assert counts == [4, 6, 8] == [layer.on() for layer in gated_layers(small).values()]
     assert active_macs(small, x)[1] < 0.52 * active_macs(model, x)[1]
+
+
+def test_without_gates_one_sample_is_served_as_with_them(traced):
+    """Its own gates are the mean gates, so folding them into the norms changes nothing."""
+    model, graph = traced
+    x = torch.randn(1, 3, 16, 16)
+    small = extract(model, specialised(model, graph, [x], 0.5)).eval()
+    folded = plain(small, gate_statistics(small, [x])).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), small(x), rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(module, GatedConv2d) for module in folded.modules())
 
 
 def test_sets_follow_the_data(traced):
