@@ -2,7 +2,7 @@
 
     python benchmarks/federation.py unequal | many | soak [SECONDS]      (unequal: as root, with the cpu control group)
 
-Writes benchmarks/results/federation-WHAT.json. ``unequal``: eight workers with quotas of CPU time from 25 % to 5 % of a
+Writes benchmarks/results/federation-WHAT.json. ``unequal``: eight workers with quotas of CPU time from 40 % to 8 % of a
 core train with AdaptCL; the spread of their update times before and after. ``many``: 200 clients in four processes;
 what a round costs the server per client. ``soak``: workers killed and stopped at random and the server killed and
 resumed, until the time is up; whether every round was made, and what it cost.
@@ -34,9 +34,9 @@ from edgeprune.engine.children import wait_for
 from edgeprune.engine.config import Experiment
 from edgeprune.engine.sockets import SocketCarrier
 
-QUOTAS = [0.25 / (1 + 4 * i / 7) for i in range(8)]  # of one core: update times from 1 to 5
+QUOTAS = [0.4 / (1 + 4 * i / 7) for i in range(8)]  # of one core: update times from 1 to 5
 GROUPS = Path("/sys/fs/cgroup/cpu")
-PERIOD_US = 100_000
+PERIOD_US = 20_000
 LEAD = """
 import sys
 from pathlib import Path
@@ -81,22 +81,22 @@ def spread(record: dict[str, Any]) -> float:
 
 
 def unequal() -> list[dict[str, Any]]:
-    rounds, interval = 20, 4
+    rounds, interval = 24, 4
     described = experiment(
         f"run.rounds={rounds}",
         "fleet.devices=8",
         "algorithm.name=adaptcl",
         f"algorithm.interval={interval}",
-        "run.evaluate_every=20",
+        "run.evaluate_every=24",
         "data.samples=1280",
     )
     names = [f"device-{i}" for i in range(8)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with federation.Workers(described, names, folder / "w", None) as workers:
-            carrier = workers.carrier(300)
+            carrier = workers.carrier(600)
             with quotas([child.pid for child in workers.hosts]):
-                summary = federation.lead(described, carrier, folder / "run", None, wait_s=60)
+                summary = federation.lead(described, carrier, folder / "run", None, wait_s=60, watch=_tell)
         records = engine.RunDir(folder / "run").metrics()
     before = [spread(record) for record in records[1:interval]]  # the first round loads what torch loads late
     after = [spread(record) for record in records[-interval:]]
@@ -120,6 +120,10 @@ def unequal() -> list[dict[str, Any]]:
     ]
 
 
+def _tell(at: object, record: dict[str, Any]) -> None:
+    print(record["round"], round(spread(record), 2), round(record["time_s"], 1), flush=True)
+
+
 def many() -> list[dict[str, Any]]:
     clients, hosts, rounds = 200, 4, 6
     described = experiment(
@@ -129,11 +133,12 @@ def many() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with federation.Workers(described, names, folder / "w", None, hosts=hosts) as workers:
-            carrier = workers.carrier(300)
+            carrier = workers.carrier(600)
             own = Path("/proc/self/status").read_text()
             before = int(own.split("VmRSS:")[1].split()[0]) / 1024
-            began = time.monotonic()
-            summary = federation.lead(described, carrier, folder / "run", None, wait_s=60)
+            began, cpu = time.monotonic(), []
+            watch = lambda at, record: cpu.append(time.process_time())  # noqa: E731
+            summary = federation.lead(described, carrier, folder / "run", None, wait_s=60, watch=watch)
             took = time.monotonic() - began
             memory = [_rss_mib(child.pid) for child in workers.hosts]
         records = engine.RunDir(folder / "run").metrics()
@@ -152,7 +157,8 @@ def many() -> list[dict[str, Any]]:
             "device_compute_s_per_round": round(compute, 3),
             "bytes_per_update": records[-1]["upload_bytes"] // clients,
             "envelope_bytes_beside_wire": envelope["sent_bytes"] + envelope["received_bytes"] - wire,
-            "server_ms_per_update": round(1e3 * summary["control_wall_s"] / rounds / clients, 3),
+            "server_cpu_ms_per_update": round(1e3 * (cpu[-2] - cpu[0]) / (rounds - 2) / clients, 3),
+            "of_that_assign_encode_merge": round(1e3 * summary["control_wall_s"] / rounds / clients, 3),
             "server_mib_before": round(before),
             "server_mib_peak": round(peak),
             "host_mib": memory,
@@ -187,7 +193,7 @@ def soak(seconds: float) -> list[dict[str, Any]]:
         folder = Path(name)
         out = folder / "run"
         with federation.Workers(described, names, folder / "w", None) as workers:
-            workers.carrier(300)
+            workers.carrier(600)
             command = [sys.executable, "-c", LEAD, str(workers.folder / "experiment.toml"), str(out)]
             command += [str(path) for path in workers.paths.values()]
             server = subprocess.Popen(command)

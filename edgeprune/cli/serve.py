@@ -12,7 +12,11 @@ from edgeprune.errors import EdgePruneError
 
 @click.command("serve")
 @click.argument("experiment", required=False, type=click.Path(path_type=Path))
-@click.option("--engine", type=click.Choice(["flower", "flare"]), default="flower", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["flare", "flower"]),
+    help="What carries the bytes; FLARE, or Flower where only it is.",
+)
 @click.option("--address", default="127.0.0.1:9092", show_default=True, help="Where the devices reach this machine.")
 @click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Override a key of the experiment.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; kits go beside it.")
@@ -24,7 +28,7 @@ from edgeprune.errors import EdgePruneError
 @click.option("--quiet", is_flag=True, help="Print the result only.")
 def command(
     experiment: Path | None,
-    engine: str,
+    engine: str | None,
     address: str,
     sets: tuple[str, ...],
     out: Path,
@@ -45,9 +49,9 @@ def command(
     from edgeprune.engine import load_experiment
     from edgeprune.engine.checkpoint import Checkpoint
     from edgeprune.engine.children import stop_on_term
-    from edgeprune.engine.kits import write_kits
-    from edgeprune.engine.serve import Service, serve
+    from edgeprune.engine.serve import Service, make_kits, serve, which_engine
 
+    engine = engine or which_engine()
     rounds = 0
     if resuming:
         from edgeprune.cli.run import _rounds_only
@@ -59,8 +63,7 @@ def command(
     described = replace(described, run=replace(described.run, engine=engine))
     service = Service(out, engine, address, data_dir, wait_s, own_data, resuming, rounds)
     if only_kits:
-        write_kits(service.federation, described, engine, address)
-        click.echo(f"kits are in {service.federation.folder / 'kits'}")
+        make_kits(service, described, click.echo)
         return
     stop_on_term()
     with Progress(described, quiet, rounds) as progress:

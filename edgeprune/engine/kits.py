@@ -14,14 +14,16 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import tomli_w
 
 from edgeprune._version import __version__
-from edgeprune.engine.checkpoint import write_atomically
-from edgeprune.engine.config import Experiment
 from edgeprune.errors import EdgePruneError
+
+if TYPE_CHECKING:  # a device reads its kit in a process that stays small
+    from edgeprune.engine.config import Experiment
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -101,6 +103,7 @@ def read_kit(folder: Path) -> Kit:
 
 def write_kits(federation: Federation, experiment: Experiment, engine: str, address: str) -> None:
     """Certificates for ``address`` and a kit for every device; those that are there already stay as they are."""
+    from edgeprune.engine.checkpoint import write_atomically
     from edgeprune.fleet import build_fleet
 
     prepare_folder(federation)
@@ -144,6 +147,8 @@ def _write_key(private: Path, public: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    from edgeprune.engine.checkpoint import write_atomically
+
     key = ec.generate_private_key(ec.SECP384R1())
     secret(
         private,
@@ -163,6 +168,8 @@ def _write_certificates(federation: Federation, host: str) -> None:
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
+
+    from edgeprune.engine.checkpoint import write_atomically
 
     now = datetime.datetime.now(datetime.timezone.utc)
     names: list[x509.GeneralName] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -22,7 +23,6 @@ from edgeprune.engine.remote import absent
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import build_fleet
 
-ENGINES = ("flower", "flare")
 LOOK_S, TEND_S = 0.3, 10.0
 STRAYED = 3  # looks in a row at which a device has no part in the job: starting one takes a while too
 START_S = 60.0
@@ -48,6 +48,35 @@ class Service:
         return Federation(self.out.with_name(f"{self.out.name}.federation").resolve())
 
 
+def which_engine() -> str:
+    """The engine that is installed here, FLARE before Flower."""
+    for engine, package in (("flare", "nvflare"), ("flower", "flwr")):
+        if importlib.util.find_spec(package) is not None:
+            return engine
+    raise EdgePruneError("serve: no engine is installed; pip install 'edgeprune[flare]' or 'edgeprune[flower]'")
+
+
+def check_engine(engine: str) -> None:
+    """Refuse to begin with an engine that is not here, or too old."""
+    if engine == "flower":
+        from edgeprune.engine.flower import ceremony
+
+        ceremony.check()
+    else:
+        from edgeprune.engine.flare import ceremony as flare
+
+        flare.check()
+
+
+def make_kits(service: Service, experiment: Experiment, say: Callable[[str], None]) -> None:
+    """Write the kits, and say where they are."""
+    check_engine(service.engine)
+    own = service.federation
+    write_kits(own, experiment, service.engine, service.address)
+    count = len(build_fleet(experiment.fleet).names)
+    say(f"kits for {count} devices are in {own.folder / 'kits'}; on each: edgeprune join KIT --data DIR")
+
+
 def serve(
     service: Service, experiment: Experiment | None, watch: Callable[[Record], None], say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -60,19 +89,10 @@ def serve(
     if not service.resume and service.out.exists():
         raise EdgePruneError(f"{service.out}: already there; choose another --out, or --resume that run")
     host, port = split_address(service.address)
-    if service.engine == "flower":
-        from edgeprune.engine.flower import ceremony
-
-        ceremony.check()
-    else:
-        from edgeprune.engine.flare import ceremony as flare
-
-        flare.check()
+    check_engine(service.engine)
     refuse_taken(host, port)
-    own = service.federation
-    write_kits(own, experiment, service.engine, service.address)
-    names = build_fleet(experiment.fleet).names
-    say(f"kits for {len(names)} devices are in {own.folder / 'kits'}; on each: edgeprune join KIT --data DIR")
+    make_kits(service, experiment, say)
+    own, names = service.federation, build_fleet(experiment.fleet).names
     orders = Orders(
         str(own.kit(names[0]) / "experiment.toml"),
         str(service.out.resolve()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 
 import engines
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 
 from edgeprune import engine as local_engine
-from edgeprune.cli import COMMANDS
+from edgeprune.cli import COMMANDS, main
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import load_experiment
 from edgeprune.engine.children import wait_for
@@ -88,7 +89,7 @@ def test_a_key_that_was_not_registered_does_not_get_in(tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     sets = [part for item in SETS for part in ("--set", item)]
     address = f"127.0.0.1:{free_port()}"
-    server = engines.start("flower", log, "serve", "--address", address, "--out", str(out), "--wait", "120", *sets)
+    server = engines.start("flower", log, "serve", "--engine", "flower", "--address", address, "--out", str(out), *sets)
     started = [server]
     try:
         kit = Federation(tmp_path / "run.federation").kit("device-0")
@@ -109,18 +110,13 @@ def test_a_key_that_was_not_registered_does_not_get_in(tmp_path):
 # --- mistakes, which need no engine ----------------------------------------------------------------------------------
 
 
-def run(*arguments, cwd):
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeprune", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stderr
+def run(monkeypatch, capsys, cwd, *arguments):
+    """Exit status and what was said, in this process."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr("sys.argv", ["edgeprune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err
 
 
 def test_the_commands_are_there():
@@ -131,18 +127,27 @@ def test_the_commands_are_there():
     ("arguments", "sentence"),
     [
         (["join", "nowhere"], "not a kit"),
-        (["serve", "--out", "x", "--address", "here"], "write it as host:port"),
-        (["serve", "--out", "x", "--engine", "flwr"], "'flwr' is not one of 'flower', 'flare'"),
-        (["serve", "--out", "x", "--resume"], "not a run directory"),
-        (["serve", "--out", "x", "--set", 'fleet.fault=[{device="device-0",kind="nan"}]'], "for the virtual clock"),
+        (["serve", "--out", "x", "--engine", "flare", "--address", "here"], "write it as host:port"),
+        (["serve", "--out", "x", "--engine", "flwr"], "'flwr' is not one of 'flare', 'flower'"),
+        (["serve", "--out", "x", "--resume", "--engine", "flare"], "not a run directory"),
+        (
+            ["serve", "--out", "x", "--engine", "flare", "--set", 'fleet.fault=[{device="device-0",kind="nan"}]'],
+            "for the virtual clock",
+        ),
         (["run", "--set", "run.engine=flower", "--out", "x"], "start it with 'edgeprune serve'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_sentence(arguments, sentence, tmp_path):
-    status, said = run(*arguments, cwd=tmp_path)
+def test_a_mistake_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, tmp_path, *arguments)
     assert status in (1, 2) and sentence in said and said.count("\n") == 1, said
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("module", ["edgeprune.cli.join", "edgeprune.engine.join", "edgeprune.engine.frames"])
+def test_what_waits_on_a_device_beside_the_worker_stays_small(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("address", ["", "host", ":9000", "host:", "host:0", "host:70000", "host:x"])

@@ -44,6 +44,8 @@ folder = ""
 
 def check() -> None:
     """Refuse to begin without Flower, or with one too old."""
+    if sys.version_info < (3, 11):
+        raise EdgePruneError("flower: it needs Python 3.11 or newer here; use --engine flare")
     try:
         version = metadata.version("flwr")
     except metadata.PackageNotFoundError:
