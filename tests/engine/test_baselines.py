@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from short_runs import maker
 
 from edgeprune import engine, wire
 from edgeprune.algorithms.fedavg import FedAvg
@@ -23,9 +23,8 @@ def tiny(latency):
     """``tiny(algorithm, "key.path=value", ...)``: four devices, two rounds."""
 
     def make(algorithm, *sets: str):
-        shared = ["run.rounds=2", "run.threads=1", "run.evaluate_every=2", "data.samples=200", "fleet.devices=4"]
-        experiment = engine.load_experiment(None, [*shared, f"fleet.latency={json.dumps(str(latency))}", *sets])
-        return replace(experiment, algorithm=algorithm)
+        short = maker(latency, "run.rounds=2", "run.evaluate_every=2", "data.samples=200", "fleet.devices=4")
+        return replace(short(*sets), algorithm=algorithm)
 
     return make
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
+from short_runs import maker, resumed_equals_whole, weights
 
 from edgeprune import engine
 from edgeprune.engine import checkpoint as checkpoints
@@ -15,7 +14,7 @@ from edgeprune.engine.executor import Batched, check_device
 from edgeprune.engine.worker import ModelShelf
 from edgeprune.errors import EdgePruneError
 
-SHARED = ("run.threads=1", "run.evaluate_every=1", "data.partition=classes", "data.per_class=10", "fleet.devices=6")
+SHARED = ("run.rounds=3", "run.evaluate_every=1", "data.partition=classes", "data.per_class=10", "fleet.devices=6")
 TWO = ("algorithm.sample=3", "algorithm.epochs=2")
 MOVING = ("algorithm.name=feddst", *TWO, "algorithm.interval=2", "algorithm.alpha=0.2", "algorithm.end=4")
 PUBLIC = ("grow_any=true", "growth_data=batch", "softmax=true", "after=2", "distribution=public", "prox_detached=true")
@@ -46,15 +45,14 @@ def both(latency, tmp_path):
     """``both("key.path=value", ...)``: each executor's records and last checkpoint."""
 
     def run(*sets: str, device: str = "cpu"):
-        table = f"fleet.latency={json.dumps(str(latency))}"
-        prepared = engine.prepare(engine.load_experiment(None, ["run.rounds=3", *SHARED, table, *sets]))
+        prepared = engine.prepare(maker(latency, *SHARED)(*sets))
         found = []
         for kind in ("serial", "batched"):
             run_ = replace(prepared.experiment.run, executor=kind, device=device if kind == "batched" else "cpu")
             engine.start(replace(prepared, experiment=replace(prepared.experiment, run=run_)), tmp_path / kind)
             there = engine.RunDir(tmp_path / kind)
             assert there.summary()["executor"] == kind
-            found.append((there.metrics(), safetensors.torch.load_file(tmp_path / kind / checkpoints.FILE)))
+            found.append((there.metrics(), weights(tmp_path / kind)))
         return found
 
     return run
@@ -108,23 +106,8 @@ def test_rounding_on_the_way_may_fall_either_side_but_ends_alike(both, name):
         assert a["participants"] == b["participants"] and not b["rejected"]
 
 
-def test_a_batched_run_resumes_bit_for_bit(latency, tmp_path):
-    table = f"fleet.latency={json.dumps(str(latency))}"
-    sets = [*SHARED, table, *MOVING, "run.executor=batched"]
-    engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=3"])), tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    def watch(at, record):
-        if at.state.round == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=3"])), tmp_path / "cut", watch)
-    engine.resume(tmp_path / "cut", None)
-    one, other = (safetensors.torch.load_file(tmp_path / name / checkpoints.FILE) for name in ("whole", "cut"))
-    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+def test_a_batched_run_resumes_bit_for_bit(latency, tmp_path, monkeypatch):
+    resumed_equals_whole(maker(latency, *SHARED)(*MOVING, "run.executor=batched"), tmp_path, monkeypatch, 2)
 
 
 def test_more_clients_than_the_width_come_in_turns(latency, monkeypatch, tmp_path):
@@ -132,8 +115,8 @@ def test_more_clients_than_the_width_come_in_turns(latency, monkeypatch, tmp_pat
     together = Batched._together
     monkeypatch.setattr(Batched, "_together", lambda self, group: sizes.append(len(group)) or together(self, group))
     monkeypatch.setattr(Batched.__init__, "__defaults__", (4,))
-    sets = [*SHARED, f"fleet.latency={json.dumps(str(latency))}", "algorithm.name=fedavg", "run.executor=batched"]
-    engine.start(engine.prepare(engine.load_experiment(None, [*sets, "run.rounds=1"])), tmp_path / "run")
+    experiment = maker(latency, *SHARED)("algorithm.name=fedavg", "run.executor=batched", "run.rounds=1")
+    engine.start(engine.prepare(experiment), tmp_path / "run")
     assert sizes == [4, 2]
 
 
@@ -152,8 +135,7 @@ def test_a_device_that_cannot_train_is_one_sentence():
 
 
 def test_only_models_of_the_plans_used_last_are_kept(latency):
-    sets = [*SHARED, f"fleet.latency={json.dumps(str(latency))}", "algorithm.name=fedavg"]
-    prepared = engine.prepare(engine.load_experiment(None, sets))
+    prepared = engine.prepare(maker(latency, *SHARED)("algorithm.name=fedavg"))
     executor = Batched(ModelShelf(prepared.model), prepared.task.loss, torch.device("cpu"))
     plan = prepared.experiment.algorithm.init(prepared.setting, {}).plans["device-0"]
     models = [executor._model(plan, clients) for clients in range(1, 7)]

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
+from short_runs import maker, resumed_equals_whole, weights
 
 from edgeprune import engine, ops, wire
 from edgeprune.algorithms.clients import ClientSide
@@ -16,38 +16,25 @@ from edgeprune.algorithms.protocol import Assignment, Job, Recipe, Update
 from edgeprune.algorithms.readjustment import dense_gradients, readjust
 from edgeprune.algorithms.training import LocalData, train_local
 from edgeprune.engine import checkpoint as checkpoints
-from edgeprune.engine import rundir
 from edgeprune.engine.acceptance import accept
 from edgeprune.engine.transport import Reply
 from edgeprune.errors import EdgePruneError
 from edgeprune.nn import sparsify
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.fixture
 def tiny(latency):
     """``tiny("key.path=value", ...)``: six devices with two classes each, three of them a round."""
 
-    def make(*sets: str):
-        return engine.load_experiment(
-            None,
-            [
-                "algorithm.name=feddst",
-                "run.rounds=4",
-                "run.threads=1",
-                "run.evaluate_every=4",
-                "data.partition=classes",
-                "data.per_class=10",
-                "fleet.devices=6",
-                f"fleet.latency={json.dumps(str(latency))}",
-                *sets,
-            ],
-        )
-
-    return make
+    return maker(
+        latency,
+        "algorithm.name=feddst",
+        "run.rounds=4",
+        "run.evaluate_every=4",
+        "data.partition=classes",
+        "data.per_class=10",
+        "fleet.devices=6",
+    )
 
 
 MOVING = ("algorithm.sample=3", "algorithm.epochs=2", "algorithm.interval=2", "algorithm.alpha=0.2", "algorithm.end=4")
@@ -229,24 +216,8 @@ def test_a_client_may_not_keep_more_or_other_weights(tiny):
 @pytest.mark.parametrize("extra", [(), ("algorithm.upload=int8", "algorithm.feedback=true")], ids=["fp32", "feedback"])
 def test_resuming_equals_never_stopping(tiny, tmp_path, monkeypatch, round_, extra):
     sets = (*MOVING, *extra, "algorithm.sample=4")
-    engine.start(engine.prepare(tiny(*sets)), tmp_path / "whole")
-    save = checkpoints.save
-
-    def dying(path, checkpoint):
-        if checkpoint.state.round == round_ + 1:
-            raise Killed
-        save(path, checkpoint)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", dying)
-        with pytest.raises(Killed):
-            engine.start(engine.prepare(tiny(*sets)), tmp_path / "cut")
-    engine.resume(tmp_path / "cut", None)
-    one, other = (safetensors.torch.load_file(tmp_path / n / checkpoints.FILE) for n in ("whole", "cut"))
-    assert one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
-    for name in (rundir.METRICS, rundir.CONFIG):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert any(name.startswith(checkpoints.DEVICES) for name in one) == bool(extra)
+    resumed_equals_whole(tiny(*sets), tmp_path, monkeypatch, round_)
+    assert any(name.startswith(checkpoints.DEVICES) for name in weights(tmp_path / "whole")) == bool(extra)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
+from short_runs import Killed, maker, same, weights
 
 from edgeprune import engine
 from edgeprune.algorithms import Barrier
@@ -26,10 +25,6 @@ from edgeprune.engine.transport import Arrival, Reply
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.wire import Message, decode, encode
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 class HandMade:
@@ -170,15 +165,10 @@ def tiny(latency):
     """``tiny(algorithm, "key.path=value", ...)``: four devices, the slowest five times the fastest."""
 
     def make(algorithm, *sets: str):
-        shared = ["run.rounds=8", "run.threads=1", "run.evaluate_every=8", "data.samples=200", "fleet.devices=4"]
-        experiment = engine.load_experiment(None, [*shared, f"fleet.latency={json.dumps(str(latency))}", *sets])
-        return replace(experiment, algorithm=algorithm)
+        short = maker(latency, "run.rounds=8", "run.evaluate_every=8", "data.samples=200", "fleet.devices=4")
+        return replace(short(*sets), algorithm=algorithm)
 
     return make
-
-
-def weights(path):
-    return safetensors.torch.load_file(path / checkpoints.FILE)
 
 
 def records(path):
@@ -222,8 +212,7 @@ def test_resuming_with_updates_under_way_equals_never_stopping(tiny, tmp_path, m
             with pytest.raises(Killed):
                 engine.resume(tmp_path / "cut", None)
     engine.resume(tmp_path / "cut", None)
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert (tmp_path / "cut" / rundir.METRICS).read_bytes() == (tmp_path / "whole" / rundir.METRICS).read_bytes()
 
 

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
+from short_runs import maker, resumed_equals_whole
 
 from edgeprune import engine
 from edgeprune.algorithms import mpfl
 from edgeprune.algorithms.mpfl import MPFL
 from edgeprune.algorithms.protocol import Setting, State, Update
-from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks.models import resnet_like
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.fixture
 def tiny(latency):
     """``tiny("key.path=value", ...)``: three nodes, two iterations of search, two rounds of training."""
 
-    def make(*sets: str):
-        return engine.load_experiment(
-            None,
-            [
-                "algorithm.name=mpfl",
-                "algorithm.iterations=2",
-                "algorithm.step=0.3",
-                "run.rounds=4",
-                "run.threads=1",
-                "run.evaluate_every=4",
-                "data.samples=150",
-                "fleet.devices=3",
-                f"fleet.latency={json.dumps(str(latency))}",
-                *sets,
-            ],
-        )
-
-    return make
+    return maker(
+        latency,
+        "algorithm.name=mpfl",
+        "algorithm.iterations=2",
+        "algorithm.step=0.3",
+        "run.rounds=4",
+        "run.evaluate_every=4",
+        "data.samples=150",
+        "fleet.devices=3",
+    )
 
 
 def toy():
@@ -173,22 +158,7 @@ def test_a_faulty_node_has_no_vote(tiny, tmp_path, kind):
 
 @pytest.mark.parametrize("round_", [1, 2, 3])
 def test_resuming_equals_never_stopping(tiny, tmp_path, monkeypatch, round_):
-    engine.start(engine.prepare(tiny()), tmp_path / "whole")
-    save = checkpoints.save
-
-    def dying(path, checkpoint):
-        if checkpoint.state.round == round_ + 1:
-            raise Killed
-        save(path, checkpoint)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", dying)
-        with pytest.raises(Killed):
-            engine.start(engine.prepare(tiny()), tmp_path / "cut")
-    engine.resume(tmp_path / "cut", None)
-    one, other = (safetensors.torch.load_file(tmp_path / n / checkpoints.FILE) for n in ("whole", "cut"))
-    assert one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
-    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    resumed_equals_whole(tiny(), tmp_path, monkeypatch, round_)
 
 
 @pytest.mark.parametrize(

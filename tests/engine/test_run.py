@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
+from short_runs import Killed, same, weights
 
 from edgeprune import engine
 from edgeprune.algorithms.training import train_local
@@ -15,18 +15,6 @@ from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.rounds import seed_of
 from edgeprune.errors import EdgePruneError
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing of ours may catch it."""
-
-
-def weights(path):
-    return safetensors.torch.load_file(path / checkpoints.FILE)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def fedavg(small, *sets):
