@@ -289,6 +289,10 @@ template <class Value>
 void __stcs(Value* p, Value value) {
     *p = value;
 }
+template <class Value>
+void __stcg(Value* p, Value value) {
+    *p = value;
+}
 template <class Value, class Other>
 Value atomicAdd(Value* p, Other value) {
     const Value before = *p;

@@ -204,6 +204,33 @@ TEST(cuda_pack_unpack_and_accumulate_equal_the_cpu) {
         }
 }
 
+TEST(cuda_converts_every_half_and_floats_of_all_magnitudes) {
+    std::vector<uint8_t> every(2 << 16);
+    for (uint32_t half = 0; half < 1 << 16; ++half) {
+        every[2 * half] = static_cast<uint8_t>(half);
+        every[2 * half + 1] = static_cast<uint8_t>(half >> 8);
+    }
+    std::vector<float> x;
+    for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += 30011) {
+        const auto word = static_cast<uint32_t>(bits);
+        x.emplace_back();
+        std::memcpy(&x.back(), &word, sizeof word);
+    }
+    const auto n = static_cast<int64_t>(x.size());
+    for (Coding coding : {Coding::f16, Coding::bf16}) {
+        std::vector<float> out(1 << 16), got_out(1 << 16);
+        unpack(cpu(every), {}, {}, coding, cpu(out), {});
+        const Room rows("rows", {1 << 16});
+        unpack_cuda(gpu(every), {}, {}, coding, gpu(got_out), rows.call());
+        CHECK(same(out, got_out));
+        std::vector<uint8_t> values(2 * x.size()), got(2 * x.size());
+        pack_many({{cpu(x), {}, {}, cpu(values), {}}}, coding, false, 0, {});
+        const Room room("pack", {n});
+        pack_many_cuda({{gpu(x), {}, {}, gpu(got), {}}}, coding, false, 0, room.call());
+        CHECK(same(values, got));
+    }
+}
+
 TEST(cuda_packs_many_tensors_at_once) {
     const std::vector<int64_t> sizes = {5000, 0, 1, 9000, 300, 4096};
     std::vector<std::vector<float>> xs, residuals, got_residuals;

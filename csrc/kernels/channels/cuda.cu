@@ -221,9 +221,10 @@ __global__ void __launch_bounds__(WalkConfig::threads)
 #pragma unroll
             for (int b = 0; b < 2; ++b) {
                 const int64_t i = first + (g + b) * 4 * WalkConfig::threads;
-                *reinterpret_cast<float4*>(task.out + i) = make_float4(
-                    finished(base[b].x, total[b].x, count[b].x), finished(base[b].y, total[b].y, count[b].y),
-                    finished(base[b].z, total[b].z, count[b].z), finished(base[b].w, total[b].w, count[b].w));
+                __stcs(reinterpret_cast<float4*>(task.out + i),  // a plain store would be taken apart
+                       make_float4(
+                           finished(base[b].x, total[b].x, count[b].x), finished(base[b].y, total[b].y, count[b].y),
+                           finished(base[b].z, total[b].z, count[b].z), finished(base[b].w, total[b].w, count[b].w)));
             }
         }
     }

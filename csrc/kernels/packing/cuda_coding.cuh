@@ -11,34 +11,30 @@ namespace {
 
 __device__ inline uint16_t to_bf16(float v) {
     const uint32_t bits = __float_as_uint(v), upper = bits >> 16;
-    if ((bits & kMagnitude) > kInfinity) return static_cast<uint16_t>(upper | 0x40u);
-    return static_cast<uint16_t>((bits + 0x7FFFu + (upper & 1u)) >> 16);
+    const uint32_t rounded = (bits + 0x7FFFu + (upper & 1u)) >> 16;
+    return static_cast<uint16_t>((bits & kMagnitude) > kInfinity ? upper | 0x40u : rounded);
 }
 
 __device__ inline float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 
+// Without branches: every case is worked out and one is taken.
 __device__ inline uint16_t to_f16(float v) {
     const uint32_t bits = __float_as_uint(v), sign = bits >> 16 & 0x8000u, magnitude = bits & kMagnitude;
-    uint32_t half;
-    if (magnitude > kInfinity) {
-        half = 0x7E00u | (magnitude >> 13 & 0x3FFu);
-    } else if (magnitude >= 0x477FF000u) {
-        half = 0x7C00u;  // 65520 and above round to infinity
-    } else if (magnitude >= 0x38800000u) {
-        half = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
-    } else {
-        // Adding 0.5 leaves the multiple of 2^-24, rounded by the processor, in the low bits.
-        half = __float_as_uint(__fadd_rn(__uint_as_float(magnitude), 0.5f)) - 0x3F000000u;
-    }
+    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+    // Adding 0.5 leaves the multiple of 2^-24, rounded by the processor, in the low bits.
+    const uint32_t small = __float_as_uint(__fadd_rn(__uint_as_float(magnitude), 0.5f)) - 0x3F000000u;
+    uint32_t half = magnitude < 0x38800000u ? small : normal;
+    half = magnitude >= 0x477FF000u ? 0x7C00u : half;  // 65520 and above round to infinity
+    half = magnitude > kInfinity ? 0x7E00u | (magnitude >> 13 & 0x3FFu) : half;
     return static_cast<uint16_t>(sign | half);
 }
 
 __device__ inline float from_f16(uint16_t bits) {
     const uint32_t half = bits, sign = (half & 0x8000u) << 16, magnitude = half & 0x7FFFu;
-    if (magnitude > 0x7C00u) return __uint_as_float(sign | 0x7FC00000u | magnitude << 13);
-    if (magnitude == 0x7C00u) return __uint_as_float(sign | kInfinity);
-    if (magnitude >= 0x400u) return __uint_as_float(sign | ((magnitude << 13) + 0x38000000u));
-    return __uint_as_float(sign | __float_as_uint(__fmul_rn(static_cast<float>(magnitude), 0x1p-24f)));
+    // As the bits of a float the magnitude is 2^112 times too small; the product is exact, for denormals too.
+    const uint32_t number = __float_as_uint(__fmul_rn(__uint_as_float(magnitude << 13), 0x1p112f));
+    const uint32_t quiet = magnitude > 0x7C00u ? 0x400000u : 0u;
+    return __uint_as_float(sign | (magnitude >= 0x7C00u ? kInfinity | quiet | magnitude << 13 : number));
 }
 
 // ---- int8 -----------------------------------------------------------------------------------------------------------

@@ -68,11 +68,12 @@ __device__ inline float* staged(const Staging& staging, const PackingRow& row, i
 // ---- the pass over the elements -------------------------------------------------------------------------------------
 
 template <Coding coding>
-__global__ void __launch_bounds__(TileConfig::threads)
+__global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
     pack_kernel(TileSpace space, int64_t tiles, Staging staging, uint32_t* status) {
     const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
+    Tiles queue(space, tiles);
     Tile tile;
-    while (next_tile(space, tiles, tile)) {
+    while (queue.next(tile)) {
         const PackingRow row = space.rows[tile.row];
         const WarpWords words = read_words(
             row, tile, status, [&](int64_t own) { return kept_before(space.state, tile.number, row.first_tile, own); });
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(TileConfig::threads)
     for (int64_t number = blockIdx.x; number < tiles; number += gridDim.x) {
         Tile tile;
         tile.number = number;
-        tile.row = space.row_of_tile[number];
+        tile.row = row_of_tile(space, number);
         const PackingRow row = space.rows[tile.row];
         tile.first = (number - row.first_tile) * kCudaTile;
         const WarpWords words = read_words(row, tile, status, [&](int64_t) {

@@ -96,7 +96,7 @@ struct Place {
 
 __device__ inline Place place_of(const TileSpace& space, int64_t tile) {
     Place place;
-    place.row = space.row_of_tile[tile];
+    place.row = row_of_tile(space, tile);
     place.first = (tile - space.rows[place.row].first_tile) * kCudaTile + threadIdx.x * SelectConfig::each;
     return place;
 }

@@ -18,7 +18,7 @@ struct TileConfig {
     static constexpr int warps = threads / 32;
     static constexpr int each = static_cast<int>(kCudaTile) / threads;  // elements of a thread: loads in flight
     static constexpr int words = static_cast<int>(kCudaTile) / 32;
-    static constexpr int blocks_each = 8;  // a multiprocessor of sm_87 holds 6, one of sm_90 8: the rest waits its turn
+    static constexpr int blocks_each = 5;  // on a multiprocessor: 48 registers a thread, with 40 some kernels spill
 };
 static_assert(TileConfig::each == 16 && TileConfig::words == 128, "kernels count words and bits by these");
 
@@ -33,6 +33,7 @@ constexpr unsigned kAll = 0xFFFFFFFFu;  // lanes
 
 // rows | row of each tile | state: a word for each tile and one that hands tiles out | what else an operator needs
 struct TileSpace {
+    int count;  // of rows
     PackingRow* rows;
     int32_t* row_of_tile;
     unsigned long long* state;  // [tiles + 1], zeros at the start
@@ -48,6 +49,7 @@ inline int64_t tile_space_bytes(int64_t rows, int64_t tiles) {
 inline TileSpace tile_space(const PackingCuda& call) {
     char* at = static_cast<char*>(call.workspace);
     TileSpace space;
+    space.count = call.count;
     space.rows = reinterpret_cast<PackingRow*>(at);
     at += padded(call.count * static_cast<int64_t>(sizeof(PackingRow)));
     space.row_of_tile = reinterpret_cast<int32_t*>(at);
@@ -188,19 +190,38 @@ struct Tile {
     int row;
 };
 
-// The next tile, in order, to all threads of the block; false when none is left. Begins and ends with a barrier, so
-// that shared memory of the tile before may be written again.
-__device__ inline bool next_tile(const TileSpace& space, int64_t tiles, Tile& tile) {
-    __shared__ unsigned long long drawn;
-    __syncthreads();
-    if (threadIdx.x == 0) drawn = atomicAdd(space.state + tiles, 1ull);
-    __syncthreads();
-    tile.number = static_cast<int64_t>(drawn);
-    if (tile.number >= tiles) return false;
-    tile.row = space.row_of_tile[tile.number];
-    tile.first = (tile.number - space.rows[tile.row].first_tile) * kCudaTile;
-    return true;
+__device__ inline int row_of_tile(const TileSpace& space, int64_t tile) {
+    return space.count == 1 ? 0 : space.row_of_tile[tile];
 }
+
+// Hands a block its tiles, in order. The number of the next one is asked for while the block is busy with this one; it
+// then waits for no tile behind its own, so that of all tiles not done the first is always being worked on.
+class Tiles {
+  public:
+    __device__ Tiles(const TileSpace& space, int64_t tiles) : space_(space), tiles_(tiles) {
+        if (threadIdx.x == 0) ahead_ = atomicAdd(space_.state + tiles_, 1ull);
+    }
+
+    // To all threads of the block; false when none is left. Begins and ends with a barrier, so that shared memory of
+    // the tile before may be written again.
+    __device__ bool next(Tile& tile) {
+        __shared__ unsigned long long drawn;
+        __syncthreads();
+        if (threadIdx.x == 0) drawn = ahead_;
+        __syncthreads();
+        tile.number = static_cast<int64_t>(drawn);
+        if (tile.number >= tiles_) return false;
+        if (threadIdx.x == 0) ahead_ = atomicAdd(space_.state + tiles_, 1ull);
+        tile.row = row_of_tile(space_, tile.number);
+        tile.first = (tile.number - space_.rows[tile.row].first_tile) * kCudaTile;
+        return true;
+    }
+
+  private:
+    const TileSpace& space_;
+    int64_t tiles_;
+    unsigned long long ahead_ = 0;  // of thread 0
+};
 
 }  // namespace
 }  // namespace edgeprune

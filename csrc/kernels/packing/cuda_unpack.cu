@@ -85,8 +85,9 @@ __device__ inline float4 decode4(const PackingRow& row, const Four& four, bool w
 template <Coding coding>
 __global__ void __launch_bounds__(TileConfig::threads) unpack_kernel(TileSpace space, int64_t tiles, uint32_t* status) {
     __shared__ TileWords words;
+    Tiles queue(space, tiles);
     Tile tile;
-    while (next_tile(space, tiles, tile)) {
+    while (queue.next(tile)) {
         const PackingRow row = space.rows[tile.row];
         read_tile(space, row, tile, status, words);
         const bool whole = whole_items<coding>(row), wide = aligned16(row.out);
@@ -118,11 +119,12 @@ __device__ inline void add_to(float& total, float& weight_sum, bool kept, float 
 }
 
 template <Coding coding>
-__global__ void __launch_bounds__(TileConfig::threads)
+__global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
     accumulate_kernel(TileSpace space, int64_t tiles, float weight, uint32_t* status) {
     __shared__ TileWords words;
+    Tiles queue(space, tiles);
     Tile tile;
-    while (next_tile(space, tiles, tile)) {
+    while (queue.next(tile)) {
         const PackingRow row = space.rows[tile.row];
         read_tile(space, row, tile, status, words);
         const bool whole = whole_items<coding>(row), wide = aligned16(row.out) && aligned16(row.weight_sum);
@@ -135,14 +137,15 @@ __global__ void __launch_bounds__(TileConfig::threads)
             float* const total = row.out + i;
             float* const held = row.weight_sum + i;
             if (wide && i + 4 <= row.n) {
-                float4 sum = *reinterpret_cast<const float4*>(total);
-                float4 weights = *reinterpret_cast<const float4*>(held);
+                // As intrinsics: plain ones would be taken apart, for not all four are kept.
+                float4 sum = __ldcg(reinterpret_cast<const float4*>(total));
+                float4 weights = __ldcg(reinterpret_cast<const float4*>(held));
                 add_to(sum.x, weights.x, four.bits & 1u, weight, v.x);
                 add_to(sum.y, weights.y, four.bits & 2u, weight, v.y);
                 add_to(sum.z, weights.z, four.bits & 4u, weight, v.z);
                 add_to(sum.w, weights.w, four.bits & 8u, weight, v.w);
-                *reinterpret_cast<float4*>(total) = sum;
-                *reinterpret_cast<float4*>(held) = weights;
+                __stcg(reinterpret_cast<float4*>(total), sum);
+                __stcg(reinterpret_cast<float4*>(held), weights);
             } else {
                 const float value[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -158,8 +161,9 @@ __global__ void __launch_bounds__(TileConfig::threads)
 __global__ void __launch_bounds__(TileConfig::threads)
     indices_kernel(TileSpace space, int64_t tiles, int64_t* indices, uint32_t* status) {
     __shared__ TileWords words;
+    Tiles queue(space, tiles);
     Tile tile;
-    while (next_tile(space, tiles, tile)) {
+    while (queue.next(tile)) {
         const PackingRow row = space.rows[tile.row];
         read_tile(space, row, tile, status, words);
 #pragma unroll
@@ -180,7 +184,7 @@ __global__ void __launch_bounds__(TileConfig::threads)
     const int64_t step = static_cast<int64_t>(gridDim.x) * TileConfig::warps;
     for (int64_t tile = static_cast<int64_t>(blockIdx.x) * TileConfig::warps + threadIdx.x / 32; tile < tiles;
          tile += step) {
-        const int r = space.row_of_tile[tile];
+        const int r = row_of_tile(space, tile);
         const PackingRow& row = space.rows[r];
         const int64_t first = (tile - row.first_tile) * kCudaTile;
         uint32_t spare = 0;
