@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Executor(Protocol):
-    """Does orders; each comes back once, beside what came of it."""
+    """Does orders; each comes back once, beside what came of it, which is good until the next one is asked for."""
 
     def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]: ...
 
@@ -55,10 +55,11 @@ class Serial:
 
 class Batched:
     """At most ``width`` at once, those together that have equally much to do: the same plan, recipe, job and number of
-    samples. Under a mask it computes densely, with zeros."""
+    samples. Under a mask it computes densely, with zeros. What cannot be batched is trained one by one on the CPU."""
 
     def __init__(self, shelf: ModelShelf, loss_of: Loss, device: torch.device, width: int = 64) -> None:
         self._shelf, self._loss_of, self._device, self._width = shelf, loss_of, device, width
+        self._serial = Serial(shelf, loss_of)
         self._models: OrderedDict[tuple[str, int], nn.Module] = OrderedDict()
 
     def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]:
@@ -69,14 +70,18 @@ class Batched:
                 key = (order.plan.id, order.recipe, order.job, frozenset(order.held), len(order.data))
                 groups.setdefault(key, []).append(order)
             for group in groups.values():
-                yield from zip(group, self._together(group), strict=True)
+                if self._one_by_one(group[0]):
+                    yield from self._serial(group)
+                else:
+                    yield from zip(group, self._together(group), strict=True)
+
+    def _one_by_one(self, order: Order) -> bool:
+        """Several outputs, gates and thresholds are not batched."""
+        model = self._shelf.get(order.plan)
+        return isinstance(model, Exits) or bool(gated_layers(model)) or order.job.threshold > 0
 
     def _together(self, group: Sequence[Order]) -> list[Done]:
         first = group[0]
-        model = self._shelf.get(first.plan)
-        # Several outputs, gates, thresholds: one after the other.
-        if isinstance(model, Exits) or gated_layers(model) or first.job.threshold:
-            return [train_one(self._shelf, order, self._loss_of) for order in group]
         cohort = Cohort(
             self._model(first.plan, len(group)),
             [order.received for order in group],

@@ -20,7 +20,8 @@ MOVING = ("algorithm.name=feddst", *TWO, "algorithm.interval=2", "algorithm.alph
 PUBLIC = ("grow_any=true", "growth_data=batch", "softmax=true", "after=2", "distribution=public", "prox_detached=true")
 FEDAVG = ("algorithm.name=fedavg", *TWO)
 UNEQUAL = ("data.partition=dirichlet", "data.samples=240")
-MPFL = ("algorithm.name=mpfl", "algorithm.iterations=2", "algorithm.step=0.3", "data.partition=iid", "data.samples=90")
+IID = ("data.partition=iid", "data.samples=90")
+MPFL = ("algorithm.name=mpfl", "algorithm.iterations=2", "algorithm.step=0.3", *IID)
 ADAPTCL = ("algorithm.name=adaptcl", "algorithm.interval=1", "algorithm.calibrate=0", *UNEQUAL, "fleet.devices=3")
 
 EXACT = {
@@ -31,6 +32,7 @@ EXACT = {
     "server-momentum": (*FEDAVG, "algorithm.server_momentum=0.9", "algorithm.prox=0.1"),
     "unequal": (*FEDAVG, *UNEQUAL, "algorithm.sample=6"),
     "mpfl": MPFL,
+    "not-batched": ("algorithm.name=adp", "algorithm.every=0", "algorithm.threshold=0.01", *IID),
     "adaptcl": (*ADAPTCL, "algorithm.bn_l1=0.01"),
 }
 ROUNDED = {
