@@ -88,11 +88,18 @@ def mask_count(mask: Tensor) -> int:
     return int(core.mask_count(_lend(mask), torch.get_num_threads()))
 
 
+def _kept(op: str, mask: Tensor | None, n: int, said: int | None = None) -> int:
+    kept: int = core.mask_kept(op, _lend(mask), n)
+    if said is not None and said != kept:
+        raise EdgePruneError(f"{op}: kept is {said}, but the mask keeps {kept}; give what the mask keeps, or nothing")
+    return kept
+
+
 def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
     """Positions of the kept of ``n`` elements: int64, increasing. ``kept``: how many, where that is known."""
     if mask.is_cuda:
         return packing_cuda.mask_to_indices(mask, n, kept)
-    out = torch.empty(core.mask_kept("mask_to_indices", _lend(mask), n), dtype=torch.int64)
+    out = torch.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
     core.mask_to_indices(_lend(mask), n, to_dlpack(out), torch.get_num_threads())
     return out
 
@@ -156,9 +163,7 @@ def _select_above(xs: Sequence[Tensor], threshold: float, wait: bool = True) -> 
 
 
 def _room(op: str, mask: Tensor | None, n: int, dtype: str, said: int | None) -> Packed:
-    kept = core.mask_kept(op, _lend(mask), n)
-    if said is not None and said != kept:
-        raise EdgePruneError(f"{op}: kept is {said}, but the mask keeps {kept}; give what the mask keeps, or nothing")
+    kept = _kept(op, mask, n, said)
     values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8)
     return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32) if dtype == "i8" else None)
 
@@ -257,10 +262,11 @@ def unpack(
     if n < 0 or out is not None and out.numel() != n:
         raise EdgePruneError(f"unpack: n is {n}; it must be the number of elements of the tensor, and of out")
     if values.is_cuda:
+        packing_cuda.check_room("unpack", values, mask, n, dtype)
         out = torch.empty(n, dtype=torch.float32, device=values.device) if out is None else out
         return packing_cuda.unpack(values, scales, mask, dtype, out, wait)
     if out is None:
-        core.mask_kept("unpack", _lend(mask), n)  # before memory is taken for an n that nothing backs
+        _kept("unpack", mask, n)  # before memory is taken for an n that nothing backs
         out = torch.empty(n, dtype=torch.float32)
     to = _lend_written("unpack", "out", out)
     core.unpack(_lend(values), _lend(scales), _lend(mask), dtype, to, torch.get_num_threads())

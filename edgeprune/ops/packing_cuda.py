@@ -4,7 +4,7 @@ Work goes to the current stream. The core neither allocates nor waits: workspace
 device can see (NaN, masks that do not fit, values that are not finite) is noted in status words there. A call waits
 for the device, at its end, to read them and raise; and once where the number of kept elements must be known to make
 room. ``wait=False``, or ``kept`` where a size is asked for, makes a call that never waits and can be captured in a CUDA
-graph: its status words are kept for each device until ``cuda_check`` reads them.
+graph (once it has run outside of one): its status words are kept for each device until ``cuda_check`` reads them.
 """
 
 from __future__ import annotations
@@ -224,6 +224,16 @@ def pack_with_feedback_many_(
 
 
 # ---- unpack and accumulate ------------------------------------------------------------------------------------------
+
+
+def check_room(op: str, values: Tensor, mask: Tensor | None, n: int, dtype: str) -> None:
+    """What can be said without the device, before memory is taken for an ``n`` that nothing backs."""
+    if mask is not None and mask.numel() != mask_bytes(n):
+        raise EdgePruneError(f"{op}: a mask of {n} elements is {mask_bytes(n)} bytes, not {mask.numel()}")
+    if mask is None and values.numel() != n * ITEM_BYTES[dtype]:
+        raise EdgePruneError(
+            f"{op}: {values.numel()} bytes of values, but {n} elements in {dtype} are {n * ITEM_BYTES[dtype]}"
+        )
 
 
 def unpack(

@@ -221,3 +221,74 @@ TEST(cuda_finish_keeps_the_bits_of_the_base) {
             CHECK(std::memcmp(&expected, &outs[i].data[j], sizeof expected) == 0);
         }
 }
+
+TEST(cuda_tasks_with_long_offsets_go_the_plain_way) {
+    const Tensor x({40, 50, 3}, 5), part({3, 2, 3}, 6);
+    const std::vector<int64_t> rows = {39, 0, 7}, columns = {2, 49};
+    Tensor out({3, 2, 3}, 1), expected = out, totals = x, counts({40, 50, 3}, 7), want = totals, want_counts = counts;
+    const std::vector<Index> index = {{rows.data(), 3}, {columns.data(), 2}, {}};
+    for (int64_t limit : {int64_t{40}, int64_t{1} << 40}) {  // what an index might be decides, not what it is
+        AxisLimits limits = {};
+        const GatherTask gather = make_task(GatherCall{x.view(), index, out.view()}, false, limits.of);
+        limits.of[0] = limit;
+        CHECK(channels_gather_cuda(&gather, &limits, 1, nullptr) == 0);
+        channels_gather_reference(make_task(GatherCall{x.view(), index, expected.view()}, false, nullptr));
+        CHECK(same(out.data, expected.data));
+        const ScatterTask scatter =
+            make_task(ScatterCall{totals.view(), counts.view(), part.view(), index}, 0.5f, false, limits.of);
+        limits.of[0] = limit;
+        CHECK(channels_scatter_cuda(&scatter, &limits, 1, nullptr) == 0);
+        for (int64_t i = 0; i < 18; ++i) {
+            const auto at = static_cast<size_t>(
+                (rows[static_cast<size_t>(i / 6)] * 50 + columns[static_cast<size_t>(i / 3 % 2)]) * 3 + i % 3);
+            want.data[at] += 0.5f * part.data[static_cast<size_t>(i)];
+            want_counts.data[at] += 0.5f;
+        }
+        CHECK(same(totals.data, want.data) && same(counts.data, want_counts.data));
+    }
+}
+
+TEST(cuda_more_tensors_than_one_launch_has_room_for) {
+    constexpr int64_t kTensors = 1300;
+    std::vector<Tensor> xs, outs, totals, counts, norms, merged;
+    std::vector<GatherCall> gathers;
+    std::vector<ScatterCall> scatters;
+    std::vector<NormsCall> measures;
+    std::vector<FinishCall> ends;
+    const std::vector<int64_t> kept = {0, 2};
+    for (int64_t i = 0; i < kTensors; ++i) {
+        const Shape shape = {3, 1 + i % 5}, part = {2, 1 + i % 5};
+        xs.emplace_back(shape, static_cast<uint64_t>(i));
+        outs.emplace_back(part, 1);
+        for (std::vector<Tensor>* const each : {&totals, &counts, &merged}) each->emplace_back(shape, 2);
+        norms.emplace_back(Shape{3}, 3);
+        totals.back().data.assign(totals.back().data.size(), 0.0f);
+        counts.back().data = totals.back().data;
+    }
+    for (size_t i = 0; i < xs.size(); ++i) {
+        const std::vector<Index> index = {{kept.data(), 2}, {}};
+        gathers.push_back({xs[i].view(), index, outs[i].view()});
+        scatters.push_back({totals[i].view(), counts[i].view(), outs[i].view(), index});
+        measures.push_back({xs[i].view(), 0, 1, norms[i].view()});
+        ends.push_back({xs[i].view(), totals[i].view(), counts[i].view(), merged[i].view()});
+    }
+    gather_many_cuda(gathers, nullptr);
+    scatter_accumulate_many_cuda(scatters, 2.0f, nullptr);
+    merge_finish_many_cuda(ends, nullptr);
+    std::vector<double> room(static_cast<size_t>(channel_norms_workspace(measures) / 8) + 1, NAN);
+    View workspace;
+    workspace.data = room.data();
+    workspace.dtype = DType::u8;
+    workspace.device = Device::cuda;
+    workspace.dims = 1;
+    workspace.shape[0] = static_cast<int64_t>(8 * room.size());
+    workspace.stride[0] = 1;
+    channel_norms_many_cuda(measures, workspace, nullptr);
+    for (size_t i = 0; i < xs.size(); ++i) {
+        CHECK(same(merged[i].data, xs[i].data));  // 2x / 2 where held, the base elsewhere
+        double expected[3];
+        channels_norms_reference(make_task(measures[i]), expected);
+        for (size_t c = 0; c < 3; ++c) CHECK(test::close(norms[i].data[c], expected[c], 6e-8 * expected[c]));
+        CHECK(counts[i].data[0] == 2.0f && counts[i].data.back() == 2.0f);
+    }
+}

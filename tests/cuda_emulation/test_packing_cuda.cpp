@@ -269,6 +269,40 @@ TEST(cuda_packs_many_tensors_at_once) {
     }
 }
 
+TEST(cuda_more_tensors_than_one_launch_has_room_for_in_packing) {
+    constexpr size_t kTensors = 700;
+    std::vector<std::vector<float>> xs;
+    std::vector<std::vector<uint8_t>> expected, got;
+    std::vector<View> from, want, device, marked;
+    std::vector<int64_t> sizes;
+    for (size_t i = 0; i < kTensors; ++i) {
+        sizes.push_back(i == 350 ? 9000 : static_cast<int64_t>(i % 11));
+        xs.push_back(some_values(sizes.back(), i));
+        expected.emplace_back((xs.back().size() + 7) / 8);
+        got.push_back(expected.back());
+    }
+    for (size_t i = 0; i < kTensors; ++i) {
+        from.push_back(cpu(xs[i]));
+        want.push_back(cpu(expected[i]));
+        device.push_back(gpu(xs[i]));
+        marked.push_back(gpu(got[i]));
+    }
+    select_largest(from, 2000, want, {});
+    const Room room("select", sizes);
+    select_largest_cuda(device, 2000, marked, room.call());
+    CHECK(room.clean());
+    for (size_t i = 0; i < kTensors; ++i) CHECK(same(got[i], expected[i]));
+    std::vector<int64_t> counts(kTensors);
+    const Room rows("rows", sizes);
+    mask_counts_cuda(marked, sizes, gpu(counts), rows.call());
+    int64_t all = 0;
+    for (size_t i = 0; i < kTensors; ++i) {
+        CHECK(counts[i] == kept_in(got[i]));
+        all += counts[i];
+    }
+    CHECK(all == 2000);
+}
+
 TEST(cuda_masks_count_list_and_return) {
     for (int64_t n : kSizes)
         for (int share : {0, 10, 1000}) {

@@ -55,7 +55,13 @@ def test_many_equals_one_by_one() -> None:
     for sums in (turned, totals):
         ops.merge_finish_many_(xs, sums, counts)
         assert all(torch.equal(got, x) for got, x in zip(sums, xs, strict=True))
-    assert ops.gather_many([], []) == []
+    assert ops.gather_many([], []) == [] and ops.channel_norms_many([], [], 2) == []
+    for dtype in (torch.float32, torch.float64):  # through the core, through the reference
+        norms = ops.channel_norms_many([x.to(dtype) for x in xs], [i % 3 for i in range(len(xs))], 2)
+        assert all(
+            torch.equal(got, ops.channel_norms(x.to(dtype), i % 3, 2))
+            for i, (got, x) in enumerate(zip(norms, xs, strict=True))
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16])

@@ -163,6 +163,8 @@ def test_shapes_and_places_are_checked_before() -> None:
         lambda: ops.select_largest([x], 101),
         lambda: ops.select_largest([x.double()], 1),
         lambda: ops.pack(x, mask.cuda(), kept=101),
+        lambda: ops.unpack(x.view(torch.uint8), None, mask.cuda(), 2**62, "f32"),
+        lambda: ops.unpack(x.view(torch.uint8), None, None, 2**62, "f32"),
         lambda: ops.accumulate_(x, x[:50], torch.zeros(400, dtype=torch.uint8, device="cuda"), None, None, "f32", 1.0),
     ]
     for call in calls:

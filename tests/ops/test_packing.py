@@ -284,6 +284,21 @@ def test_values_that_do_not_fit(values: Tensor, scales: Tensor | None, dtype: st
     assert not total.any()
 
 
+def test_a_number_of_kept_elements_that_is_said_must_be_true() -> None:
+    x = torch.arange(9.0)
+    assert torch.equal(ops.pack(x, NINE, kept=2).values, ops.pack(x, NINE).values)
+    assert ops.mask_to_indices(NINE, 9, kept=2).tolist() == [0, 8]
+    for call in (
+        lambda: ops.pack(x, NINE, kept=3),
+        lambda: ops.mask_to_indices(NINE, 9, kept=1),
+        lambda: ops.pack_with_feedback_many_([x], [torch.zeros(9)], [NINE], kept=[9]),
+    ):
+        with pytest.raises(EdgePruneError, match="but the mask keeps 2"):
+            call()
+    with pytest.raises(EdgePruneError, match="kept has 2 numbers for 1 tensors"):
+        ops.pack_with_feedback_many_([x], [torch.zeros(9)], [NINE], kept=[2, 2])
+
+
 def test_unpack_of_an_absurd_length_takes_no_memory() -> None:
     with pytest.raises(EdgePruneError, match="a mask of 4611686018427387904 elements"):
         ops.unpack(BYTES, None, NINE, 2**62, "f32")
