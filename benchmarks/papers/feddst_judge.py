@@ -51,7 +51,8 @@ def judge(rows: Rows) -> dict[str, Any]:
                 gap(found, f"F6 {task} {cap} GiB, FedAvgM twice", of, "feddst", "fedavgm", cap, 2 * cap, 0.0)
         exact(found, task, of)
         drift(found, task, of)
-        equal_rounds(found, f"F7 {task}", of, "feddst" if "feddst" in of else "feddst-1gib", "fedavgm")
+        tag = "" if {"feddst", "fedavgm"} <= of.keys() else "-1gib"
+        equal_rounds(found, f"F7 {task}", of, f"feddst{tag}", f"fedavgm{tag}")
     return found
 
 
