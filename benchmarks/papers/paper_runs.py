@@ -65,9 +65,14 @@ class OutOfTime(Exception):
 
 
 def run_cell(
-    cell: Cell, work: Path, change: Callable[[Any, int], Any] | None = None, how: How | None = None
+    cell: Cell,
+    work: Path,
+    change: Callable[[Any, int], Any] | None = None,
+    how: How | None = None,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Run or go on with ``cell``; what the tables need of it. Raises OutOfTime at the deadline."""
+    """Run or go on with ``cell``; what the tables need of it, and what ``finish`` says of the run's folder. Raises
+    OutOfTime at the deadline."""
     from edgeprune import engine
     from edgeprune.engine import checkpoint
 
@@ -110,6 +115,7 @@ def run_cell(
         "executor": summary["executor"],
         "device": summary["device"],
         "machine": summary["machine"],
+        **({"more": finish(run)} if finish else {}),
     }
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
@@ -128,7 +134,14 @@ def data_note(task: str) -> str:
     return tasks.get(task).load_data().note
 
 
-def _run_and_keep(cell: Cell, into: Path, work: Path, changes: dict[str, Callable[[Any, int], Any]], how: How) -> str:
+def _run_and_keep(
+    cell: Cell,
+    into: Path,
+    work: Path,
+    changes: dict[str, Callable[[Any, int], Any]],
+    how: How,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
+) -> str:
     """The cell's key; empty where time was too short to begin or to end."""
     import torch
 
@@ -137,7 +150,7 @@ def _run_and_keep(cell: Cell, into: Path, work: Path, changes: dict[str, Callabl
     if time() > how.deadline - BEGIN_S:
         return ""
     try:
-        outcome = run_cell(cell, work, changes.get(cell.change), how)
+        outcome = run_cell(cell, work, changes.get(cell.change), how, finish)
     except OutOfTime:
         return ""
     beside = path.with_suffix(".tmp")
@@ -154,6 +167,7 @@ def run_all(
     changes: dict[str, Callable[[Any, int], Any]] | None = None,
     how: How | None = None,
     out: Path | None = None,
+    finish: Callable[[Any], dict[str, Any]] | None = None,
 ) -> None:
     """Run every cell that has no result yet, in order."""
     into = out or RESULTS / name
@@ -162,7 +176,7 @@ def run_all(
     work.mkdir(parents=True, exist_ok=True)
     todo = [cell for cell in cells if not any((at / f"{cell.key}.json").exists() for at in (into, RESULTS / name))]
     print(f"{len(todo)} of {len(cells)} cells to run", flush=True)
-    one = partial(_run_and_keep, into=into, work=work, changes=changes or {}, how=how or How())
+    one = partial(_run_and_keep, into=into, work=work, changes=changes or {}, how=how or How(), finish=finish)
     if processes == 1:
         for i, cell in enumerate(todo, start=1):
             print(f"{i}/{len(todo)} {one(cell) or 'no time left'}", flush=True)
@@ -289,7 +303,8 @@ def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
         return
     how = How(arguments.executor, arguments.device, began + arguments.limit_s)
     changes = getattr(cells, "CHANGES", None)
-    run_all(chosen, name, arguments.processes, arguments.work, changes, how, arguments.out)
+    finish = getattr(cells, "FINISH", None)
+    run_all(chosen, name, arguments.processes, arguments.work, changes, how, arguments.out, finish)
     if arguments.archive:
         results, work = arguments.out or RESULTS / name, arguments.work or work_folder(name)
         for piece in archive(arguments.archive, results, work):
