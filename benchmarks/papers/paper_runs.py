@@ -273,6 +273,16 @@ def claims(judged: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> lis
     return [*lines, *(f"\nData: {note}" for note in sorted(notes))]
 
 
+def fill(path: Path, name: str, text: str) -> None:
+    """Put ``text`` in place of what stands between the lines ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+    first, last = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, found, rest = path.read_text().partition(first)
+    _, ended, after = rest.partition(last)
+    if not (found and ended):
+        raise SystemExit(f"{path}: no lines {first.strip()} and {last.strip()}")
+    path.write_text(f"{before}{first}{text}\n{last}{after}")
+
+
 def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
     """The command line of a paper's benchmark: ``cells`` and ``judge`` are its modules."""
     began = time()
@@ -286,13 +296,17 @@ def command(name: str, about: str | None, cells: Any, judge: Any) -> None:
     parser.add_argument("--limit-s", type=float, default=math.inf, help="stop by then, unfinished runs at a checkpoint")
     parser.add_argument("--work", type=Path, help="folder for unfinished runs")
     parser.add_argument("--out", type=Path, help="folder for result files")
+    parser.add_argument("--into", type=Path, help="table: a page to put it in, between its marks")
     parser.add_argument("--archive", type=Path, help="pack results and unfinished runs into this .tar.gz, in pieces")
     arguments = parser.parse_args()
     if arguments.verb == "table":
         rows = judge.load()
         body = {"claims": judge.judge(rows), "seeds": {row: len(found) for row, found in rows.items()}}
         (RESULTS / f"{name}.json").write_text(json.dumps(rounded(body), indent=1) + "\n")
-        print(judge.table(rows))
+        shown = judge.table(rows)
+        print(shown)
+        if arguments.into:
+            fill(arguments.into, name, shown)
         return
     chosen = cells.cells(arguments.grid)
     if arguments.seeds:

@@ -130,6 +130,16 @@ def test_pieces_put_together_are_the_archive(runs, tmp_path):
         assert tar.getnames() == ["results/noise.json"]
 
 
+def test_a_table_takes_the_place_between_its_marks(runs, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n<!-- feddst: begin -->\nold\n<!-- feddst: end -->\nrest\n")
+    for text in ("| new |", "| newer |"):
+        runs.fill(page, "feddst", text)
+        assert page.read_text() == f"# A\n<!-- feddst: begin -->\n{text}\n<!-- feddst: end -->\nrest\n"
+    with pytest.raises(SystemExit, match="no lines"):
+        runs.fill(page, "mpfl", "x")
+
+
 def test_verdicts_by_hand(runs):
     judge, gib = importlib.import_module("feddst_judge"), runs.GIB
 
