@@ -62,8 +62,8 @@ def _spread(grad: Tensor, x: Tensor, top: Tensor, size: int, step: int) -> Tenso
     length = len(top)
     left = grad
     for i in range(size - 1):
-        # A comparison in place gives 0.0 and 1.0, which is several times faster than a bool that is converted.
-        mine = x[i * step : i * step + length].clone().eq_(top).mul_(left)
+        # A comparison into floats gives 0.0 and 1.0, which is several times faster than a bool that is converted.
+        mine = torch.eq(x[i * step : i * step + length], top, out=torch.empty_like(top)).mul_(left)
         into[i * step : i * step + length].add_(mine)
         left = left - mine if i == 0 else left.sub_(mine)
     into[(size - 1) * step :].add_(left)  # what equalled none of the others is the last
