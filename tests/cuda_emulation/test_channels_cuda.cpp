@@ -61,6 +61,7 @@ const std::vector<Shape> kShapes = {{},
                                     {40, 20, 9},
                                     {16, 64, 1, 1},
                                     {16, 24, 2, 2},
+                                    {24, 60, 2, 4},
                                     {2, 3, 2, 3, 2, 2, 2, 3}};
 
 std::vector<int64_t> kept_of(int64_t size, int64_t per_mille, test::Random& random) {
