@@ -16,11 +16,11 @@ __global__ void pairs_kernel(const CorrelateCuda task) {
 }
 
 template <int J>
-__device__ __forceinline__ void add_products(float (&sum)[J], const char* inputs, const uint32_t (&base)[J],
+__device__ __forceinline__ void add_products(float (&sum)[J], const char* shared, const uint32_t (&base)[J],
                                              uint32_t offset, uint32_t weight) {
     const float w = __uint_as_float(weight);
 #pragma unroll
-    for (int j = 0; j < J; ++j) sum[j] = fmaf(w, *reinterpret_cast<const float*>(inputs + (base[j] + offset)), sum[j]);
+    for (int j = 0; j < J; ++j) sum[j] = fmaf(w, *reinterpret_cast<const float*>(shared + (base[j] + offset)), sum[j]);
 }
 
 template <int R, int J, bool Linear>
@@ -40,8 +40,10 @@ __global__ void __launch_bounds__(kCudaThreads, 2) correlate_kernel(const Correl
 #pragma unroll
         for (int j = 0; j < J; ++j) sum[r][j] = start;
     }
-    uint32_t base[J];
+    uint32_t base[J];  // from the beginning of shared memory, so that an address is one addition
     lane_bases<J>(g, task.tile, base);
+#pragma unroll
+    for (int j = 0; j < J; ++j) base[j] += 8u * static_cast<uint32_t>(plan.longest);
 
     for (int t = plan.row_first[blockIdx.y]; t < plan.row_first[blockIdx.y + 1]; ++t) {
         const int channel = plan.tile_block[t] * plan.channels_per_block;
@@ -62,12 +64,12 @@ __global__ void __launch_bounds__(kCudaThreads, 2) correlate_kernel(const Correl
 #pragma unroll 2
             for (int i = 0; i < kept / 2; ++i) {
                 const uint4 pair = two[i];
-                add_products<J>(sum[r], inputs, base, pair.x, pair.y);
-                add_products<J>(sum[r], inputs, base, pair.z, pair.w);
+                add_products<J>(sum[r], shared, base, pair.x, pair.y);
+                add_products<J>(sum[r], shared, base, pair.z, pair.w);
             }
             if (kept & 1) {
                 const uint4 pair = two[kept / 2];
-                add_products<J>(sum[r], inputs, base, pair.x, pair.y);
+                add_products<J>(sum[r], shared, base, pair.x, pair.y);
             }
         }
     }
