@@ -71,19 +71,19 @@ __device__ inline bool finite(float v) { return (__float_as_uint(v) & kMagnitude
 // Values may start at any byte: those of 2 and 4 bytes go one byte at a time where they are not aligned (`whole`).
 template <class Word>
 __device__ inline Word load_word(const uint8_t* p, bool whole) {
-    if (whole) return *reinterpret_cast<const Word*>(p);
+    if (whole) return constant(reinterpret_cast<const Word*>(p));
     Word word = 0;
     for (int i = 0; i < static_cast<int>(sizeof(Word)); ++i)
-        word |= static_cast<Word>(static_cast<Word>(p[i]) << (8 * i));
+        word |= static_cast<Word>(static_cast<Word>(constant(p + i)) << (8 * i));
     return word;
 }
 
 template <class Word>
 __device__ inline void store_word(uint8_t* p, Word word, bool whole) {
     if (whole) {
-        *reinterpret_cast<Word*>(p) = word;
+        write(reinterpret_cast<Word*>(p), word);
     } else {
-        for (int i = 0; i < static_cast<int>(sizeof(Word)); ++i) p[i] = static_cast<uint8_t>(word >> (8 * i));
+        for (int i = 0; i < static_cast<int>(sizeof(Word)); ++i) write(p + i, static_cast<uint8_t>(word >> (8 * i)));
     }
 }
 
@@ -108,7 +108,7 @@ __device__ inline float encode(const PackingRow& row, int64_t rank, float v, boo
 
 template <Coding coding>
 __device__ inline float decode(const PackingRow& row, int64_t rank, bool whole) {
-    if (coding == Coding::i8) return from_i8(row.values[rank], row.scales[rank / kScaleBlock]);
+    if (coding == Coding::i8) return from_i8(constant(row.values + rank), constant(row.scales + rank / kScaleBlock));
     if (coding == Coding::f32) return __uint_as_float(load_word<uint32_t>(row.values + 4 * rank, whole));
     const uint16_t half = load_word<uint16_t>(row.values + 2 * rank, whole);
     return coding == Coding::bf16 ? from_bf16(half) : from_f16(half);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kEach = TileConfig::words / TileConfig::warps;  // words of a warp
 static_assert(kEach == 16, "half a warp loads its words of the mask");
+constexpr int kPackBlocks = 4;  // on a multiprocessor: 16 loads of a thread are held in registers, up to 64 of them
 
 // A warp's words of a tile and the ranks of their first elements.
 struct WarpWords {
@@ -20,9 +21,11 @@ struct WarpWords {
     int64_t before = 0;  // kept in the tensor before the warp's first element
 };
 
-// Contains barriers; `before` needs those before the tile, which `find` gives to one warp when there is a mask.
-template <class Find>
-__device__ inline WarpWords read_words(const PackingRow& row, const Tile& tile, uint32_t* status, Find find) {
+// Contains barriers; `before` needs those before the tile, which `find` gives to one warp when there is a mask. What
+// `meanwhile` does with the words, `before` not being known yet, is under way while that warp looks back.
+template <class Meanwhile, class Find>
+__device__ inline WarpWords read_words(const PackingRow& row, const Tile& tile, uint32_t* status, Meanwhile meanwhile,
+                                       Find find) {
     __shared__ int32_t kept_of_warp[TileConfig::warps];
     __shared__ int64_t before_tile;
     const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
@@ -45,6 +48,7 @@ __device__ inline WarpWords read_words(const PackingRow& row, const Tile& tile, 
         if (w == warp) before = all;
         all += kept_of_warp[w];
     }
+    meanwhile(words);
     if (warp == 0) {
         const int64_t found = row.mask ? find(all) : tile.first;
         if (lane == 0) before_tile = found;
@@ -68,26 +72,30 @@ __device__ inline float* staged(const Staging& staging, const PackingRow& row, i
 // ---- the pass over the elements -------------------------------------------------------------------------------------
 
 template <Coding coding>
-__global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
+__global__ void __launch_bounds__(TileConfig::threads, kPackBlocks)
     pack_kernel(TileSpace space, int64_t tiles, Staging staging, uint32_t* status) {
     const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32);
     Tiles queue(space, tiles);
     Tile tile;
     while (queue.next(tile)) {
         const PackingRow row = space.rows[tile.row];
-        const WarpWords words = read_words(
-            row, tile, status, [&](int64_t own) { return kept_before(space.state, tile.number, row.first_tile, own); });
         const int64_t first = tile.first + warp * kEach * 32 + lane;
         const bool feedback = row.residual != nullptr, whole = coding == Coding::i8 || whole_items<coding>(row);
+        const float* const source = row.x ? row.x : row.residual;
         float v[kEach];
+        const auto load = [&](const WarpWords& held) {
 #pragma unroll
-        for (int w = 0; w < kEach; ++w) {
-            const bool kept = __shfl_sync(kAll, words.word, w) >> lane & 1u;
-            const int64_t i = first + w * 32;
-            v[w] = 0.0f;
-            if (feedback ? i < row.n : kept) v[w] = row.x ? row.x[i] : row.residual[i];
-            if (feedback && row.x && i < row.n) v[w] = __fadd_rn(v[w], row.residual[i]);
-        }
+            for (int w = 0; w < kEach; ++w) {
+                const bool kept = __shfl_sync(kAll, held.word, w) >> lane & 1u;
+                const int64_t i = first + w * 32;
+                v[w] = 0.0f;
+                if (feedback ? i < row.n : kept) v[w] = read(source + i);
+                if (feedback && row.x && i < row.n) v[w] = __fadd_rn(v[w], read(row.residual + i));
+            }
+        };
+        const WarpWords words = read_words(row, tile, status, load, [&](int64_t own) {
+            return kept_before(space.state, tile.number, row.first_tile, own);
+        });
         bool finite_all = true;
 #pragma unroll
         for (int w = 0; w < kEach; ++w) {
@@ -98,7 +106,7 @@ __global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
             float rest = v[w];
             if ((word >> lane & 1u) && rank < row.kept) {
                 if constexpr (coding == Coding::i8) {
-                    *staged(staging, row, rank) = v[w];
+                    write(staged(staging, row, rank), v[w]);
                 } else {
                     const float sent = encode<coding>(row, rank, v[w], whole);
                     finite_all = finite_all && finite(sent);
@@ -106,7 +114,7 @@ __global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
                 }
             }
             // v stands in the residual already where nothing was added and nothing sent.
-            if (feedback && i < row.n && (row.x || (word >> lane & 1u))) row.residual[i] = rest;
+            if (feedback && i < row.n && (row.x || (word >> lane & 1u))) write(row.residual + i, rest);
         }
         if (feedback && !finite_all) report(status, kStatusNotFinite, tile.row);
     }
@@ -138,7 +146,7 @@ __global__ void __launch_bounds__(TileConfig::threads)
         for (int half = 16; half; half /= 2) largest = max(largest, __shfl_xor_sync(kAll, largest, half));
         const float scale = __fdiv_rn(__uint_as_float(largest), 127.0f);
         if (lane == 0) {
-            row.scales[block - row.first_block] = scale;
+            write(row.scales + (block - row.first_block), scale);
             if (largest >= kInfinity) report(status, kStatusNotFinite, r);
         }
         if (largest >= kInfinity) continue;
@@ -151,10 +159,10 @@ __global__ void __launch_bounds__(TileConfig::threads)
         }
         uint8_t* const to = row.values + first;
         if (first + kLaneValues <= row.kept && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
-            *reinterpret_cast<uint2*>(to) = make_uint2(bytes[0], bytes[1]);
+            write(reinterpret_cast<uint2*>(to), make_uint2(bytes[0], bytes[1]));
         } else {
             for (int i = 0; i < kLaneValues && first + i < row.kept; ++i)
-                to[i] = static_cast<uint8_t>(bytes[i / 4] >> (8 * (i % 4)));
+                write(to + i, static_cast<uint8_t>(bytes[i / 4] >> (8 * (i % 4))));
         }
         if (!row.residual) continue;
         bool finite_all = true;
@@ -163,7 +171,7 @@ __global__ void __launch_bounds__(TileConfig::threads)
             if (first + i >= row.kept) break;
             const float sent = __fmul_rn(static_cast<float>(q[i]), scale);
             finite_all = finite_all && finite(sent);
-            *staged(staging, row, first + i) = v[i] - sent;
+            write(staged(staging, row, first + i), v[i] - sent);
         }
         if (!finite_all) report(status, kStatusNotFinite, r);
     }
@@ -179,7 +187,8 @@ __global__ void __launch_bounds__(TileConfig::threads)
         tile.row = row_of_tile(space, number);
         const PackingRow row = space.rows[tile.row];
         tile.first = (number - row.first_tile) * kCudaTile;
-        const WarpWords words = read_words(row, tile, status, [&](int64_t) {
+        const auto nothing = [](const WarpWords&) {};
+        const WarpWords words = read_words(row, tile, status, nothing, [&](int64_t) {
             return number == row.first_tile ? int64_t{0} : static_cast<int64_t>(space.state[number - 1] & ~kSaid);
         });
         if (row.residual) {
@@ -189,7 +198,7 @@ __global__ void __launch_bounds__(TileConfig::threads)
                 const int64_t rank =
                     words.before + __shfl_sync(kAll, words.rank, w) + __popc(word & ((1u << lane) - 1u));
                 const int64_t i = tile.first + (warp * kEach + w) * 32 + lane;
-                if ((word >> lane & 1u) && rank < row.kept) row.residual[i] = *staged(staging, row, rank);
+                if ((word >> lane & 1u) && rank < row.kept) write(row.residual + i, read(staged(staging, row, rank)));
             }
         }
     }

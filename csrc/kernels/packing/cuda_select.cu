@@ -228,7 +228,8 @@ __global__ void __launch_bounds__(SelectConfig::threads) second_kernel(SelectSpa
                 if (digits == bucket) atomicAdd(own + (eight[f].key[i] >> kShiftSecond & (kSecond - 1)), 1u);
             }
             space.maybe[number * kMaybeBytes + threadIdx.x] = static_cast<uint8_t>(maybe);
-            if (eight[f].count) space.tiles.rows[place[f].row].mask[place[f].first / 8] = static_cast<uint8_t>(above);
+            if (eight[f].count)
+                write(space.tiles.rows[place[f].row].mask + place[f].first / 8, static_cast<uint8_t>(above));
         }
     }
     if (add_up(own, kSecond, space.histogram + kFirst, space.search->done + 1))
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(SelectConfig::threads) third_kernel(SelectSpac
         const Place place = place_of(space.tiles, tile);
         const float* const x = space.tiles.rows[place.row].x + place.first;
         for (; maybe; maybe &= maybe - 1) {
-            const uint32_t key = __float_as_uint(x[__ffs(static_cast<int>(maybe)) - 1]) & kMagnitude;
+            const uint32_t key = __float_as_uint(constant(x + __ffs(static_cast<int>(maybe)) - 1)) & kMagnitude;
             if (key >> kShiftSecond == prefix) atomicAdd(own + (key & (kThird - 1)), 1u);
         }
     }
@@ -268,7 +269,7 @@ __device__ inline Candidates candidates(const SelectSpace& space, int64_t tile, 
     const float* const x = space.tiles.rows[place.row].x + place.first;
     for (; maybe; maybe &= maybe - 1) {
         const int i = __ffs(static_cast<int>(maybe)) - 1;
-        const uint32_t key = __float_as_uint(x[i]) & kMagnitude;
+        const uint32_t key = __float_as_uint(constant(x + i)) & kMagnitude;
         found.above |= static_cast<uint32_t>(key > kth) << i;
         found.equal |= static_cast<uint32_t>(key == kth) << i;
     }
@@ -320,7 +321,7 @@ __global__ void __launch_bounds__(SelectConfig::threads) fill_kernel(SelectSpace
         if (!take) continue;
         const Place place = place_of(space.tiles, tile);
         uint8_t* const byte = space.tiles.rows[place.row].mask + place.first / 8;
-        *byte = static_cast<uint8_t>(*byte | take);
+        write(byte, static_cast<uint8_t>(read(byte) | take));
     }
 }
 
@@ -338,7 +339,7 @@ __global__ void __launch_bounds__(SelectConfig::threads)
         uint32_t above = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) above |= static_cast<uint32_t>(i < eight.count && eight.key[i] >= threshold) << i;
-        row.mask[place.first / 8] = static_cast<uint8_t>(above);
+        write(row.mask + place.first / 8, static_cast<uint8_t>(above));
     }
 }
 

@@ -116,6 +116,21 @@ __device__ inline void report(uint32_t* status, PackingStatus word, int64_t row)
 
 __device__ inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
+// A tensor's address comes out of the workspace, where the compiler cannot see that it is one of the GPU's memory, and
+// takes slower instructions that fit any kind. These say so. `constant`: what no thread of the launch writes.
+template <class T>
+__device__ inline T constant(const T* p) {
+    return __ldg(p);
+}
+template <class T>
+__device__ inline T read(const T* p) {
+    return __ldcg(p);
+}
+template <class T>
+__device__ inline void write(T* p, T value) {
+    __stcg(p, value);
+}
+
 // 32 bits of the mask from `element` on, a multiple of 32; elements that do not exist are not kept. Adds to `spare`
 // the bits set beyond the last element.
 __device__ inline uint32_t mask_word(const PackingRow& row, int64_t element, uint32_t& spare) {
@@ -125,10 +140,10 @@ __device__ inline uint32_t mask_word(const PackingRow& row, int64_t element, uin
     const uint8_t* const from = row.mask + element / 8;
     uint32_t word = 0;
     if (left >= 32 && reinterpret_cast<uintptr_t>(from) % 4 == 0) {
-        word = *reinterpret_cast<const uint32_t*>(from);
+        word = constant(reinterpret_cast<const uint32_t*>(from));
     } else {
         const int bytes = left >= 25 ? 4 : static_cast<int>((left + 7) / 8);
-        for (int i = 0; i < bytes; ++i) word |= static_cast<uint32_t>(from[i]) << (8 * i);
+        for (int i = 0; i < bytes; ++i) word |= static_cast<uint32_t>(constant(from + i)) << (8 * i);
     }
     const uint32_t held = first_bits(word, left);
     spare |= word ^ held;
@@ -139,10 +154,10 @@ __device__ inline uint32_t mask_word(const PackingRow& row, int64_t element, uin
 __device__ inline float4 load4(const float* x, int64_t i, int64_t n, bool aligned) {
     if (aligned && i + 4 <= n) return __ldcs(reinterpret_cast<const float4*>(x + i));
     float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (i < n) v.x = x[i];
-    if (i + 1 < n) v.y = x[i + 1];
-    if (i + 2 < n) v.z = x[i + 2];
-    if (i + 3 < n) v.w = x[i + 3];
+    if (i < n) v.x = read(x + i);
+    if (i + 1 < n) v.y = read(x + i + 1);
+    if (i + 2 < n) v.z = read(x + i + 2);
+    if (i + 3 < n) v.w = read(x + i + 3);
     return v;
 }
 

@@ -74,7 +74,7 @@ __device__ inline float4 decode4(const PackingRow& row, const Four& four, bool w
     float v[4];
     int64_t rank = four.rank;
     if (coding == Coding::f32 && four.bits == 15u && aligned16(row.values + 4 * rank))
-        return *reinterpret_cast<const float4*>(row.values + 4 * rank);
+        return constant(reinterpret_cast<const float4*>(row.values + 4 * rank));
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = four.bits >> i & 1u ? decode<coding>(row, rank++, whole) : 0.0f;
     return make_float4(v[0], v[1], v[2], v[3]);
@@ -100,10 +100,10 @@ __global__ void __launch_bounds__(TileConfig::threads) unpack_kernel(TileSpace s
             if (wide && i + 4 <= row.n) {
                 __stcs(reinterpret_cast<float4*>(to), v);
             } else {
-                to[0] = v.x;
-                if (i + 1 < row.n) to[1] = v.y;
-                if (i + 2 < row.n) to[2] = v.z;
-                if (i + 3 < row.n) to[3] = v.w;
+                write(to, v.x);
+                if (i + 1 < row.n) write(to + 1, v.y);
+                if (i + 2 < row.n) write(to + 2, v.z);
+                if (i + 3 < row.n) write(to + 3, v.w);
             }
         }
     }
@@ -137,20 +137,24 @@ __global__ void __launch_bounds__(TileConfig::threads, TileConfig::blocks_each)
             float* const total = row.out + i;
             float* const held = row.weight_sum + i;
             if (wide && i + 4 <= row.n) {
-                // As intrinsics: plain ones would be taken apart, for not all four are kept.
-                float4 sum = __ldcg(reinterpret_cast<const float4*>(total));
-                float4 weights = __ldcg(reinterpret_cast<const float4*>(held));
+                float4 sum = read(reinterpret_cast<const float4*>(total));
+                float4 weights = read(reinterpret_cast<const float4*>(held));
                 add_to(sum.x, weights.x, four.bits & 1u, weight, v.x);
                 add_to(sum.y, weights.y, four.bits & 2u, weight, v.y);
                 add_to(sum.z, weights.z, four.bits & 4u, weight, v.z);
                 add_to(sum.w, weights.w, four.bits & 8u, weight, v.w);
-                __stcg(reinterpret_cast<float4*>(total), sum);
-                __stcg(reinterpret_cast<float4*>(held), weights);
+                write(reinterpret_cast<float4*>(total), sum);
+                write(reinterpret_cast<float4*>(held), weights);
             } else {
                 const float value[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    if (four.bits >> j & 1u) add_to(total[j], held[j], true, weight, value[j]);
+                    if (four.bits >> j & 1u) {
+                        float sum = read(total + j), weights = read(held + j);
+                        add_to(sum, weights, true, weight, value[j]);
+                        write(total + j, sum);
+                        write(held + j, weights);
+                    }
             }
         }
     }
