@@ -71,7 +71,7 @@ def test_the_installed_core_holds_what_it_says() -> None:
     if not _core.cuda_built():
         pytest.skip(f"the core was built without CUDA ({_core.cuda_text()})")
     entries = set(fat_entries(Path(_core.__file__ or "").read_bytes()))
-    said = _core.cuda_text().split()
+    said = _core.cuda_text().replace(",", " ").split()
     for arch in said:
         assert (MACHINE, int(arch.partition("-")[0])) in entries
     assert {arch for kind, arch in entries if kind == PTX} == {int(arch) for arch in said if arch.isdigit()}
