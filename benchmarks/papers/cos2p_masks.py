@@ -3,8 +3,9 @@
     python benchmarks/papers/cos2p_masks.py [har,vit]
 
 Sixteen clients with labels spread by Dirichlet(0.5); each learns its mask at rate 0.5 on 128 of its samples (drawn with
-replacement, so that all take equally many steps) from the same weights: the initial ones, as Co-S2P does in its first rounds, and ("trained") after three epochs on all data. Distance of masks: L1
-between probabilities, by channel; of labels: total variation. p: a permutation of the clients, 2,000 times (Mantel).
+replacement, so that all take equally many steps) from the same weights: the initial ones, as Co-S2P does in its first
+rounds, and ("trained") after three epochs on all data. Distance of masks: L1 between probabilities, by channel; of
+labels: total variation. p: a permutation of the clients, 2,000 times (Mantel).
 Writes benchmarks/results/cos2p_masks.json.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import torch
 from torch import nn
 
 from edgeprune import tasks
@@ -31,7 +32,7 @@ def class_plan(name: str, rate: float) -> SubmodelPlan:
 def width_plan(name: str, share: float) -> SubmodelPlan:
     """All blocks, ``share`` of every group (HeteroFL's shape)."""
     graph = graph_of(name)
-    return choose(graph, {group: -_count(size) for group, size in graph.map.groups.items()}, share)
+    return choose(graph, {group: -torch.arange(size) for group, size in graph.map.groups.items()}, share)
 
 
 @cache
@@ -40,11 +41,13 @@ def equal_width(name: str, rate: float) -> float:
     Co-S2P's at ``rate``; the smallest step where even that has more."""
     graph, ours = graph_of(name), class_plan(name, rate)
     budget = ours.parameters, graph.macs(ours.counts, ours.dropped)
-    for step in range(64, 0, -1):
-        plan = width_plan(name, step / 64)
-        if plan.parameters <= budget[0] and graph.macs(plan.counts) <= budget[1]:
-            return step / 64
-    return 1 / 64
+    least, most = 1, 65  # of 64ths: the smallest step is taken as it is, one above all is too much
+    while most - least > 1:
+        step = (least + most) // 2
+        plan = width_plan(name, min(1.0, step / 64))
+        within = plan.parameters <= budget[0] and graph.macs(plan.counts) <= budget[1]
+        least, most = (step, most) if within else (least, step)
+    return least / 64
 
 
 def fits_all(name: str) -> Task:
@@ -77,9 +80,3 @@ def vit_fits() -> Task:
 
 def text_fits() -> Task:
     return fits_all("shakespeare")
-
-
-def _count(size: int):  # type: ignore[no-untyped-def]
-    import torch
-
-    return torch.arange(size)

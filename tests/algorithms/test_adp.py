@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -146,6 +145,8 @@ def test_sets_follow_the_data(traced):
 
 
 def test_a_specialised_model_runs_in_onnx_runtime(traced, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
     model, graph = traced
     small = extract(model, specialised(model, graph, [torch.randn(20, 3, 16, 16)], 0.5)).eval()
     for name, each in {"small": small, "gated": model}.items():
