@@ -58,6 +58,8 @@ def cuda_check(device: torch.device | int | str | None = None) -> None:
     bits set beyond its elements, a packed value that is not finite, an index outside the tensor. Results of the calls
     since the last check are then unspecified.
     """
+    if not (core.cuda_built() and torch.cuda.is_available()):
+        raise EdgePruneError("cuda_check: no GPU here, or a build without CUDA kernels; there is nothing to check")
     if isinstance(device, int):
         device = torch.device("cuda", device)
     where = torch.device("cuda") if device is None else torch.device(device)
@@ -75,6 +77,11 @@ class _Call:
     """Workspaces and status words of one call on one GPU, on its current stream."""
 
     def __init__(self, op: str, device: torch.device, wait: bool, status: Tensor | None = None) -> None:
+        if not core.cuda_built():
+            raise EdgePruneError(
+                f"{op}: this build of edgeprune has no CUDA kernels ({core.cuda_text()}); "
+                "move the tensors to the CPU or rebuild with nvcc"
+            )
         self.op, self.device, self.wait = op, device, wait
         if status is None:
             status = torch.zeros(STATUS_WORDS, dtype=torch.int32, device=device) if wait else _later(device)

@@ -299,6 +299,12 @@ def test_a_number_of_kept_elements_that_is_said_must_be_true() -> None:
         ops.pack_with_feedback_many_([x], [torch.zeros(9)], [NINE], kept=[2, 2])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: test_cuda_packing calls it")
+def test_checking_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(EdgePruneError, match="no GPU here"):
+        ops.cuda_check()
+
+
 def test_unpack_of_an_absurd_length_takes_no_memory() -> None:
     with pytest.raises(EdgePruneError, match="a mask of 4611686018427387904 elements"):
         ops.unpack(BYTES, None, NINE, 2**62, "f32")
