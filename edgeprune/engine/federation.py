@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgeprune.fleet import build_fleet
 
 MOST_PROCESSES = 64
 Say = Callable[[str], None]
+Clock = Callable[[], float]
 
 
 def check(experiment: Experiment) -> None:
@@ -45,6 +47,7 @@ def lead(
     watch: Watch | None = None,
     say: Say = lambda _: None,
     own: bool = False,
+    clock: Clock = monotonic,
 ) -> dict[str, Any]:
     """Lead a new run into ``out`` over ``carrier``, once every device of the fleet has joined. Returns the summary.
 
@@ -52,7 +55,7 @@ def lead(
     """
     check(experiment)
     prepared = run.prepare(experiment, data_dir)
-    prepared, transport = _enrolled(prepared, carrier, wait_s, say, own)
+    prepared, transport = _enrolled(prepared, carrier, wait_s, say, own, clock)
     summary = run.start(prepared, out, watch, transport)
     transport.close(prepared.setting.clients)
     return summary
@@ -68,12 +71,13 @@ def lead_on(
     say: Say = lambda _: None,
     own: bool = False,
     rounds: int = 0,
+    clock: Clock = monotonic,
 ) -> dict[str, Any]:
     """Go on with the run in ``out``: the devices kept what is theirs meanwhile."""
     found: list[tuple[Prepared, RemoteTransport]] = []
 
     def connect(prepared: Prepared) -> tuple[Prepared, RemoteTransport]:
-        found.append(_enrolled(prepared, carrier, wait_s, say, own))
+        found.append(_enrolled(prepared, carrier, wait_s, say, own, clock))
         return found[0]
 
     summary = run.resume(out, data_dir, watch, rounds, connect)
@@ -83,10 +87,10 @@ def lead_on(
 
 
 def _enrolled(
-    prepared: Prepared, carrier: Carrier, wait_s: float, say: Say, own: bool
+    prepared: Prepared, carrier: Carrier, wait_s: float, say: Say, own: bool, clock: Clock
 ) -> tuple[Prepared, RemoteTransport]:
     terms = Terms(__version__, experiment_id(prepared.experiment))
-    transport = RemoteTransport(carrier, terms, prepared.experiment.run.deadline_s)
+    transport = RemoteTransport(carrier, terms, prepared.experiment.run.deadline_s, clock)
     samples = transport.enrol(prepared.setting.clients, wait_s, say)
     if own:
         setting = replace(prepared.setting, samples=samples)

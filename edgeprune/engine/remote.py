@@ -158,6 +158,7 @@ class RemoteTransport:
         self._round = _Round()
         old = self._clock() - 10 * self._deadline_s
         self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
+        self._now = {client: token for client, token in self._now.items() if token in self._asked}
         self._pushed_s = self._clock()
         for client, blob in assignments.items():
             self._send(client, Frame("work", client, _token(), {"round": round_}, blob), self._deadline_s, round_)
@@ -172,8 +173,12 @@ class RemoteTransport:
                 break
             for delivery in self._carrier.receive(min(left, 1.0)):
                 reply = self._settled(delivery)
-                if reply is not None and reply.client in clients:
+                if reply is None:
+                    continue
+                if delivery.token == self._now.get(reply.client):
                     replies.setdefault(reply.client, reply)
+                else:  # to an earlier question, whose answer is still wanted: a round that does not wait for all
+                    self._keep(reply, delivery)
         waited = self._clock() - self._pushed_s
         missing = [client for client in clients if client not in replies]
         self.cancel(missing)
@@ -194,21 +199,23 @@ class RemoteTransport:
             run_s = self._run_s + now - self._pushed_s
             if self._ready:
                 return self._ready.pop(0)
-            under_way = {token: self._asked[token] for token in self._now.values() if not self._asked[token].answered}
+            under_way = [one for one in self._asked.values() if one.round and one.wanted and not one.answered]
             if run_s >= until_s or not under_way:
                 return None
-            for asked in under_way.values():
+            for asked in under_way:
                 usual = self._usual_s.get(asked.client, self._deadline_s)
                 if now - asked.sent_s > min(self._deadline_s, max(self._patience * usual, 1.0)):
                     self._round.counts["missing"] += 1
-                    self.cancel([asked.client])
+                    asked.wanted = False
                     return Arrival(Reply(asked.client, None, now - asked.sent_s), run_s, asked.round)
             for delivery in self._carrier.receive(min(0.2, until_s - run_s)):
-                round_ = self._asked[token].round if (token := self._now.get(delivery.device, "")) in self._asked else 0
                 reply = self._settled(delivery)
                 if reply is not None:
-                    at_s = self._run_s + self._clock() - self._pushed_s
-                    self._ready.append(Arrival(reply, at_s, round_))
+                    self._keep(reply, delivery)
+
+    def _keep(self, reply: Reply, delivery: Delivery) -> None:
+        at_s = self._run_s + self._clock() - self._pushed_s
+        self._ready.append(Arrival(reply, at_s, self._asked[delivery.token].round))
 
     def cancel(self, clients: Sequence[str]) -> None:
         """What they still send for this round is counted as late and dropped."""
@@ -282,16 +289,18 @@ class RemoteTransport:
         return max((asked.limit for asked in self._asked.values() if asked.client == device), default=ROOM)
 
     def _settled(self, delivery: Delivery) -> Reply | None:
-        """The reply that ``delivery`` brings for what its device was asked last; None if it settles nothing."""
-        client, now = delivery.device, self._now.get(delivery.device, "")
-        settled = delivery.token != now or now not in self._asked or self._asked[now].answered
+        """The reply that ``delivery`` brings to the question that it came for; None if it settles nothing."""
+        client, asked = delivery.device, self._asked.get(delivery.token)
+        open_ = asked is not None and asked.wanted and not asked.answered
         frame = self._opened(delivery)
         if frame is None:
-            if settled:
+            if asked is None or not open_:
                 return None
-            self._asked[now].answered = True  # each question has one answer, and this was it
+            asked.answered = True  # each question has one answer, and this was it
             bad = "what it sent is not the answer to what was asked"
-            return Reply(client, None, self._since(now), fault=delivery.fault if delivery.data is None else bad)
+            return Reply(
+                client, None, self._since(delivery.token), fault=delivery.fault if delivery.data is None else bad
+            )
         seconds = self._since(frame.token)
         if frame.verb != "done":
             self._round.counts["refused"] += 1
@@ -315,7 +324,7 @@ class RemoteTransport:
             raise EdgePruneError(f"{frame.client}: {frames.shown(frame.about.get('reason', 'it gave no name'))}")
         self._terms.check(frame.client, frame.about)
         samples = frame.about.get("samples")
-        if not isinstance(samples, int) or not 0 < samples < 1 << 48:
+        if type(samples) is not int or not 0 < samples < 1 << 48:
             raise EdgePruneError(f"{frame.client} reports {frames.shown(samples, 40)} samples; it needs some")
         return samples
 

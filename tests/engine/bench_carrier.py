@@ -23,6 +23,7 @@ class BenchCarrier:
         self._spoil = spoil
         self._waiting: list[Delivery] = []
         self.history: list[tuple[Frame, Delivery]] = []
+        self._now = 0.0
 
     def devices(self) -> Sequence[str]:
         return list(self._devices)
@@ -43,7 +44,12 @@ class BenchCarrier:
         else:
             self._waiting.append(honest)
 
+    def clock(self) -> float:
+        """Seconds that pass only where nothing is there to be received, however slow this machine is."""
+        return self._now
+
     def receive(self, seconds: float) -> Sequence[Delivery]:
+        self._now += 0.01 if self._waiting else seconds
         found, self._waiting = self._waiting, []
         return found
 

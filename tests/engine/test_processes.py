@@ -23,6 +23,7 @@ from edgeprune.engine.sockets import SocketCarrier
 from edgeprune.errors import EdgePruneError
 
 NAMES = ["device-0", "device-1"]
+ROUNDS = 24
 LEAD = """
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def experiment(small):
     from edgeprune.engine import load_experiment
 
     algorithm = load_experiment(None, ["algorithm.name=fedavg", "algorithm.upload=int8", "algorithm.feedback=true"])
-    base = small("fleet.devices=2", "run.rounds=6", "run.engine=processes", "run.deadline_s=20")
+    base = small("fleet.devices=2", f"run.rounds={ROUNDS}", "run.engine=processes", "run.deadline_s=20")
     return replace(base, algorithm=algorithm.algorithm)
 
 
@@ -65,7 +66,9 @@ def workers(experiment, tmp_path_factory):
         yield found
 
 
-def test_a_server_that_is_killed_resumes_with_its_devices_still_there(experiment, local, workers, tmp_path):
+def test_a_killed_server_resumes_and_a_killed_device_comes_back_to_the_same_model(experiment, local, workers, tmp_path):
+    """The server dies after round 2 while its devices live on; a device dies between two rounds after that, and knows
+    from its disk what it must."""
     workers.carrier()
     out = tmp_path / "run"
     command = [sys.executable, "-c", LEAD, str(workers.folder / "experiment.toml"), str(out)]
@@ -76,30 +79,26 @@ def test_a_server_that_is_killed_resumes_with_its_devices_still_there(experiment
     finally:
         server.kill()
         server.wait()
-    before = [child.pid for child in workers.hosts]
     assert not (out / "summary.json").exists()
-    federation.lead_on(out, SocketCarrier(workers.paths), None, wait_s=60)
-    assert [child.pid for child in workers.hosts] == before
-    assert same(weights(out), local)
-    assert [record["round"] for record in engine.RunDir(out).metrics()] == [1, 2, 3, 4, 5, 6]
-    assert all(wait_for(lambda c=child: c.status() == 0, 20) for child in workers.hosts), "they end with the run"
-
-
-def test_a_device_killed_in_the_middle_is_left_out_and_comes_back(experiment, local, workers, tmp_path):
-    """Killed between two rounds and started again, it misses nothing: what it must know is on its disk."""
+    before = [child.pid for child in workers.hosts]
 
     def strike(at, record):
-        if record["round"] == 2:
+        if record["round"] == begun + 2:
             child = workers.hosts[1]
             os.kill(child.pid, signal.SIGKILL)
             workers.paths["device-1"].unlink()
             wait_for(lambda: child.status() is not None, 10)
             assert wait_for(lambda: child.tend() and workers.paths["device-1"].is_socket(), 60)
 
-    federation.lead(experiment, workers.carrier(), tmp_path / "run", None, wait_s=60, watch=strike)
-    assert workers.hosts[1].starts == 2
-    assert all(not record["rejected"] for record in engine.RunDir(tmp_path / "run").metrics())
-    assert same(weights(tmp_path / "run"), local)
+    begun = len(engine.RunDir(out).metrics())
+    assert begun < ROUNDS - 3
+    federation.lead_on(out, SocketCarrier(workers.paths), None, wait_s=60, watch=strike)
+    assert workers.hosts[0].pid == before[0] and workers.hosts[1].starts == 2
+    records = engine.RunDir(out).metrics()
+    assert [record["round"] for record in records] == list(range(1, ROUNDS + 1))
+    assert all(not record["rejected"] for record in records)
+    assert same(weights(out), local)
+    assert all(wait_for(lambda c=child: c.status() == 0, 20) for child in workers.hosts), "they end with the run"
 
 
 def test_a_device_that_hangs_is_left_out_until_it_wakes_and_one_that_is_gone_for_good(experiment, workers, tmp_path):

@@ -237,8 +237,8 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This Python's programs first; the package that is here, in the job's processes too."""
+    """This Python's programs first; a user's own task is looked for where we were started."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")])),
     }
