@@ -129,9 +129,9 @@ class Gate:
                 upstream[1].write(head)
                 await _move(reader, upstream[1], length)
                 answer = await _head(upstream[0])
+                self.counts["passed"] += 1  # before who asked can know
                 writer.write(answer)
                 await _move(upstream[0], writer, _length(answer))
-                self.counts["passed"] += 1
         except Refused as refused:
             self.counts[f"refused {str(refused)[:3]}"] += 1
             with contextlib.suppress(OSError):
