@@ -1,6 +1,6 @@
 """Every CUDA kernel on this machine's GPU: built for it, checked against the references, timed against its rivals.
 
-    python benchmarks/cuda.py [--no-build] [--no-check] [--only masked,packing,channels]
+    python benchmarks/cuda.py [--no-build] [--no-check] [--only masked,blocks,packing,channels]
 
 Writes benchmarks/results/cuda-<GPU>.json: the machine, the outcome of the checks (tests/ops, and compute-sanitizer's
 memcheck and racecheck where the toolkit has it), the copy bandwidth, and one row a measurement. Both sides of a ratio
@@ -10,17 +10,20 @@ are measured in this run. Needs a GPU, nvcc, and the dev requirements; says so a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PARTS = ("masked", "blocks", "packing", "channels")  # modules cuda_*.py, each with rows(copy)
 _SELF_TEST = "import edgeprune; r = edgeprune.ops.self_test(); print(r); assert set(r.values()) == {'ok'}"
 
 
@@ -52,13 +55,11 @@ def _last_line(command: list[str]) -> str:
     return f"{'ok' if done.returncode == 0 else 'FAILED'}: {lines[-1]}"
 
 
-def measure(parts: list[str]) -> list[dict[str, Any]]:
-    """The rows of the chosen modules, printed as they come."""
-    import importlib
-
+def measure(parts: Sequence[str], copy: float) -> list[dict[str, Any]]:
+    """The rows of the chosen modules, printed as they come; ``copy``: GB/s of a copy on the device."""
     rows = []
     for part in parts:
-        for row in importlib.import_module(f"cuda_{part}").rows():
+        for row in importlib.import_module(f"cuda_{part}").rows(copy):
             print(json.dumps(row), flush=True)
             rows.append(row)
     return rows
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-build", action="store_true")
     parser.add_argument("--no-check", action="store_true")
-    parser.add_argument("--only", default="masked,blocks,packing,channels")
+    parser.add_argument("--only", default=",".join(PARTS))
     arguments = parser.parse_args()
     import torch
 
@@ -82,6 +83,7 @@ def main() -> None:
     import harness
 
     properties = torch.cuda.get_device_properties(0)
+    copy = cuda_timing.copy_gb_per_s()
     body = {
         "machine": harness.machine(),
         "gpu": {
@@ -92,8 +94,8 @@ def main() -> None:
             "torch_cuda": torch.version.cuda,
         },
         "checks": outcome,
-        "copy_gb_s": round(cuda_timing.copy_bandwidth(), 1),
-        "rows": measure(arguments.only.split(",")),
+        "copy_gb_s": round(copy, 1),
+        "rows": measure(arguments.only.split(","), copy),
     }
     name = re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
     target = HERE / "results" / f"cuda-{name}.json"

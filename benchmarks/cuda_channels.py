@@ -13,7 +13,7 @@ from typing import Any
 import channels as cpu
 import numpy as np
 import torch
-from cuda_timing import SECTOR, against, copy_gb_per_s, eager_ms, graph_ms, row
+from cuda_timing import SECTOR, against, eager_ms, graph_ms, row
 from torch import Tensor
 
 from edgeprune import ops
@@ -29,10 +29,8 @@ def sectors_touched(shape: tuple[int, ...], index: list[Tensor | None]) -> int:
     return len(np.unique(where // LANES))
 
 
-def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str, Any]]:
-    """All of it; ``copy``: the copy bandwidth in GB/s where it was measured already."""
-    del torch_module
-    rate = copy_gb_per_s() if copy is None else copy
+def rows(copy: float) -> list[dict[str, Any]]:
+    """All of it; ``copy``: the copy's bandwidth in GB/s, measured in the same run."""
     generator = torch.Generator().manual_seed(0)
     shapes = cpu.resnet50_shapes()
     indices: list[list[Tensor | None]] = []
@@ -62,7 +60,7 @@ def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str,
         "call_ms": round(eager_ms(work), 4),
         **against(ms, theirs, "index_select twice, layer by layer, in a graph"),
     }
-    found.append(row("gather_many", size, ms, touched + 4 * kept_elements, rate, **more))
+    found.append(row("gather_many", size, ms, touched + 4 * kept_elements, copy, **more))
 
     totals, counts = ([[torch.zeros_like(x) for x in xs] for xs in sets] for _ in range(2))
     groups = list(zip(totals, counts, parts, strict=True))
@@ -77,7 +75,7 @@ def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str,
 
     theirs = eager_ms([lambda t=t, c=c, p=p: add_by_torch(t, c, p) for t, c, p in groups], repeats=5)
     more = {"call_ms": round(eager_ms(work), 4), **against(ms, theirs, "index_put_ without adding, layer by layer")}
-    found.append(row("scatter_accumulate_many_", size, ms, 4 * touched + 4 * kept_elements, rate, **more))
+    found.append(row("scatter_accumulate_many_", size, ms, 4 * touched + 4 * kept_elements, copy, **more))
 
     trio = list(zip(sets, totals, counts, strict=True))
     work = [lambda x=x, t=t, c=c: ops.merge_finish_many(x, t, c) for x, t, c in trio]
@@ -88,7 +86,7 @@ def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str,
 
     theirs = graph_ms([lambda x=x, t=t, c=c: finish_by_torch(x, t, c) for x, t, c in trio])
     more = {"call_ms": round(eager_ms(work), 4), **against(ms, theirs, "where(c > 0, t / c, x), in a graph")}
-    found.append(row("merge_finish_many", size, ms, 16 * elements, rate, **more))
+    found.append(row("merge_finish_many", size, ms, 16 * elements, copy, **more))
 
     for dim in (0, 1):
         work = [lambda xs=xs, d=dim: ops.channel_norms_many(xs, [d] * len(xs), 2) for xs in sets]
@@ -101,9 +99,9 @@ def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str,
             "call_ms": round(eager_ms(work), 4),
             **against(ms, graph_ms(calls), "vector_norm, layer by layer, in a graph"),
         }
-        found.append(row(f"channel_norms_many, dimension {dim}", size, ms, 4 * elements, rate, **more))
+        found.append(row(f"channel_norms_many, dimension {dim}", size, ms, 4 * elements, copy, **more))
 
-    found += single(rate)
+    found += single(copy)
     return found
 
 
@@ -124,8 +122,3 @@ def single(rate: float) -> list[dict[str, Any]]:
         ms = graph_ms([lambda x=x, d=dim: ops.channel_norms(x, d, 2) for x in views])
         found.append(row(f"channel_norms, dimension {dim}", " x ".join(map(str, shape)), ms, 4 << 26, rate))
     return found
-
-
-if __name__ == "__main__":
-    for each in rows():
-        print(each)

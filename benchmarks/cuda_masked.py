@@ -1,7 +1,8 @@
 """Masked linear layers, convolutions and a training step on a GPU, against dense torch and torch's sparse CSR.
 
-``rows()`` gives one dictionary a measurement: name, shape, density, work, ms of each side, and the ratio. Dense runs
-in float32 without and with TF32, and in float16. Both sides are captured in graphs (cuda_timing.py).
+``rows(copy)`` gives one dictionary a measurement: name, shape, density, work, ms of each side, and the ratio. Dense
+runs in float32 without and with TF32, and in float16. Both sides are captured in graphs (cuda_timing.py); CSR is timed as
+it is called.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from cuda_timing import median_ms
+from cuda_timing import beside, eager_ms, forward_and_step_ms, graph_ms
 from torch import Tensor, nn
 from torch.nn import functional
 
 import edgeprune
 from edgeprune import SparsityPattern
 from edgeprune.ops import masked_conv2d, masked_linear
+from edgeprune.tasks.models import resnet_like
 
 DENSITIES = (0.2, 0.1, 0.05)
 LINEAR = ((1, 4096, 4096), (32, 4096, 4096), (256, 1024, 1024), (4096, 1024, 1024), (4096, 4096, 4096))
@@ -38,7 +40,7 @@ def _tf32(allowed: bool) -> None:
 
 
 def _dense_times(forward: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: Tensor) -> dict[str, float]:
-    """Dense torch: forward, and forward with both gradients, in three precisions."""
+    """Dense torch in three precisions."""
     times = {}
     for name, dtype, tf32 in (
         ("fp32", torch.float32, False),
@@ -46,41 +48,10 @@ def _dense_times(forward: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: 
         ("fp16", torch.float16, False),
     ):
         _tf32(tf32)
-        leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
-        gradient = dy.to(dtype)
-        with torch.no_grad():
-            times[f"{name} forward"] = median_ms([lambda: forward(*leaves)] * 4)  # noqa: B023
-
-        def step() -> None:
-            torch.autograd.grad(forward(*leaves), leaves, gradient)  # noqa: B023
-
-        times[f"{name} step"] = median_ms([step] * 2)
+        found = forward_and_step_ms(forward, [x.to(dtype), weight.to(dtype)], dy.to(dtype))
+        times |= {f"{name} {work}": ms for work, ms in found.items()}
     _tf32(False)
     return times
-
-
-def _our_times(forward: Callable[..., Tensor], x: Tensor, weight: Tensor, dy: Tensor) -> dict[str, float]:
-    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-    with torch.no_grad():
-        ahead = median_ms([lambda: forward(*leaves)] * 4)
-
-    def step() -> None:
-        torch.autograd.grad(forward(*leaves), leaves, dy)
-
-    def input_gradient() -> None:
-        torch.autograd.grad(forward(leaves[0], leaves[1].detach()), leaves[:1], dy)
-
-    return {"forward": ahead, "step": median_ms([step] * 2), "forward and dx": median_ms([input_gradient] * 2)}
-
-
-def _row(name: str, shape: str, density: float, ours: dict[str, float], dense: dict[str, float]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "shape": shape, "zeros": round(1 - density, 3)}
-    row |= {f"ours {work} ms": round(ms, 4) for work, ms in ours.items()}
-    row |= {f"dense {work} ms": round(ms, 4) for work, ms in dense.items()}
-    for precision in ("fp32", "tf32", "fp16"):
-        for work in ("forward", "step"):
-            row[f"{work} over {precision}"] = round(dense[f"{precision} {work}"] / ours[work], 2)
-    return row
 
 
 def linear_rows() -> Iterator[dict[str, Any]]:
@@ -95,15 +66,15 @@ def linear_rows() -> Iterator[dict[str, Any]]:
             def forward(x: Tensor, w: Tensor) -> Tensor:
                 return masked_linear(x, w, pattern, path="sparse")  # noqa: B023
 
-            row = _row(
+            row = beside(
                 "linear",
                 f"{samples} x {inputs} by {inputs} x {outputs}",
                 density,
-                _our_times(forward, x, kept, dy),
+                forward_and_step_ms(forward, [x, kept], dy),
                 dense,
             )
             csr = pattern.dense(kept).to_sparse_csr()
-            row["CSR forward ms"] = round(median_ms([lambda: csr @ x.T] * 4), 4)  # noqa: B023
+            row["CSR forward ms"] = round(eager_ms([lambda csr=csr, x=x: csr @ x.T] * 4), 4)
             row["forward over CSR"] = round(row["CSR forward ms"] / row["ours forward ms"], 2)
             row["TFLOP/s on kept weights"] = round(2e-9 * samples * pattern.kept / row["ours forward ms"], 2)
             yield row
@@ -122,39 +93,16 @@ def conv_rows() -> Iterator[dict[str, Any]]:
             def forward(x: Tensor, w: Tensor) -> Tensor:
                 return masked_conv2d(x, w, pattern, None, stride, 1, path="sparse")  # noqa: B023
 
-            row = _row(
+            row = beside(
                 "conv 3x3",
                 f"{samples} x {inputs} x {size} x {size} to {outputs}, stride {stride}",
                 density,
-                _our_times(forward, x, kept, dy),
+                forward_and_step_ms(forward, [x, kept], dy),
                 dense,
             )
             done = 2e-9 * samples * (size // stride) ** 2 * pattern.kept
             row["TFLOP/s on kept weights"] = round(done / row["ours forward ms"], 2)
             yield row
-
-
-def _resnet18(width: int = 64, classes: int = 10) -> nn.Module:
-    """ResNet-18 as for 32 x 32 pictures."""
-
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-            self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-            same = stride == 1 and inputs == outputs
-            self.short: nn.Module = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-            return functional.relu(y + self.short(x))
-
-    blocks, inputs = [], width
-    for outputs, stride in zip((1, 1, 2, 2, 4, 4, 8, 8), (1, 1, 2, 1, 2, 1, 2, 1), strict=True):
-        blocks.append(Block(inputs, width * outputs, stride))
-        inputs = width * outputs
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    return nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), *blocks, *head)
 
 
 def _step_ms(model: nn.Module, x: Tensor, labels: Tensor) -> float:
@@ -170,12 +118,12 @@ def _step_ms(model: nn.Module, x: Tensor, labels: Tensor) -> float:
             torch._foreach_add_(momenta, gradients)
             torch._foreach_add_(parameters, momenta, alpha=-0.01)
 
-    return median_ms([step])
+    return graph_ms([step], rounds=1)
 
 
 def training_rows(samples: int = 128) -> Iterator[dict[str, Any]]:
     """A whole training step of ResNet-18 under a mask, momentum included, each side captured in one graph."""
-    model = _resnet18()
+    model = resnet_like((64, 128, 256, 512))
     x, labels = torch.randn(samples, 3, 32, 32, device="cuda"), torch.randint(0, 10, (samples,), device="cuda")
     dense = {}
     for name, tf32 in (("fp32", False), ("tf32", True)):
@@ -195,7 +143,8 @@ def training_rows(samples: int = 128) -> Iterator[dict[str, Any]]:
         }
 
 
-def rows() -> Iterator[dict[str, Any]]:
+def rows(copy: float) -> Iterator[dict[str, Any]]:
+    """``copy`` is not asked for: these products are bound by shared memory."""
     yield from linear_rows()
     yield from conv_rows()
     yield from training_rows()

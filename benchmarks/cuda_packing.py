@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cuda_timing import SECTOR, against, copy_gb_per_s, eager_ms, graph_ms, row
+from cuda_timing import SECTOR, against, eager_ms, graph_ms, row
 from torch import Tensor
 
 from edgeprune import ops
@@ -122,23 +122,16 @@ def masks(copy: float) -> list[dict[str, Any]]:
     return rows
 
 
-def rows(torch_module: Any = torch, copy: float | None = None) -> list[dict[str, Any]]:
-    """All of it; ``copy``: the copy bandwidth in GB/s where it was measured already."""
-    del torch_module
+def rows(copy: float) -> list[dict[str, Any]]:
+    """All of it; ``copy``: the copy's bandwidth in GB/s, measured in the same run."""
     ops.cuda_check()
-    rate = copy_gb_per_s() if copy is None else copy
-    found = selection(rate)
+    found = selection(copy)
     for dtype in ("f32", "bf16", "f16", "i8"):
         for share in (0.01, 0.1, 0.5, None):
             if dtype in ("bf16", "f16") and share in (0.01, 0.5):
                 continue
-            found += conversion(rate, share, dtype)
+            found += conversion(copy, share, dtype)
             torch.cuda.empty_cache()
-    found += masks(rate)
+    found += masks(copy)
     ops.cuda_check()
     return found
-
-
-if __name__ == "__main__":
-    for each in rows():
-        print(each)

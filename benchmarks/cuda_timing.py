@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Work = Sequence[Callable[[], object]]
 SECTOR = 32
@@ -81,3 +82,21 @@ def row(name: str, size: str, ms: float, moved: float, copy: float, **more: Any)
 
 def against(ms: float, torch_ms: float, what: str) -> dict[str, Any]:
     return {"torch": what, "torch_ms": round(torch_ms, 5), "times_faster": round(torch_ms / ms, 2)}
+
+
+def forward_and_step_ms(forward: Callable[..., Tensor], leaves: Sequence[Tensor], dy: Tensor) -> dict[str, float]:
+    """Median milliseconds of a product without gradients, and of it with the gradients of all of ``leaves``."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    with torch.no_grad():
+        ahead = graph_ms([lambda: forward(*leaves)])
+    return {"forward": ahead, "step": graph_ms([lambda: torch.autograd.grad(forward(*leaves), leaves, dy)])}
+
+
+def beside(name: str, shape: str, density: float, ours: dict[str, float], dense: dict[str, float]) -> dict[str, Any]:
+    """One line of a result file: ours, keyed by work, and dense torch's, keyed by "precision work"."""
+    line: dict[str, Any] = {"name": name, "shape": shape, "zeros": round(1 - density, 3)}
+    line |= {f"ours {work} ms": round(ms, 4) for work, ms in ours.items()}
+    for what, ms in dense.items():
+        precision, work = what.split()
+        line |= {f"dense {what} ms": round(ms, 4), f"{work} over {precision}": round(ms / ours[work], 2)}
+    return line
