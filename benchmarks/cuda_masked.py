@@ -1,8 +1,8 @@
 """Masked linear layers, convolutions and a training step on a GPU, against dense torch and torch's sparse CSR.
 
 ``rows(copy)`` gives one dictionary a measurement: name, shape, density, work, ms of each side, and the ratio. Dense
-runs in float32 without and with TF32, and in float16. Both sides are captured in graphs (cuda_timing.py); CSR is timed as
-it is called.
+runs in float32 without and with TF32, and in float16. Both sides are captured in graphs (cuda_timing.py); CSR is
+timed as it is called.
 """
 
 from __future__ import annotations

@@ -186,6 +186,7 @@ class MaskedArrangement:
     positions_per_lane: int
     splits: int
     channels_per_block: int
+    empty: bool
     def shared_bytes(self, work: int, longest: int) -> int: ...
 
 CUDA_WARPS: int

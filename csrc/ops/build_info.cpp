@@ -1,5 +1,6 @@
 #include "ops/build_info.h"
 
+#include "base/error.h"
 #include "base/isa.h"
 
 #ifndef EDGEPRUNE_WHY_NO_CUDA
@@ -49,5 +50,10 @@ std::string cuda_text() { return EDGEPRUNE_CUDA_ARCHS; }
 bool cuda_built() { return false; }
 std::string cuda_text() { return EDGEPRUNE_WHY_NO_CUDA; }
 #endif
+
+void fail_no_cuda(const char* op) {
+    fail("%s: this build of edgeprune has no CUDA kernels (%s); move the tensors to the CPU or rebuild with nvcc", op,
+         EDGEPRUNE_WHY_NO_CUDA);
+}
 
 }  // namespace edgeprune

@@ -12,5 +12,7 @@ std::string chosen_variant();                  // the best one that EDGEPRUNE_IS
 std::string compiler_text();                   // "gcc 12.2.0"
 bool cuda_built();
 std::string cuda_text();  // architectures when built with CUDA, else why not
+// Throws: what a call for a GPU meets in a build without CUDA kernels.
+[[noreturn]] void fail_no_cuda(const char* op);
 
 }  // namespace edgeprune

@@ -3,6 +3,7 @@
 
 #include "base/cuda.h"
 #include "base/error.h"
+#include "ops/build_info.h"
 #include "ops/channels_tasks.h"
 
 namespace edgeprune {
@@ -81,18 +82,11 @@ void merge_finish_many_cuda(const std::vector<FinishCall>& calls, void* stream) 
 
 #else
 
-namespace {
-[[noreturn]] void no_cuda(const char* op) {
-    fail("%s: this build of edgeprune has no CUDA kernels (%s); move the tensors to the CPU or rebuild with nvcc", op,
-         EDGEPRUNE_WHY_NO_CUDA);
-}
-}  // namespace
-
-void gather_many_cuda(const std::vector<GatherCall>&, void*) { no_cuda("gather"); }
-void scatter_accumulate_many_cuda(const std::vector<ScatterCall>&, float, void*) { no_cuda("scatter_accumulate"); }
-int64_t channel_norms_workspace(const std::vector<NormsCall>&) { no_cuda("channel_norms"); }
-void channel_norms_many_cuda(const std::vector<NormsCall>&, const View&, void*) { no_cuda("channel_norms"); }
-void merge_finish_many_cuda(const std::vector<FinishCall>&, void*) { no_cuda("merge_finish"); }
+void gather_many_cuda(const std::vector<GatherCall>&, void*) { fail_no_cuda("gather"); }
+void scatter_accumulate_many_cuda(const std::vector<ScatterCall>&, float, void*) { fail_no_cuda("scatter_accumulate"); }
+int64_t channel_norms_workspace(const std::vector<NormsCall>&) { fail_no_cuda("channel_norms"); }
+void channel_norms_many_cuda(const std::vector<NormsCall>&, const View&, void*) { fail_no_cuda("channel_norms"); }
+void merge_finish_many_cuda(const std::vector<FinishCall>&, void*) { fail_no_cuda("merge_finish"); }
 
 #endif
 

@@ -2,6 +2,7 @@
 
 #include "base/cuda.h"
 #include "base/error.h"
+#include "ops/build_info.h"
 
 namespace edgeprune {
 
@@ -118,14 +119,8 @@ void run_masked_block_dots(const BlocksCall& call, int splits, void* stream) {
 
 #else
 
-namespace {
-[[noreturn]] void no_cuda() {
-    fail("masked_blocks: this build of edgeprune has no CUDA kernels (%s); rebuild with nvcc", EDGEPRUNE_WHY_NO_CUDA);
-}
-}  // namespace
-
-void run_masked_blocks(const BlocksCall&, bool, void*) { no_cuda(); }
-void run_masked_block_dots(const BlocksCall&, int, void*) { no_cuda(); }
+void run_masked_blocks(const BlocksCall&, bool, void*) { fail_no_cuda("masked_blocks"); }
+void run_masked_block_dots(const BlocksCall&, int, void*) { fail_no_cuda("masked_blocks"); }
 
 #endif
 

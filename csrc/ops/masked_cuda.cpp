@@ -5,6 +5,7 @@
 
 #include "base/cuda.h"
 #include "base/error.h"
+#include "ops/build_info.h"
 
 namespace edgeprune {
 
@@ -106,16 +107,11 @@ void run_few_cuda(const FilterShape& f, const FewCall& call, MaskedWork work, vo
 
 #else
 
-namespace {
-[[noreturn]] void no_cuda() {
-    fail("masked: this build of edgeprune has no CUDA kernels (%s); move the tensors to the CPU or rebuild with nvcc",
-         EDGEPRUNE_WHY_NO_CUDA);
+CudaLimits cuda_limits(int) { fail_no_cuda("masked"); }
+void run_masked_cuda(const Arrangement&, const CudaPlan&, const MaskedCudaCall&, MaskedWork, void*) {
+    fail_no_cuda("masked");
 }
-}  // namespace
-
-CudaLimits cuda_limits(int) { no_cuda(); }
-void run_masked_cuda(const Arrangement&, const CudaPlan&, const MaskedCudaCall&, MaskedWork, void*) { no_cuda(); }
-void run_few_cuda(const FilterShape&, const FewCall&, MaskedWork, void*) { no_cuda(); }
+void run_few_cuda(const FilterShape&, const FewCall&, MaskedWork, void*) { fail_no_cuda("masked"); }
 
 #endif
 

@@ -26,6 +26,8 @@ struct Arrangement {
     CudaTile tile{};
     int rows_per_thread = 0, positions_per_lane = 0, splits = 1;
     int channels_per_block = 0;  // 0: a patch does not fit into shared memory; take the dense product
+
+    bool empty() const { return geometry.grid[0] < 1 || geometry.grid[1] < 1; }  // no pixel belongs to this phase
 };
 
 // For x (N, inputs, H, W). `phase` counts the stride's phases of the input gradient, 0 otherwise. `channels_per_block`
@@ -33,7 +35,7 @@ struct Arrangement {
 Arrangement arrange(const FilterShape& filter, const int64_t (&padding)[2], const int64_t (&x_shape)[4],
                     MaskedWork work, int phase, int64_t kept, const CudaLimits& limits, int channels_per_block);
 
-// Input pixels that one phase of the input gradient writes: false where there are none (taps may be, too).
+// Launches that an input gradient takes: one for each phase of the stride.
 int phases_of(const FilterShape& filter);
 
 struct PlanEntries {

@@ -157,7 +157,7 @@ Arrangement arrange(const FilterShape& f, const int64_t (&padding)[2], const int
     Arrangement best;
     best.geometry = make_geometry(f, padding, x_shape, work, phase);
     const CudaGeometry& g = best.geometry;
-    if (g.grid[0] < 1 || g.grid[1] < 1) return best;
+    if (best.empty()) return best;
     const bool dots = work == MaskedWork::weight_gradient;
     const int64_t t_rows = work == MaskedWork::input_gradient ? transposed_rows(f) : f.outputs;
     double least = INFINITY;
@@ -216,6 +216,10 @@ PlanEntries plan_entries(const SparsityPattern& pattern, MaskedWork work, int ph
     const int32_t* const begin = (backward ? pattern.t_starts : pattern.starts) + static_cast<int64_t>(phase) * rows;
     const int32_t* const end = begin + lines * all_rows;
 
+    for (int r = 0; r < rows; ++r)
+        if (begin[r] < 0 || begin[r] > end[r] || end[r] > pattern.kept)
+            fail("masked_cuda: row %d of the pattern ends beyond its %lld kept weights", r,
+                 static_cast<long long>(pattern.kept));
     PlanEntries plan;
     plan.rows_per_tile = rows_per_tile, plan.channels_per_block = channels_per_block;
     const int row_tiles = pieces(rows, rows_per_tile), span = channels_per_block * taps;

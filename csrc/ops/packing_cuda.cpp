@@ -4,6 +4,7 @@
 #include "base/cuda.h"
 #include "base/error.h"
 #include "kernels/packing/packing_cuda.h"
+#include "ops/build_info.h"
 #include "ops/packing_plan.h"
 
 namespace edgeprune {
@@ -296,33 +297,28 @@ void mask_from_indices_cuda(const View& indices, int64_t n, const View& out, con
 
 #else
 
-namespace {
-[[noreturn]] void no_cuda(const char* op) {
-    fail("%s: this build of edgeprune has no CUDA kernels (%s); move the tensors to the CPU or rebuild with nvcc", op,
-         EDGEPRUNE_WHY_NO_CUDA);
-}
-}  // namespace
-
 int64_t packing_cuda_workspace(const std::string& what, const std::vector<int64_t>&, const std::vector<int64_t>&) {
-    no_cuda(what.c_str());
+    fail_no_cuda(what.c_str());
 }
-void packing_cuda_check(const char* op, const std::vector<uint32_t>&, Coding) { no_cuda(op); }
+void packing_cuda_check(const char* op, const std::vector<uint32_t>&, Coding) { fail_no_cuda(op); }
 void select_largest_cuda(const std::vector<View>&, int64_t, const std::vector<View>&, const CudaCall&) {
-    no_cuda("select_largest");
+    fail_no_cuda("select_largest");
 }
 void select_above_cuda(const std::vector<View>&, uint32_t, const std::vector<View>&, const CudaCall&) {
-    no_cuda("select_above");
+    fail_no_cuda("select_above");
 }
-void pack_many_cuda(const std::vector<PackCall>&, Coding, bool, uint64_t, const CudaCall&) { no_cuda("pack"); }
-void unpack_cuda(const View&, const View&, const View&, Coding, const View&, const CudaCall&) { no_cuda("unpack"); }
+void pack_many_cuda(const std::vector<PackCall>&, Coding, bool, uint64_t, const CudaCall&) { fail_no_cuda("pack"); }
+void unpack_cuda(const View&, const View&, const View&, Coding, const View&, const CudaCall&) {
+    fail_no_cuda("unpack");
+}
 void accumulate_cuda(const View&, const View&, const View&, const View&, const View&, Coding, float, const CudaCall&) {
-    no_cuda("accumulate_");
+    fail_no_cuda("accumulate_");
 }
 void mask_counts_cuda(const std::vector<View>&, const std::vector<int64_t>&, const View&, const CudaCall&) {
-    no_cuda("mask_count");
+    fail_no_cuda("mask_count");
 }
-void mask_to_indices_cuda(const View&, int64_t, const View&, const CudaCall&) { no_cuda("mask_to_indices"); }
-void mask_from_indices_cuda(const View&, int64_t, const View&, const CudaCall&) { no_cuda("mask_from_indices"); }
+void mask_to_indices_cuda(const View&, int64_t, const View&, const CudaCall&) { fail_no_cuda("mask_to_indices"); }
+void mask_from_indices_cuda(const View&, int64_t, const View&, const CudaCall&) { fail_no_cuda("mask_from_indices"); }
 
 #endif
 

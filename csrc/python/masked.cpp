@@ -5,42 +5,15 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <deque>
 
-#include "base/error.h"
 #include "python/bind.h"
-#include "python/dlpack.h"
+#include "python/filter.h"
+#include "python/lender.h"
 
 namespace py = pybind11;
 
 namespace edgeprune {
 namespace {
-
-using Filter = std::array<int64_t, 9>;
-
-FilterShape filter_of(const Filter& n) { return {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}}; }
-
-// Keeps everything borrowed for one call alive.
-class Lender {
-  public:
-    explicit Lender(const char* op) : op_(op) {}
-    View view(const char* name, py::handle object) {
-        if (object.is_none()) return {};
-        kept_.push_back(borrow(op_, name, object));
-        return kept_.back().view;
-    }
-    const int32_t* int32s(const char* name, py::handle object, int64_t size) {
-        const View tensor = view(name, object);
-        if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.size() != size || tensor.device != Device::cpu)
-            fail("%s: %s must be %lld contiguous int32 on the CPU, got shape %s", op_, name,
-                 static_cast<long long>(size), shape_text(tensor).c_str());
-        return static_cast<const int32_t*>(tensor.data);
-    }
-
-  private:
-    const char* op_;
-    std::deque<Borrowed> kept_;
-};
 
 int64_t py_count_kept(py::handle mask, const Filter& filter) {
     const FilterShape shape = filter_of(filter);

@@ -7,6 +7,7 @@
 #include <array>
 
 #include "python/bind.h"
+#include "python/filter.h"
 #include "python/lender.h"
 
 namespace py = pybind11;
@@ -14,12 +15,10 @@ namespace py = pybind11;
 namespace edgeprune {
 namespace {
 
-using Filter = std::array<int64_t, 9>;
-
-BlocksCall call_of(Lender& lender, const Filter& n, const std::array<int64_t, 2>& padding,
+BlocksCall call_of(Lender& lender, const Filter& filter, const std::array<int64_t, 2>& padding,
                    const std::array<int64_t, 4>& x_shape, int block, const std::array<py::object, 6>& plan) {
     BlocksCall call{};
-    call.filter = {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}};
+    call.filter = filter_of(filter);
     for (size_t d = 0; d < 2; ++d) call.padding[d] = padding[d];
     for (size_t d = 0; d < 4; ++d) call.x_shape[d] = x_shape[d];
     call.block = block;

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "python/bind.h"
+#include "python/filter.h"
 #include "python/lender.h"
 
 namespace py = pybind11;
@@ -16,22 +17,9 @@ namespace py = pybind11;
 namespace edgeprune {
 namespace {
 
-using Filter = std::array<int64_t, 9>;
-
-FilterShape filter_of(const Filter& n) { return {n[0], n[1], n[2], {n[3], n[4]}, {n[5], n[6]}, {n[7], n[8]}}; }
-
 MaskedWork work_of(int work) {
     if (work < 0 || work > 2) fail("masked_cuda: work %d; 0 forward, 1 input gradient, 2 weight gradient", work);
     return static_cast<MaskedWork>(work);
-}
-
-const int32_t* int32s(Lender& lender, const char* name, py::handle object, Device device, int64_t size = -1) {
-    const View tensor = lender.view(name, object);
-    if (tensor.dtype != DType::i32 || !tensor.contiguous() || tensor.device != device ||
-        (size >= 0 && tensor.size() != size))
-        fail("masked_cuda: %s must be contiguous int32 on the %s, got shape %s", name,
-             device == Device::cpu ? "CPU" : "GPU", shape_text(tensor).c_str());
-    return static_cast<const int32_t*>(tensor.data);
 }
 
 py::array_t<int32_t> array_of(const std::vector<int32_t>& values) {
@@ -56,14 +44,14 @@ py::tuple py_plan(const Filter& filter, py::handle columns, py::handle order, py
     if (rows_per_tile < 1 || channels_per_block < 1) fail("masked_cuda: a plan needs rows and channels");
     const FilterShape& f = pattern.filter;
     if (phase < 0 || phase >= phases_of(f)) fail("masked_cuda: phase %d of %d", phase, phases_of(f));
+    pattern.kept = lender.view("columns", columns).size();
     if (work_of(work) == MaskedWork::input_gradient) {
-        pattern.t_columns = int32s(lender, "t_columns", columns, Device::cpu);
-        pattern.t_order = int32s(lender, "t_order", order, Device::cpu);
-        pattern.t_starts =
-            int32s(lender, "t_starts", starts, Device::cpu, transposed_rows(f) * (blocks_of(f.outputs, f) + 1));
+        pattern.t_columns = lender.int32s("t_columns", columns, -1);
+        pattern.t_order = lender.int32s("t_order", order, pattern.kept);
+        pattern.t_starts = lender.int32s("t_starts", starts, transposed_rows(f) * (blocks_of(f.outputs, f) + 1));
     } else {
-        pattern.columns = int32s(lender, "columns", columns, Device::cpu);
-        pattern.starts = int32s(lender, "starts", starts, Device::cpu, f.outputs * (blocks_of(f.inputs, f) + 1));
+        pattern.columns = lender.int32s("columns", columns, -1);
+        pattern.starts = lender.int32s("starts", starts, f.outputs * (blocks_of(f.inputs, f) + 1));
     }
     PlanEntries plan;
     {
@@ -88,14 +76,14 @@ void py_run(const Arrangement& arrangement, const std::array<py::object, 7>& par
     plan.tiles = static_cast<int>(blocks.size());
     plan.row_tiles = static_cast<int>(rows.size()) - 1;
     const int64_t tiles = plan.tiles;
-    plan.order = int32s(lender, "order", parts[0], Device::cuda);
-    plan.column = int32s(lender, "column", parts[1], Device::cuda, plan.entries);
+    plan.order = lender.int32s("order", parts[0], -1, Device::cuda);
+    plan.column = lender.int32s("column", parts[1], plan.entries, Device::cuda);
     plan.segments = reinterpret_cast<const uint32_t*>(
-        int32s(lender, "segments", parts[2], Device::cuda, tiles * plan.rows_per_tile));
-    plan.tile_first = int32s(lender, "tile_first", parts[3], Device::cuda, tiles + 1);
-    plan.tile_block = int32s(lender, "tile_block", parts[4], Device::cuda, tiles);
-    plan.tile_row = int32s(lender, "tile_row", parts[5], Device::cuda, tiles);
-    plan.row_first = int32s(lender, "row_first", parts[6], Device::cuda);
+        lender.int32s("segments", parts[2], tiles * plan.rows_per_tile, Device::cuda));
+    plan.tile_first = lender.int32s("tile_first", parts[3], tiles + 1, Device::cuda);
+    plan.tile_block = lender.int32s("tile_block", parts[4], tiles, Device::cuda);
+    plan.tile_row = lender.int32s("tile_row", parts[5], tiles, Device::cuda);
+    plan.row_first = lender.int32s("row_first", parts[6], -1, Device::cuda);
     const MaskedCudaCall call{lender.view("x", x), lender.view("weights", weights), lender.view("bias", bias),
                               lender.view("y", y), lender.view("workspace", workspace)};
     const py::gil_scoped_release unlocked;
@@ -111,11 +99,12 @@ void py_run_few(const Filter& filter, py::handle columns, py::handle order, py::
     const int64_t lines = blocks_of(backward ? f.outputs : f.inputs, f);
     if (f.all_taps() != 1 || f.strided()) fail("masked_cuda: this way is for linear layers");
     FewCall call{};
-    call.columns = int32s(lender, "columns", columns, Device::cuda);
-    call.order = backward ? int32s(lender, "order", order, Device::cuda) : nullptr;
-    call.begin = int32s(lender, "starts", starts, Device::cuda, rows * (lines + 1));
+    call.weights = lender.view("weights", weights);
+    call.columns = lender.int32s("columns", columns, call.weights.size(), Device::cuda);
+    call.order = backward ? lender.int32s("order", order, call.weights.size(), Device::cuda) : nullptr;
+    call.begin = lender.int32s("starts", starts, rows * (lines + 1), Device::cuda);
     call.end = call.begin + lines * rows;
-    call.x = lender.view("x", x), call.weights = lender.view("weights", weights);
+    call.x = lender.view("x", x);
     call.bias = lender.view("bias", bias), call.y = lender.view("y", y);
     const py::gil_scoped_release unlocked;
     run_few_cuda(f, call, work_of(work), reinterpret_cast<void*>(stream));
@@ -129,6 +118,7 @@ void bind_masked_cuda(py::module_& module) {
         .def_readonly("positions_per_lane", &Arrangement::positions_per_lane)
         .def_readonly("splits", &Arrangement::splits)
         .def_readonly("channels_per_block", &Arrangement::channels_per_block)
+        .def_property_readonly("empty", &Arrangement::empty)
         .def("shared_bytes",
              [](const Arrangement& a, int work, int longest) { return shared_bytes(a, work_of(work), longest); });
     module.attr("CUDA_WARPS") = kCudaWarps;

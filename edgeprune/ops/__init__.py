@@ -7,6 +7,7 @@ computes the right thing on this machine.
 from __future__ import annotations
 
 from edgeprune.ops import crossover, reference
+from edgeprune.ops import packing_library as packing_library  # registers torch.ops.edgeprune.*
 from edgeprune.ops.channels import (
     channel_norms,
     channel_norms_many,

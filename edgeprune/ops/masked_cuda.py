@@ -151,10 +151,10 @@ def _launches(compiled: CompiledPattern, shapes: _Shapes) -> list[_Launch] | Non
 
 
 def _all_arranged(compiled: CompiledPattern, shapes: _Shapes) -> list[_Launch] | None:
-    filter, backward = compiled.filter, shapes.work == INPUT_GRADIENT
+    phases = compiled.filter[5] * compiled.filter[6] if shapes.work == INPUT_GRADIENT else 1
     launches = []
-    for phase in range(filter[5] * filter[6] if backward else 1):
-        if backward and _is_empty(phase, filter, shapes.padding, shapes.x[2:]):
+    for phase in range(phases):
+        if _arrange(compiled, shapes, phase).empty:
             continue
         launch = _arranged(compiled, shapes, phase)
         if launch is None:
@@ -163,20 +163,18 @@ def _all_arranged(compiled: CompiledPattern, shapes: _Shapes) -> list[_Launch] |
     return launches
 
 
-def _is_empty(phase: int, filter: Sequence[int], padding: Sequence[int], size: Sequence[int]) -> bool:
-    """No pixel of x belongs to this phase."""
-    phases = divmod(phase, filter[6])
-    firsts = [(p - pad) % stride for p, pad, stride in zip(phases, padding, filter[5:7], strict=True)]
-    return firsts[0] >= size[0] or firsts[1] >= size[1]
+def _arrange(compiled: CompiledPattern, shapes: _Shapes, phase: int, channels: int = 0) -> Any:
+    limits = _limits_of(shapes.device)
+    return core.masked_cuda_arrange(
+        compiled.filter, shapes.padding, shapes.x, shapes.work, phase, compiled.kept, limits, channels
+    )
 
 
 def _arranged(compiled: CompiledPattern, shapes: _Shapes, phase: int) -> _Launch | None:
-    limits, work, filter = _limits_of(shapes.device), shapes.work, compiled.filter
+    limits, work = _limits_of(shapes.device), shapes.work
     channels = 0
     while True:
-        arrangement = core.masked_cuda_arrange(
-            filter, shapes.padding, shapes.x, work, phase, compiled.kept, limits, channels
-        )
+        arrangement = _arrange(compiled, shapes, phase, channels)
         if not arrangement.channels_per_block:
             return None
         parts, capsules, longest = _plan(compiled, shapes.device, arrangement, work, phase)

@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import packing_cuda
 from edgeprune.ops._core import core
 from edgeprune.ops.packing_cuda import cuda_check
-from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, check_dtype, mask_bytes
+from edgeprune.ops.packing_lent import empty_masks, lend, lend_written, plain, room, seed_of
+from edgeprune.ops.packing_types import Packed, check_dtype, mask_bytes
 
 __all__ = [
     "Packed",
@@ -56,28 +56,6 @@ __all__ = [
     "unpack",
 ]
 
-# ---- how tensors reach the core -------------------------------------------------------------------------------------
-
-
-def _plain(*xs: Tensor | None) -> bool:
-    """Nothing here needs the dispatcher: no compiler at work, no fake tensors or other subclasses."""
-    return not torch.compiler.is_compiling() and all(x is None or type(x) in (Tensor, Parameter) for x in xs)
-
-
-def _lend(x: Tensor | None) -> object:
-    return None if x is None else to_dlpack(x.detach().contiguous())
-
-
-def _lend_written(op: str, name: str, x: Tensor) -> object:
-    if not x.is_contiguous():
-        raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
-    return to_dlpack(x.detach())
-
-
-def _empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.empty(mask_bytes(x.numel()), dtype=torch.uint8) for x in xs]
-
-
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 
@@ -85,11 +63,11 @@ def mask_count(mask: Tensor) -> int:
     """The number of set bits. On a GPU: waits."""
     if mask.is_cuda:
         return packing_cuda.mask_count(mask)
-    return int(core.mask_count(_lend(mask), torch.get_num_threads()))
+    return int(core.mask_count(lend(mask), torch.get_num_threads()))
 
 
 def _kept(op: str, mask: Tensor | None, n: int, said: int | None = None) -> int:
-    kept: int = core.mask_kept(op, _lend(mask), n)
+    kept: int = core.mask_kept(op, lend(mask), n)
     if said is not None and said != kept:
         raise EdgePruneError(f"{op}: kept is {said}, but the mask keeps {kept}; give what the mask keeps, or nothing")
     return kept
@@ -100,7 +78,7 @@ def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
     if mask.is_cuda:
         return packing_cuda.mask_to_indices(mask, n, kept)
     out = torch.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
-    core.mask_to_indices(_lend(mask), n, to_dlpack(out), torch.get_num_threads())
+    core.mask_to_indices(lend(mask), n, to_dlpack(out), torch.get_num_threads())
     return out
 
 
@@ -114,7 +92,7 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
     if indices.is_cuda:
         return packing_cuda.mask_from_indices(indices, n, wait)
     out = torch.empty(mask_bytes(n), dtype=torch.uint8)
-    core.mask_from_indices(_lend(indices), n, to_dlpack(out))
+    core.mask_from_indices(lend(indices), n, to_dlpack(out))
     return out
 
 
@@ -124,27 +102,27 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
 def select_largest(xs: Sequence[Tensor], k: int, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep exactly ``k`` elements over all of them: larger magnitude first, ties to the lower
     (tensor, index). Raises EdgePruneError for ``k`` outside 0 .. all, and for NaN."""
-    if _plain(*xs):
-        return _select_largest(xs, k, wait)
+    if plain(*xs):
+        return select_largest_direct(xs, k, wait)
     return torch.ops.edgeprune.select_largest(list(xs), k)
 
 
-def _select_largest(xs: Sequence[Tensor], k: int, wait: bool = True) -> list[Tensor]:
+def select_largest_direct(xs: Sequence[Tensor], k: int, wait: bool = True) -> list[Tensor]:
     if xs and xs[0].is_cuda:
         return packing_cuda.select_largest(xs, k, wait)
-    masks = _empty_masks(xs)
-    core.select_largest([_lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    masks = empty_masks(xs)
+    core.select_largest([lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
     return masks
 
 
 def select_above(xs: Sequence[Tensor], threshold: float, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep the elements with magnitude >= ``threshold``. Raises EdgePruneError for NaN."""
-    if _plain(*xs):
-        return _select_above(xs, threshold, wait)
+    if plain(*xs):
+        return select_above_direct(xs, threshold, wait)
     return torch.ops.edgeprune.select_above(list(xs), threshold)
 
 
-def _select_above(xs: Sequence[Tensor], threshold: float, wait: bool = True) -> list[Tensor]:
+def select_above_direct(xs: Sequence[Tensor], threshold: float, wait: bool = True) -> list[Tensor]:
     if math.isnan(threshold):
         raise EdgePruneError("select_above: the threshold is NaN; give a number")
     with np.errstate(over="ignore"):
@@ -154,22 +132,12 @@ def _select_above(xs: Sequence[Tensor], threshold: float, wait: bool = True) -> 
     bits = int(least.view(np.uint32)) & 0x7FFFFFFF
     if xs and xs[0].is_cuda:
         return packing_cuda.select_above(xs, bits, wait)
-    masks = _empty_masks(xs)
-    core.select_above([_lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    masks = empty_masks(xs)
+    core.select_above([lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
     return masks
 
 
 # ---- pack -----------------------------------------------------------------------------------------------------------
-
-
-def _room(op: str, mask: Tensor | None, n: int, dtype: str, said: int | None) -> Packed:
-    kept = _kept(op, mask, n, said)
-    values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8)
-    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32) if dtype == "i8" else None)
-
-
-def _seed(seed: int | None) -> tuple[bool, int]:
-    return seed is not None, 0 if seed is None else seed % (1 << 64)
 
 
 def pack(
@@ -182,9 +150,9 @@ def pack(
     check_dtype("pack", dtype)
     if x.is_cuda:
         return packing_cuda.pack(x, mask, dtype, seed, kept)
-    packed = _room("pack", mask, x.numel(), dtype, kept)
-    call = (_lend(x), None, _lend(mask), *(_lend(part) for part in packed))
-    core.pack_many([call], dtype, *_seed(seed), torch.get_num_threads())
+    packed = room(_kept("pack", mask, x.numel(), kept), dtype)
+    call = (lend(x), None, lend(mask), *(lend(part) for part in packed))
+    core.pack_many([call], dtype, *seed_of(seed), torch.get_num_threads())
     return packed
 
 
@@ -223,22 +191,22 @@ def pack_with_feedback_many_(
         raise EdgePruneError(f"{op}: kept has {len(kept)} numbers for {len(xs)} tensors; give one of each")
     if xs and xs[0].is_cuda:
         return packing_cuda.pack_with_feedback_many_(xs, residuals, masks_or_k, dtype, seed, kept)
-    owed = [_lend_written(op, "residual", residual) for residual in residuals]
-    lent: list[Any] = [_lend(x) for x in xs]
+    owed = [lend_written(op, "residual", residual) for residual in residuals]
+    lent: list[Any] = [lend(x) for x in xs]
     masks: list[Tensor | None]
     if isinstance(masks_or_k, int):
         core.add_many(lent, owed, torch.get_num_threads())
         lent = [None] * len(lent)
-        masks = list(_select_largest(residuals, masks_or_k))
+        masks = list(select_largest_direct(residuals, masks_or_k))
     else:
         masks = list(masks_or_k)
     said: Sequence[int | None] = [None] * len(xs) if kept is None else kept
-    packed = [_room(op, mask, x.numel(), dtype, count) for mask, x, count in zip(masks, xs, said, strict=True)]
+    packed = [room(_kept(op, mask, x.numel(), count), dtype) for mask, x, count in zip(masks, xs, said, strict=True)]
     calls = [
-        (x, residual, _lend(mask), _lend(room.values), _lend(room.scales))
-        for x, residual, mask, room in zip(lent, owed, masks, packed, strict=True)
+        (x, residual, lend(mask), lend(to.values), lend(to.scales))
+        for x, residual, mask, to in zip(lent, owed, masks, packed, strict=True)
     ]
-    core.pack_many(calls, dtype, *_seed(seed), torch.get_num_threads())
+    core.pack_many(calls, dtype, *seed_of(seed), torch.get_num_threads())
     return masks, packed
 
 
@@ -256,7 +224,7 @@ def unpack(
     wait: bool = True,
 ) -> Tensor:
     """float32 ``[n]``: packed values where the mask keeps, zero elsewhere. ``out``: written instead of new memory."""
-    if out is None and not _plain(values, scales, mask):
+    if out is None and not plain(values, scales, mask):
         return torch.ops.edgeprune.unpack(values, scales, mask, n, dtype)
     check_dtype("unpack", dtype)
     if n < 0 or out is not None and out.numel() != n:
@@ -268,8 +236,8 @@ def unpack(
     if out is None:
         _kept("unpack", mask, n)  # before memory is taken for an n that nothing backs
         out = torch.empty(n, dtype=torch.float32)
-    to = _lend_written("unpack", "out", out)
-    core.unpack(_lend(values), _lend(scales), _lend(mask), dtype, to, torch.get_num_threads())
+    to = lend_written("unpack", "out", out)
+    core.unpack(lend(values), lend(scales), lend(mask), dtype, to, torch.get_num_threads())
     return out
 
 
@@ -288,13 +256,13 @@ def accumulate_(
 
     ``total``, ``weight_sum``: float32 of one size, written. The product is rounded to float32 before it is added.
     """
-    if _plain(total, weight_sum, values, scales, mask):
-        return _accumulate(total, weight_sum, values, scales, mask, dtype, weight, wait)
+    if plain(total, weight_sum, values, scales, mask):
+        return accumulate_direct_(total, weight_sum, values, scales, mask, dtype, weight, wait)
     torch.ops.edgeprune.accumulate_(total, weight_sum, values, scales, mask, dtype, weight)
     return None
 
 
-def _accumulate(
+def accumulate_direct_(
     total: Tensor,
     weight_sum: Tensor,
     values: Tensor,
@@ -308,8 +276,8 @@ def _accumulate(
     check_dtype(op, dtype)
     if total.is_cuda:
         return packing_cuda.accumulate_(total, weight_sum, values, scales, mask, dtype, weight, wait)
-    sums, weights = _lend_written(op, "total", total), _lend_written(op, "weight_sum", weight_sum)
-    core.accumulate(sums, weights, _lend(values), _lend(scales), _lend(mask), dtype, weight, torch.get_num_threads())
+    sums, weights = lend_written(op, "total", total), lend_written(op, "weight_sum", weight_sum)
+    core.accumulate(sums, weights, lend(values), lend(scales), lend(mask), dtype, weight, torch.get_num_threads())
     return None
 
 
@@ -322,10 +290,10 @@ def encode_gaps(mask: Tensor, n: int) -> tuple[Tensor, int]:
     Parameter 32 is a prefix code over the mask's bytes, shorter near density 0.38 (csrc/kernels/gaps/gaps.h states the
     format). Random masks take at most 3 % more than their entropy at densities from .001 to .5.
     """
-    lent = _lend(mask)
+    lent = lend(mask)
     plan = core.plan_gaps(lent, n)
     data = torch.empty(plan[2], dtype=torch.uint8)
-    core.encode_gaps(_lend(mask), n, plan, to_dlpack(data))
+    core.encode_gaps(lend(mask), n, plan, to_dlpack(data))
     return data, plan[1]
 
 
@@ -338,75 +306,5 @@ def decode_gaps(data: Tensor, count: int, n: int, parameter: int) -> Tensor:
     if not 0 <= count <= n:
         raise EdgePruneError(f"decode_gaps: {count} kept elements among {n} cannot be; the message is damaged")
     mask = torch.zeros(mask_bytes(n), dtype=torch.uint8)
-    core.decode_gaps(_lend(data), count, n, parameter, to_dlpack(mask))
+    core.decode_gaps(lend(data), count, n, parameter, to_dlpack(mask))
     return mask
-
-
-# ---- torch.library --------------------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("edgeprune::select_largest", mutates_args=(), schema="(Tensor[] xs, int k) -> Tensor[]")
-def _select_largest_op(xs: Sequence[Tensor], k: int) -> list[Tensor]:
-    return _select_largest(xs, k)
-
-
-@_select_largest_op.register_fake
-def _select_largest_fake(xs: Sequence[Tensor], k: int) -> list[Tensor]:
-    return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
-
-
-@torch.library.custom_op(
-    "edgeprune::select_above", mutates_args=(), schema="(Tensor[] xs, float threshold) -> Tensor[]"
-)
-def _select_above_op(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
-    return _select_above(xs, threshold)
-
-
-@_select_above_op.register_fake
-def _select_above_fake(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
-    return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
-
-
-@torch.library.custom_op(
-    "edgeprune::unpack",
-    mutates_args=(),
-    schema="(Tensor values, Tensor? scales, Tensor? mask, SymInt n, str dtype) -> Tensor",
-)
-def _unpack_op(values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str) -> Tensor:
-    return unpack(values, scales, mask, n, dtype)
-
-
-@_unpack_op.register_fake
-def _unpack_fake(values: Tensor, scales: Tensor | None, mask: Tensor | None, n: int, dtype: str) -> Tensor:
-    return values.new_empty([n], dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "edgeprune::accumulate_",
-    mutates_args=("total", "weight_sum"),
-    schema="(Tensor(a!) total, Tensor(b!) weight_sum, Tensor values, Tensor? scales, Tensor? mask, str dtype, "
-    "float weight) -> ()",
-)
-def _accumulate_op(
-    total: Tensor,
-    weight_sum: Tensor,
-    values: Tensor,
-    scales: Tensor | None,
-    mask: Tensor | None,
-    dtype: str,
-    weight: float,
-) -> None:
-    _accumulate(total, weight_sum, values, scales, mask, dtype, weight)
-
-
-@_accumulate_op.register_fake
-def _accumulate_fake(
-    total: Tensor,
-    weight_sum: Tensor,
-    values: Tensor,
-    scales: Tensor | None,
-    mask: Tensor | None,
-    dtype: str,
-    weight: float,
-) -> None:
-    return None

@@ -17,21 +17,12 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
-from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, check_dtype, mask_bytes
+from edgeprune.ops.packing_lent import empty_masks, lend, lend_written, room, seed_of
+from edgeprune.ops.packing_types import ITEM_BYTES, Packed, check_dtype, mask_bytes
 
 STATUS_WORDS = 8
 
 _pending: dict[torch.device, Tensor] = {}
-
-
-def _lend(x: Tensor | None) -> object:
-    return None if x is None else to_dlpack(x.detach().contiguous())
-
-
-def _lend_written(op: str, name: str, x: Tensor) -> object:
-    if not x.is_contiguous():
-        raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
-    return to_dlpack(x.detach())
 
 
 # ---- status ---------------------------------------------------------------------------------------------------------
@@ -92,9 +83,9 @@ class _Call:
         return _Call(self.op, self.device, False, self.status)
 
     def how(self, what: str, sizes: Sequence[int], kept: Sequence[int] = ()) -> tuple[object, object, int]:
-        room = torch.empty(core.packing_cuda_workspace(what, sizes, kept), dtype=torch.uint8, device=self.device)
+        space = torch.empty(core.packing_cuda_workspace(what, sizes, kept), dtype=torch.uint8, device=self.device)
         stream: int = torch.cuda.current_stream(self.device).cuda_stream
-        return to_dlpack(room), to_dlpack(self.status), stream
+        return to_dlpack(space), to_dlpack(self.status), stream
 
     def check(self, dtype: str = "f32") -> None:
         """The documented wait."""
@@ -106,7 +97,7 @@ class _Call:
         if all(mask is None for mask in masks):
             return list(sizes)
         counts = torch.zeros(len(masks), dtype=torch.int64, device=self.device)
-        core.mask_counts_cuda([_lend(mask) for mask in masks], sizes, to_dlpack(counts), self.how("rows", sizes))
+        core.mask_counts_cuda([lend(mask) for mask in masks], sizes, to_dlpack(counts), self.how("rows", sizes))
         self.check()
         return counts.tolist()
 
@@ -123,7 +114,7 @@ def mask_to_indices(mask: Tensor, n: int, kept: int | None = None) -> Tensor:
     call = _Call(op, mask.device, kept is None)
     size = call.counts([mask], [n])[0] if kept is None else kept
     out = torch.empty(size, dtype=torch.int64, device=mask.device)
-    core.mask_to_indices_cuda(_lend(mask), n, to_dlpack(out), call.how("rows", [n]))
+    core.mask_to_indices_cuda(lend(mask), n, to_dlpack(out), call.how("rows", [n]))
     return out
 
 
@@ -131,7 +122,7 @@ def mask_from_indices(indices: Tensor, n: int, wait: bool = True) -> Tensor:
     op = "mask_from_indices"
     call = _Call(op, indices.device, wait)
     out = torch.zeros(-(-n // 32) * 4, dtype=torch.uint8, device=indices.device)
-    core.mask_from_indices_cuda(_lend(indices), n, to_dlpack(out), call.how("rows", []))
+    core.mask_from_indices_cuda(lend(indices), n, to_dlpack(out), call.how("rows", []))
     call.check()
     return out[: mask_bytes(n)]
 
@@ -139,18 +130,14 @@ def mask_from_indices(indices: Tensor, n: int, wait: bool = True) -> Tensor:
 # ---- selection ------------------------------------------------------------------------------------------------------
 
 
-def _empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device) for x in xs]
-
-
 def select_largest(xs: Sequence[Tensor], k: int, wait: bool = True) -> list[Tensor]:
     return _select_largest(_Call("select_largest", xs[0].device, wait), xs, k)
 
 
 def _select_largest(call: _Call, xs: Sequence[Tensor], k: int) -> list[Tensor]:
-    masks = _empty_masks(xs)
+    masks = empty_masks(xs)
     how = call.how("select", [x.numel() for x in xs])
-    core.select_largest_cuda([_lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], how)
+    core.select_largest_cuda([lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], how)
     call.check()
     return masks
 
@@ -158,9 +145,9 @@ def _select_largest(call: _Call, xs: Sequence[Tensor], k: int) -> list[Tensor]:
 def select_above(xs: Sequence[Tensor], bits: int, wait: bool = True) -> list[Tensor]:
     """``bits``: of the smallest magnitude to keep, as a float32."""
     call = _Call("select_above", xs[0].device, wait)
-    masks = _empty_masks(xs)
+    masks = empty_masks(xs)
     how = call.how("rows", [x.numel() for x in xs])
-    core.select_above_cuda([_lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], how)
+    core.select_above_cuda([lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], how)
     call.check()
     return masks
 
@@ -168,26 +155,15 @@ def select_above(xs: Sequence[Tensor], bits: int, wait: bool = True) -> list[Ten
 # ---- pack -----------------------------------------------------------------------------------------------------------
 
 
-def _room(kept: int, dtype: str, device: torch.device) -> Packed:
-    values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
-    if dtype != "i8":
-        return Packed(values, None)
-    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=device))
-
-
-def _seed(seed: int | None) -> tuple[bool, int]:
-    return seed is not None, 0 if seed is None else seed % (1 << 64)
-
-
 def pack(x: Tensor, mask: Tensor | None, dtype: str, seed: int | None, kept: int | None = None) -> Packed:
     call = _Call("pack", x.device, kept is None)
-    room = _room(call.counts([mask], [x.numel()])[0] if kept is None else kept, dtype, x.device)
-    staged = [] if mask is None or dtype != "i8" else [room.values.numel()]
-    lent = (_lend(x), None, _lend(mask), *(_lend(part) for part in room))
-    core.pack_many_cuda([lent], dtype, *_seed(seed), call.how("pack", [x.numel()], staged))
+    packed = room(call.counts([mask], [x.numel()])[0] if kept is None else kept, dtype, x.device)
+    staged = [] if mask is None or dtype != "i8" else [packed.values.numel()]
+    lent = (lend(x), None, lend(mask), *(lend(part) for part in packed))
+    core.pack_many_cuda([lent], dtype, *seed_of(seed), call.how("pack", [x.numel()], staged))
     if dtype == "i8":
         call.check(dtype)
-    return room
+    return packed
 
 
 def pack_with_feedback_many_(
@@ -200,8 +176,8 @@ def pack_with_feedback_many_(
 ) -> tuple[list[Tensor | None], list[Packed]]:
     op = "pack_with_feedback_"
     call = _Call(op, xs[0].device, kept is None)
-    owed = [_lend_written(op, "residual", residual) for residual in residuals]
-    lent: list[object] = [_lend(x) for x in xs]
+    owed = [lend_written(op, "residual", residual) for residual in residuals]
+    lent: list[object] = [lend(x) for x in xs]
     sizes = [residual.numel() for residual in residuals]
     if [x.numel() for x in xs] != sizes:
         raise EdgePruneError(f"{op}: x and residual of unequal size; they belong to one tensor")
@@ -220,14 +196,14 @@ def pack_with_feedback_many_(
         masks = list(masks_or_k)
     if counts is None:
         counts = call.counts(masks, sizes)
-    rooms = [_room(count, dtype, x.device) for count, x in zip(counts, xs, strict=True)]
+    packed = [room(count, dtype, x.device) for count, x in zip(counts, xs, strict=True)]
     calls = [
-        (x, residual, _lend(mask), _lend(room.values), _lend(room.scales))
-        for x, residual, mask, room in zip(lent, owed, masks, rooms, strict=True)
+        (x, residual, lend(mask), lend(to.values), lend(to.scales))
+        for x, residual, mask, to in zip(lent, owed, masks, packed, strict=True)
     ]
-    core.pack_many_cuda(calls, dtype, *_seed(seed), call.how("pack", sizes, counts if dtype == "i8" else []))
+    core.pack_many_cuda(calls, dtype, *seed_of(seed), call.how("pack", sizes, counts if dtype == "i8" else []))
     call.check(dtype)
-    return masks, rooms
+    return masks, packed
 
 
 # ---- unpack and accumulate ------------------------------------------------------------------------------------------
@@ -247,9 +223,9 @@ def unpack(
     values: Tensor, scales: Tensor | None, mask: Tensor | None, dtype: str, out: Tensor, wait: bool = True
 ) -> Tensor:
     call = _Call("unpack", out.device, wait and mask is not None)
-    to = _lend_written("unpack", "out", out)
+    to = lend_written("unpack", "out", out)
     how = call.how("rows", [out.numel()])
-    core.unpack_cuda(_lend(values), _lend(scales), _lend(mask), dtype, to, how)
+    core.unpack_cuda(lend(values), lend(scales), lend(mask), dtype, to, how)
     call.check()
     return out
 
@@ -267,7 +243,7 @@ def accumulate_(
     op = "accumulate_"
     check_dtype(op, dtype)
     call = _Call(op, total.device, wait and mask is not None)
-    sums, weights = _lend_written(op, "total", total), _lend_written(op, "weight_sum", weight_sum)
+    sums, weights = lend_written(op, "total", total), lend_written(op, "weight_sum", weight_sum)
     how = call.how("rows", [total.numel()])
-    core.accumulate_cuda(sums, weights, _lend(values), _lend(scales), _lend(mask), dtype, weight, how)
+    core.accumulate_cuda(sums, weights, lend(values), lend(scales), lend(mask), dtype, weight, how)
     call.check()

@@ -137,7 +137,7 @@ void run(const Case& c, Layer& layer, MaskedWork work, std::vector<float>& resul
         for (;;) {
             Arrangement a =
                 arrange(layer.filter, padding, x_shape, work, phase, layer.pattern.kept, {3, shared}, channels);
-            if (a.geometry.grid[0] < 1 || a.geometry.grid[1] < 1) break;  // no pixel belongs to this phase
+            if (a.empty()) break;
             CHECK(a.channels_per_block > 0);
             if (a.channels_per_block < 1) return;
             if (only_rows) a.rows_per_thread = only_rows;

@@ -1,0 +1,48 @@
+"""How the packing operators' tensors reach the core, and the memory that results are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, mask_bytes
+
+
+def plain(*xs: Tensor | None) -> bool:
+    """Nothing here needs the dispatcher: no compiler at work, no fake tensors or other subclasses."""
+    return not torch.compiler.is_compiling() and all(x is None or type(x) in (Tensor, Parameter) for x in xs)
+
+
+def lend(x: Tensor | None) -> object:
+    """A tensor to be read."""
+    return None if x is None else to_dlpack(x.detach().contiguous())
+
+
+def lend_written(op: str, name: str, x: Tensor) -> object:
+    """A tensor to be written; EdgePruneError where a copy would be written in its place."""
+    if not x.is_contiguous():
+        raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
+    return to_dlpack(x.detach())
+
+
+def empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Room for a mask of each."""
+    return [torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device) for x in xs]
+
+
+def room(kept: int, dtype: str, device: torch.device | None = None) -> Packed:
+    """Room for ``kept`` packed values."""
+    values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
+    if dtype != "i8":
+        return Packed(values, None)
+    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=device))
+
+
+def seed_of(seed: int | None) -> tuple[bool, int]:
+    """(whether rounding is stochastic, the seed) as the core takes them."""
+    return seed is not None, 0 if seed is None else seed % (1 << 64)
