@@ -14,7 +14,10 @@ def baseline(runs: Sequence[Run]) -> Run:
 
 
 def speed_up(run: Run, base: Run) -> tuple[float, int] | None:
-    """(virtual time of ``base`` / that of ``run``, rounds): both over the rounds that both finished. None if none."""
+    """(time of ``base`` / that of ``run``, rounds): both over the rounds that both finished. None if there are none, and
+    for a virtual clock against a real one."""
+    if run.virtual != base.virtual:
+        return None
     shared = sorted({number for number, _ in run.ends} & {number for number, _ in base.ends})
     if not shared:
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.report import style
+from edgeprune.report import style, words
 from edgeprune.report.labels import End, headroom, label_early_ends, label_ends
 from edgeprune.report.series import Evaluation, Run, read_runs
 
@@ -45,9 +45,9 @@ def figure(right: float = 16) -> tuple[Any, Any]:
 
 
 def accuracy_against_time(axes: Any, runs: Sequence[Run]) -> None:
-    """Accuracy of the global model over the fleet's virtual time."""
+    """Accuracy of the global model over the time of the runs."""
     unit = style.time_unit(max(run.time_s for run in runs))
-    _accuracy(axes, runs, lambda e: e.time_s / unit.per, f"virtual time ({unit.name})")
+    _accuracy(axes, runs, lambda e: e.time_s / unit.per, f"{words.clock(runs)} ({unit.name})")
 
 
 def accuracy_against_bytes(axes: Any, runs: Sequence[Run]) -> None:

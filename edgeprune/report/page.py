@@ -61,7 +61,7 @@ def _summary(runs: Sequence[Run]) -> str:
     goal = compare.common_accuracy(runs) if several else None
     clock = style.time_unit(max(run.time_s for run in runs))
     size = style.byte_unit(max(max(run.upload_bytes, run.download_bytes) for run in runs))
-    heads = ["Run", "Rounds", "Final accuracy", "Best accuracy", f"Virtual time ({clock.name})"]
+    heads = ["Run", "Rounds", "Final accuracy", "Best accuracy", f"{words.clock(runs).capitalize()} ({clock.name})"]
     heads += [f"Speed-up against {base.label}"] if several else []
     heads += [f"Time to {words.percent(goal)} ({clock.name})"] if goal else []
     heads += [f"Upload ({size.name})", f"Download ({size.name})", "Rejected updates"]
@@ -96,7 +96,7 @@ def _accuracy(runs: Sequence[Run]) -> str:
     right = headroom([run.label for run in runs])
     drawings = []
     for name, caption, draw in (
-        ("time", "Accuracy against virtual time", figures.accuracy_against_time),
+        ("time", f"Accuracy against {words.clock(runs)}", figures.accuracy_against_time),
         ("bytes", "Accuracy against bytes sent", figures.accuracy_against_bytes),
     ):
         with figures.look():

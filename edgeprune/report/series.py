@@ -13,7 +13,7 @@ from edgeprune.errors import EdgePruneError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy in [0, 1] after ``round``, ``time_s`` virtual seconds and ``sent_bytes`` (up and down) into the run."""
+    """Accuracy in [0, 1] after ``round``, ``time_s`` seconds of the run's clock and ``sent_bytes`` (up and down) into the run."""
 
     round: int
     time_s: float
@@ -25,8 +25,8 @@ class Evaluation:
 class Run:
     """One run. ``times`` and ``retention``: device -> [(round, value)], seconds and share of channels kept.
 
-    ``label`` names it among the others; ``rejected`` is (round, device, reason); ``ends`` the virtual time at the end
-    of every round.
+    ``label`` names it among the others; ``rejected`` is (round, device, reason); ``ends`` the time on the run's
+    clock at the end of every round.
     """
 
     label: str
@@ -49,8 +49,18 @@ class Run:
 
     @property
     def time_s(self) -> float:
-        """Virtual seconds of the whole run."""
+        """Seconds of the whole run."""
         return self.ends[-1][1]
+
+    @property
+    def virtual(self) -> bool:
+        """Its seconds are computed; those of devices that are processes or machines of their own were clocked."""
+        return bool(self.config["run"].get("engine", "local") == "local")
+
+    @property
+    def ended(self) -> bool:
+        """It has made its last round."""
+        return bool(self.summary)
 
     @property
     def final(self) -> Evaluation | None:
@@ -68,7 +78,7 @@ class Run:
         return any(value < 1 for points in self.retention.values() for _, value in points)
 
     def time_at(self, round_: int) -> float | None:
-        """Virtual seconds at the end of ``round_``."""
+        """Seconds of the run at the end of ``round_``."""
         return next((time for number, time in self.ends if number == round_), None)
 
     def first_at(self, accuracy: float) -> Evaluation | None:

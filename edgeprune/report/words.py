@@ -48,7 +48,7 @@ def table_note(runs: Sequence[Run], base: Run) -> str:
     shared = {gain[1] for run in runs if run is not base and (gain := compare.speed_up(run, base)) is not None}
     over = f"the first {min(shared)}" if len(shared) == 1 else "those"
     return (
-        f"Speed-up: virtual time of {base.label} divided by that of the run, over {over} rounds that both finished. "
+        f"Speed-up: {clock(runs)} of {base.label} divided by that of the run, over {over} rounds that both finished. "
         "Time to an accuracy is that of the first evaluation that reached it."
     )
 
@@ -72,8 +72,25 @@ def percent(share: float) -> str:
     return text.replace(".0%", "%")
 
 
+def clock(runs: Sequence[Run]) -> str:
+    """What the runs' seconds are to be called."""
+    kinds = {run.virtual for run in runs}
+    return "time" if len(kinds) > 1 else "virtual time" if kinds == {True} else "real time"
+
+
 def provenance(runs: Sequence[Run]) -> str:
-    """Where the seconds come from: nobody may take them for times of a real board."""
+    """Where the seconds come from: nobody may take computed ones for times of a real board."""
+    computed = [run for run in runs if run.virtual]
+    clocked = [run.label for run in runs if not run.virtual]
+    parts = [_computed(computed)] if computed else []
+    if clocked:
+        of = f" of {listed(clocked)}" if computed else ""
+        parts.append(f"Time{of} was clocked by the server, from sending to the last answer of every round.")
+    parts.append("Accuracy and bytes come from real training.")
+    return " ".join(parts)
+
+
+def _computed(runs: Sequence[Run]) -> str:
     machines = []
     for run in runs:
         source = run.summary.get("latency_source")
@@ -84,7 +101,7 @@ def provenance(runs: Sequence[Run]) -> str:
     measured = f" measured on {listed(machines)}" if machines else ""
     return (
         f"Virtual time is computed, not clocked: training-step times{measured} are scaled to each device of the fleet, "
-        "and its link is charged for the bytes that were really encoded. Accuracy and bytes come from real training."
+        "and its link is charged for the bytes that were really encoded."
     )
 
 
@@ -96,7 +113,7 @@ def describe_accuracy(runs: Sequence[Run], kind: str) -> str:
             continue
         where = style.shown_time(run.final.time_s) if kind == "time" else style.shown_bytes(run.final.sent_bytes)
         parts.append(f"{run.label} ends at {run.final.accuracy:.1%} after {where}")
-    axis = "virtual time" if kind == "time" else "bytes sent"
+    axis = clock(runs) if kind == "time" else "bytes sent"
     return f"Line chart of accuracy against {axis}. {'; '.join(parts)}."
 
 
@@ -141,8 +158,9 @@ def _alone(run: Run) -> str:
     reached = f" to {run.final.accuracy:.1%} accuracy" if run.final else ""
     devices = len(_devices(run))
     text = (
-        f"{run.algorithm} trained {run.task}{reached} on {devices:,} device{'s' if devices != 1 else ''} in "
-        f"{run.rounds:,} rounds, {style.shown_time(run.time_s)} of virtual time and {sent} sent."
+        f"{run.algorithm} {'trained' if run.ended else 'is training'} {run.task}{reached} on {devices:,} "
+        f"device{'s' if devices != 1 else ''}{' in' if run.ended else ': so far'} {run.rounds:,} rounds, "
+        f"{style.shown_time(run.time_s)} of {clock([run])} and {sent} sent."
     )
     last = _at_end(run.retention, -1)
     if run.prunes:

@@ -265,3 +265,23 @@ def test_units() -> None:
     assert style.shown_time(0.02) == "20.0 ms" and style.shown_time(59.0) == "59.0 s"
     assert style.shown_time(600.0) == "10.0 min" and style.shown_time(86400.0) == "24.0 h"
     assert style.shown_bytes(999) == "0.999 kB" and style.shown_bytes(2.5e9) == "2.50 GB"
+
+
+def test_a_real_clock_is_not_called_virtual(make_run: MakeRun, tmp_path: Path) -> None:
+    flare, local = make_run("f", engine="flare"), make_run("l", algorithm="adaptcl")
+    words = " ".join(written(tmp_path / "1.html", flare)[1].text)
+    assert "irtual" not in words
+    assert "Real time" in words and "was clocked by the server" in words
+    mixed = " ".join(written(tmp_path / "2.html", flare, local)[1].text)
+    assert "Virtual time is computed" in mixed and "Time of fedavg was clocked by the server" in mixed
+    assert "×" not in mixed.split("Accuracy Of")[0].split("Summary")[1]  # no speed-up of one clock against the other
+
+
+def test_a_run_that_goes_on_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("f", rounds=7)
+    assert "fedavg trained digits to" in " ".join(written(tmp_path / "1.html", run)[1].text)
+    (run / "summary.json").unlink()
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"round": 8, "time')  # the server is at this very moment writing
+    words = " ".join(written(tmp_path / "2.html", run)[1].text)
+    assert "fedavg is training digits to" in words and "so far 7 rounds" in words
