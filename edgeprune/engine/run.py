@@ -247,6 +247,8 @@ def on_device(prepared: Prepared, device: str) -> tuple[torch.nn.Module, dataset
 def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:
     began = perf_counter()
     run = prepared.experiment.run
+    if at.state.round < run.rounds:
+        (out / rundir.SUMMARY).unlink(missing_ok=True)  # of the shorter run that this one goes on with
     for after, record in server.rounds(at):
         at = after
         rundir.append_metrics(out / rundir.METRICS, record)

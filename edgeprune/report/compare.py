@@ -14,8 +14,9 @@ def baseline(runs: Sequence[Run]) -> Run:
 
 
 def speed_up(run: Run, base: Run) -> tuple[float, int] | None:
-    """(time of ``base`` / that of ``run``, rounds): both over the rounds that both finished. None if there are none, and
-    for a virtual clock against a real one."""
+    """(time of ``base`` / that of ``run``, rounds): both over the rounds that both finished.
+
+    None if there are no such rounds, and for a virtual clock against a real one."""
     if run.virtual != base.virtual:
         return None
     shared = sorted({number for number, _ in run.ends} & {number for number, _ in base.ends})

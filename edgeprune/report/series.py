@@ -13,7 +13,7 @@ from edgeprune.errors import EdgePruneError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy in [0, 1] after ``round``, ``time_s`` seconds of the run's clock and ``sent_bytes`` (up and down) into the run."""
+    """Accuracy in [0, 1] after ``round``, ``time_s`` seconds and ``sent_bytes`` (up and down) into the run."""
 
     round: int
     time_s: float

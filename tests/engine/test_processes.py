@@ -21,6 +21,7 @@ from edgeprune.engine.children import Child, Children, wait_for
 from edgeprune.engine.frames import Frame
 from edgeprune.engine.sockets import SocketCarrier
 from edgeprune.errors import EdgePruneError
+from edgeprune.report import write_report
 
 NAMES = ["device-0", "device-1"]
 ROUNDS = 24
@@ -84,6 +85,7 @@ def test_a_killed_server_resumes_and_a_killed_device_comes_back_to_the_same_mode
 
     def strike(at, record):
         if record["round"] == begun + 2:
+            write_report([out], tmp_path / "page.html")  # while it runs
             child = workers.hosts[1]
             os.kill(child.pid, signal.SIGKILL)
             workers.paths["device-1"].unlink()
@@ -93,6 +95,8 @@ def test_a_killed_server_resumes_and_a_killed_device_comes_back_to_the_same_mode
     begun = len(engine.RunDir(out).metrics())
     assert begun < ROUNDS - 3
     federation.lead_on(out, SocketCarrier(workers.paths), None, wait_s=60, watch=strike)
+    page = (tmp_path / "page.html").read_text()
+    assert "is training digits" in page and "was clocked by the server" in page
     assert workers.hosts[0].pid == before[0] and workers.hosts[1].starts == 2
     records = engine.RunDir(out).metrics()
     assert [record["round"] for record in records] == list(range(1, ROUNDS + 1))
