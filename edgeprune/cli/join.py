@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgeprune.device.power import SOURCES
+
 
 @click.command("join")
 @click.argument("kit", type=click.Path(path_type=Path))
@@ -23,8 +25,17 @@ import click
     metavar="SECONDS",
     help="End when the server was not heard of for so long.",
 )
+@click.option(
+    "--power",
+    type=click.Choice(SOURCES),
+    default="auto",
+    show_default=True,
+    help="Where this device's own figures of energy come from.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but mistakes.")
-def command(kit: Path, data_dir: Path | None, own_data: bool, state: Path | None, idle_s: float, quiet: bool) -> None:
+def command(
+    kit: Path, data_dir: Path | None, own_data: bool, state: Path | None, idle_s: float, power: str, quiet: bool
+) -> None:
     """Take part with the KIT that 'edgeprune serve' made for this device, until the run is over.
 
     The data stay here. The server may come and go; this waits for it.
@@ -34,4 +45,4 @@ def command(kit: Path, data_dir: Path | None, own_data: bool, state: Path | None
 
     stop_on_term()
     say = (lambda _: None) if quiet else click.echo
-    join(kit, data_dir, state or kit / "state", own=own_data, idle_s=idle_s, say=say)
+    join(kit, data_dir, state or kit / "state", own=own_data, idle_s=idle_s, power=power, say=say)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprune.device.samples import Recording, Sample, now
+from edgeprune.device.samples import Recording, Sample, forget, now
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESTART = "sudo systemctl restart jtop"
@@ -118,6 +118,11 @@ class JtopSampler:
         with self._lock:
             seen = tuple(self._samples)
             return Recording("jtop", seen, self._rail, self._effective, self._dropped, self._fault)
+
+    def forget(self, before_s: float) -> None:
+        """Drop samples older than ``before_s``, but the last of them."""
+        with self._lock:
+            forget(self._samples, before_s)
 
     def stop(self) -> Recording:
         """End the child and return everything."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from edgeprune.device.samples import Recording, Sample
+from edgeprune.device.samples import Recording, Sample, forget
 
 
 class PollingSampler:
@@ -33,6 +33,10 @@ class PollingSampler:
         """What was seen so far."""
         seen = tuple(self._samples)
         return Recording(self._source, seen, self._rail, self._interval, 0, self._fault, self.instead_of)
+
+    def forget(self, before_s: float) -> None:
+        """Drop samples older than ``before_s``, but the last of them."""
+        forget(self._samples, before_s)
 
     def stop(self) -> Recording:
         """A last sample, so that the window's end is covered, and everything that was seen."""
@@ -73,6 +77,9 @@ class NoSampler:
     def recording(self) -> Recording:
         """Nothing was seen, and why."""
         return Recording("none", fault=self._why)
+
+    def forget(self, before_s: float) -> None:
+        """Nothing to forget."""
 
     def stop(self) -> Recording:
         """Nothing was seen, and why."""

@@ -19,11 +19,14 @@ SOURCES = ("auto", "jtop", "hwmon", "nvml", "none")
 
 
 class Sampler(Protocol):
-    """``start`` never raises and returns within its deadline; a fault is a sentence in the recording."""
+    """``start`` never raises and returns within its deadline; a fault is a sentence in the recording. ``forget`` drops
+    samples older than ``before_s`` (seconds since boot) but the last of them, at which a window then can begin."""
 
     def start(self) -> Sampler: ...
 
     def recording(self) -> Recording: ...
+
+    def forget(self, before_s: float) -> None: ...
 
     def stop(self) -> Recording: ...
 

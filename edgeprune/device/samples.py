@@ -138,6 +138,11 @@ class Recording:
         return found
 
 
+def forget(samples: list[Sample], before_s: float) -> None:
+    """Drop what is older than ``before_s`` from ``samples``, sorted by time, but the last of it. Others may append."""
+    del samples[: max(0, bisect_left(samples, before_s, key=lambda sample: sample.time_s) - 1)]
+
+
 def _changes(values: Iterable[str]) -> tuple[str, ...]:
     seen: list[str] = []
     for value in values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeprune.engine.children import Child, Children, wait_for
@@ -27,17 +27,21 @@ def join(
     own: bool,
     idle_s: float,
     say: Callable[[str], None],
+    power: str = "auto",
     nice: int = 0,
 ) -> None:
     """Take part with the kit in ``folder`` until the server says that it is over, or has not been heard of for
     ``idle_s`` seconds.
 
-    ``state``: where the worker keeps what must survive; ``own``: all training data in ``data_dir`` are this device's.
+    ``state``: where the worker keeps what must survive; ``own``: all training data in ``data_dir`` are this device's;
+    ``power``: where its figures come from (device.power.SOURCES).
     """
     kit = read_kit(folder)
     state.mkdir(parents=True, exist_ok=True)
     socket = _socket(state, kit)
-    worker = _worker(kit, folder, data_dir, state, socket, own, idle_s, nice)
+    options = [f"--idle={idle_s}", f"--power={power}"]
+    options += ([f"--data={data_dir}"] if data_dir else []) + (["--own"] if own else [])
+    worker = _worker(kit, folder, state, socket, options, nice)
     with Children() as children:
         children.start(worker)
         while not socket.is_socket():
@@ -69,13 +73,9 @@ def _check(worker: Child) -> None:
         raise EdgePruneError(said[said.rfind("edgeprune worker: ") :].removeprefix("edgeprune worker: "))
 
 
-def _worker(
-    kit: Kit, folder: Path, data_dir: str | Path | None, state: Path, socket: Path, own: bool, idle_s: float, nice: int
-) -> Child:
+def _worker(kit: Kit, folder: Path, state: Path, socket: Path, options: Sequence[str], nice: int) -> Child:
     command = [sys.executable, "-m", "edgeprune.engine.resident", "--experiment", str(folder / EXPERIMENT)]
-    command += [f"--client={kit.name}", "--socket", str(socket), "--state", str(state), "--idle", str(idle_s)]
-    command += [f"--data={data_dir}"] if data_dir else []
-    command += ["--own"] if own else []
+    command += [f"--client={kit.name}", "--socket", str(socket), "--state", str(state), *options]
     if nice:
         command = ["nice", "-n", str(nice), *command]
     return Child("the worker", command, state / "worker.log", restart_s=1.0)

@@ -22,6 +22,7 @@ from edgeprune.errors import EdgePruneError
 
 ROOM = 1 << 20  # bytes that an answer may have beside twice its question
 BYE_S = 60.0  # how long the end waits for the devices to have heard of it
+MOST_W = 1e4  # a device that reports more power than this is not believed
 HELLO_S = 120.0  # a device that has not said who it is by then is asked again
 
 
@@ -92,6 +93,7 @@ class _Round:
 
     counts: Counter[str] = field(default_factory=Counter)
     device_s: dict[str, float] = field(default_factory=dict)
+    energy_j: dict[str, float] = field(default_factory=dict)
 
 
 class RemoteTransport:
@@ -142,7 +144,8 @@ class RemoteTransport:
                 try:
                     samples[frame.client] = self._greeted(frame)
                     refused.pop(frame.client, None)
-                    watch(f"{frame.client} is here ({samples[frame.client]} samples)")
+                    power = frames.shown(frame.about.get("power", "power: not known"))
+                    watch(f"{frame.client} is here ({samples[frame.client]} samples; {power})")
                 except EdgePruneError as error:
                     if refused.get(frame.client) != str(error):
                         watch(f"refused: {error}")
@@ -229,8 +232,11 @@ class RemoteTransport:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """For the round's record: envelopes and bytes, what was dropped and why, each device's own seconds."""
-        return {**dict(sorted(self._round.counts.items())), "device_s": dict(self._round.device_s)}
+        """For the round's record: envelopes and bytes, what was dropped and why, each device's own seconds, and joules
+        where it has them."""
+        now = self._round
+        joules = {"energy_j": dict(now.energy_j)} if now.energy_j else {}
+        return {**dict(sorted(now.counts.items())), "device_s": dict(now.device_s), **joules}
 
     def close(self, clients: Sequence[str]) -> None:
         """Tell the devices that the run is over, and wait a little for their word."""
@@ -317,6 +323,9 @@ class RemoteTransport:
         if isinstance(own, float) and 0 <= own <= seconds:
             self._round.device_s[client] = own
             parts = {"compute": own, "engine": seconds - own}
+        joules = frame.about.get("energy_j")
+        if isinstance(joules, float) and 0 <= joules <= MOST_W * seconds:
+            self._round.energy_j[client] = joules
         return Reply(client, frame.blob, seconds, parts)
 
     def _greeted(self, frame: Frame) -> int:

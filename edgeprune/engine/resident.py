@@ -3,8 +3,8 @@
     python -m edgeprune.engine.resident --experiment FILE --client NAME --data DIR --socket PATH --state DIR
 
 Engines come and go, the server too: this process stays. It trains in its main thread, one job after the other (torch's
-number of threads belongs to the thread that set it), measures its own time, and gives an assignment that comes again
-the answer that it gave before, so that a server that resumes does not train anybody twice.
+number of threads belongs to the thread that set it), measures its own time and energy, and gives an assignment that
+comes again the answer that it gave before, so that a server that resumes does not train anybody twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,6 +34,8 @@ import torch
 
 from edgeprune._version import __version__
 from edgeprune.algorithms.training import LocalData
+from edgeprune.device.energy import EnergyMeter
+from edgeprune.device.power import SOURCES, Sampler, open_sampler
 from edgeprune.engine import frames
 from edgeprune.engine.checkpoint import write_atomically
 from edgeprune.engine.config import Experiment, load_experiment
@@ -60,23 +63,33 @@ class Resident:
     """One device: its worker, what it remembers on disk, the answers it gave last.
 
     ``state``: a file that keeps the plan and what error feedback owes; a worker that was killed goes on from there.
+    ``meter``: of the machine's power, where it can be had.
     """
 
     def __init__(
-        self, client: str, data: LocalData, graph: ChannelGraph, shelf: ModelShelf, loss: Any, about: Any, state: Path
+        self,
+        client: str,
+        data: LocalData,
+        graph: ChannelGraph,
+        shelf: ModelShelf,
+        loss: Any,
+        about: Any,
+        state: Path,
+        meter: EnergyMeter | None = None,
     ) -> None:
         plan, residual, self._round = _remembered(state, graph)
         self._new = lambda: Worker(client, data, graph, shelf, loss)
         self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
         self._client = client
         self._about = {**about, "samples": len(data)}
+        self._meter = meter or EnergyMeter(unmeasured)
         self._state = state
         self._plan = "" if plan is None else plan.id
         self._given: OrderedDict[str, Frame] = OrderedDict()
 
     def hello(self, token: str) -> Frame:
-        """Who this is: samples, version, experiment."""
-        return Frame("hello", self._client, token, self._about)
+        """Who this is: samples, version, experiment, where power comes from."""
+        return Frame("hello", self._client, token, {**self._about, "power": self._meter.source})
 
     def work(self, asked: Frame) -> Frame:
         """The answer to an assignment; "refused" with the reason where it is nothing for this device."""
@@ -90,11 +103,15 @@ class Resident:
                 self._worker, self._plan = self._new(), ""
             self._round = round_
         cpu, began = _cpu_s(), perf_counter()
+        self._meter.begin()
         try:
             answer = self._worker.handle(asked.blob)
         except EdgePruneError as error:
             return Frame("refused", self._client, asked.token, {**self._about, "reason": str(error)})
         measured = {"compute_s": perf_counter() - began, "cpu_s": _cpu_s() - cpu, "steps": answer.steps}
+        energy = self._meter.finish()
+        if energy.joules is not None:
+            measured |= {"energy_j": energy.joules}
         self._remember(answer)
         given = Frame("done", self._client, asked.token, {**self._about, **measured}, answer.blob)
         self._given[key] = given
@@ -124,17 +141,28 @@ def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, 
         return None, {}, 0
 
 
+def unmeasured() -> Sampler:
+    """The source of power of a worker that was not told to measure it."""
+    return open_sampler("none")
+
+
 def _cpu_s() -> float:
     times = os.times()
     return times.user + times.system
 
 
 def residents(
-    experiment: Experiment, clients: Sequence[str], data_dir: str | Path | None, state: Path, own: bool = False
+    experiment: Experiment,
+    clients: Sequence[str],
+    data_dir: str | Path | None,
+    state: Path,
+    own: bool = False,
+    meter: EnergyMeter | None = None,
 ) -> dict[str, Resident]:
     """The devices ``clients`` of ``experiment`` on this machine: several share one model shelf, as a test bench does.
 
     Each has its part of the data by ``[data] partition``, or with ``own`` all the training data in ``data_dir``.
+    ``meter``: of the machine's power; they work one after the other, so each has the energy of its own work.
     """
     if experiment.run.threads:
         torch.set_num_threads(experiment.run.threads)
@@ -155,7 +183,9 @@ def residents(
     state.mkdir(parents=True, exist_ok=True)
     about = {"edgeprune": __version__, "experiment": experiment_id(experiment), "torch": torch.__version__}
     return {
-        client: Resident(client, part, graph, shelf, task.loss, about, state / f"device-{quote(client, safe='')}")
+        client: Resident(
+            client, part, graph, shelf, task.loss, about, state / f"device-{quote(client, safe='')}", meter
+        )
         for client, part in parts.items()
     }
 
@@ -265,12 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--state", type=Path, required=True, help="folder for what must survive a restart")
     parser.add_argument("--own", action="store_true", help="all training data here are this device's")
+    parser.add_argument("--power", choices=SOURCES, default="none", help="where power figures come from")
     parser.add_argument("--idle", type=float, default=86400.0, help="end after so many seconds without a question")
     options = parser.parse_args(arguments)
     try:
         experiment = load_experiment(options.experiment)
-        devices = residents(experiment, options.client, options.data, options.state, options.own)
-        Listener(devices, options.socket, options.idle).run()
+        with EnergyMeter(partial(open_sampler, options.power)) as meter:
+            devices = residents(experiment, options.client, options.data, options.state, options.own, meter)
+            Listener(devices, options.socket, options.idle).run()
     except EdgePruneError as error:
         print(f"edgeprune worker: {error}", file=sys.stderr)
         return 1

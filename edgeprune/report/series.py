@@ -25,6 +25,7 @@ class Evaluation:
 class Run:
     """One run. ``times`` and ``retention``: device -> [(round, value)], seconds and share of channels kept.
 
+    ``energy_j``: device -> joules of its training, where it measured them itself.
     ``label`` names it among the others; ``rejected`` is (round, device, reason); ``ends`` the time on the run's
     clock at the end of every round.
     """
@@ -41,6 +42,7 @@ class Run:
     rejected: tuple[tuple[int, str, str], ...]
     upload_bytes: int
     download_bytes: int
+    energy_j: dict[str, float]
 
     @property
     def rounds(self) -> int:
@@ -112,6 +114,7 @@ def read(
     times: dict[str, list[tuple[int, float]]] = {}
     retention: dict[str, list[tuple[int, float]]] = {}
     rejected: list[tuple[int, str, str]] = []
+    energy: dict[str, float] = {}
     upload = download = 0
     for number, record in enumerate(records, start=1):
         where = f"{path}: metrics.jsonl line {number}"
@@ -129,6 +132,9 @@ def read(
                 series.setdefault(printable(device), []).append(
                     (round_, _as_number(where, f"{key} of a device", value))
                 )
+        for device, value in _table(where, _table(where, record, "transport"), "energy_j").items():
+            joules = _as_number(where, "energy_j of a device", value)
+            energy[printable(device)] = energy.get(printable(device), 0.0) + joules
         for device, reason in _table(where, record, "rejected").items():
             rejected.append((round_, printable(device), printable(reason)))
     return Run(
@@ -144,6 +150,7 @@ def read(
         rejected=tuple(rejected),
         upload_bytes=upload,
         download_bytes=download,
+        energy_j=energy,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,13 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     ratios = [ratio for run in runs if (ratio := first_spread(run)) is not None]
     if ratios:
         found.insert(3, ("Slowest to fastest device, first round", f"{statistics.median(ratios):.1f}×"))
+    for run in runs:
+        if run.energy_j:
+            of = f" ({run.label})" if len(runs) > 1 else ""
+            joules = math.fsum(run.energy_j.values())
+            found.append(
+                (f"Energy of local training{of}", f"{joules:,.0f} J on {len(run.energy_j)} of {len(_devices(run))}")
+            )
     return found
 
 

@@ -182,6 +182,19 @@ def test_a_device_that_hangs_is_waited_for_once_by_the_deadline_then_by_patience
     assert all(record["participants"] == ["device-0", "device-2"] for record in records)
 
 
+def test_energy_is_recorded_where_a_device_has_it_and_can_be_true(small, tmp_path):
+    claims = {"device-0": 0.05, BAD: 1e9, "device-2": "much"}
+
+    def strike(carrier, asked, answer):
+        about = Frame.from_bytes(answer.data, frames.ANSWERS).about
+        assert "energy_j" not in about  # no sensor here
+        return [rewritten(answer, about={**about, "energy_j": claims[asked.client]})]
+
+    records, _ = lead(fedavg(small), tmp_path, strike)
+    assert all(record["transport"]["energy_j"] == {"device-0": 0.05} for record in records)
+    assert all(not record["rejected"] for record in records)
+
+
 def test_a_device_of_another_version_is_not_enrolled(small, tmp_path, monkeypatch):
     experiment = fedavg(small)
     monkeypatch.setattr("edgeprune.engine.resident.__version__", "0.0.9")

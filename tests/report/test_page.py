@@ -285,3 +285,8 @@ def test_a_run_that_goes_on_says_so(make_run: MakeRun, tmp_path: Path) -> None:
         file.write('{"round": 8, "time')  # the server is at this very moment writing
     words = " ".join(written(tmp_path / "2.html", run)[1].text)
     assert "fedavg is training digits to" in words and "so far 7 rounds" in words
+
+
+def test_energy_that_devices_measured_is_added_up(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("f", rounds=4, engine="flare", joules={"device-0": 2.5, "device-7": 10.0})
+    assert "Energy of local training 50 J on 2 of 10" in " ".join(written(tmp_path / "r.html", run)[1].text)
