@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgeprune.algorithms.protocol import Assignment, Job, Recipe, Setting, State
 from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.surgery import extract_state
 
 UploadType = Literal["fp32", "fp16", "int8"]
@@ -80,6 +81,19 @@ class ClientSide:
         rng = np.random.default_rng([setting.seed, round_, 0x5A3])
         drawn = rng.choice(len(setting.clients), self.sample, replace=self.replacement)
         return [setting.clients[i] for i in sorted(set(drawn.tolist()))]
+
+
+@dataclass(frozen=True)
+class WholeModel(ClientSide):
+    """Every client trains the whole model."""
+
+    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
+        """Everybody holds everything."""
+        return State(0, model, dict.fromkeys(setting.clients, SubmodelPlan.full(setting.graph)))
+
+    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
+        """The global model to whoever is idle."""
+        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
 
 def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:

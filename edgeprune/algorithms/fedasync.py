@@ -12,24 +12,19 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from edgeprune.algorithms.barrier import NONE, Barrier
-from edgeprune.algorithms.clients import ClientSide, assign_plans
-from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
-from edgeprune.algorithms.staleness import Discount, Kind
+from edgeprune.algorithms.clients import WholeModel
+from edgeprune.algorithms.protocol import Setting, State, Update
+from edgeprune.algorithms.staleness import Discounting
 from edgeprune.errors import EdgePruneError
-from edgeprune.pruning import SubmodelPlan
 
 
 @dataclass(frozen=True)
-class FedAsync(ClientSide):
-    """``mixing`` is alpha; ``staleness``, ``staleness_a`` and ``staleness_b`` choose s (staleness.py)."""
+class FedAsync(Discounting, WholeModel):
+    """``mixing`` is alpha; the other fields: clients.py, staleness.py."""
 
     mixing: float = 0.6
-    staleness: Kind = "polynomial"
-    staleness_a: float = 0.5
-    staleness_b: int = 4
     calibrate: int = 0
 
     name: ClassVar[str] = "fedasync"
@@ -40,18 +35,6 @@ class FedAsync(ClientSide):
         if not 0 < self.mixing <= 1:
             raise EdgePruneError(f"algorithm.mixing is {self.mixing}; it is the new weights' share, in (0, 1]")
         self.discount()
-
-    def discount(self) -> Discount:
-        """s."""
-        return Discount(self.staleness, self.staleness_a, self.staleness_b)
-
-    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
-        """Everybody holds everything."""
-        return State(0, model, dict.fromkeys(setting.clients, SubmodelPlan.full(setting.graph)))
-
-    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
-        """The global model to whoever is idle."""
-        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """Mix them in, one after the other."""

@@ -16,21 +16,19 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
 from edgeprune.algorithms.barrier import ALL, Barrier
-from edgeprune.algorithms.clients import ClientSide, assign_plans
-from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
+from edgeprune.algorithms.clients import WholeModel
+from edgeprune.algorithms.protocol import Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError
-from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.robust import STATISTICS
 
 VELOCITY = "velocity/"
 
 
 @dataclass(frozen=True)
-class FedAvg(ClientSide):
+class FedAvg(WholeModel):
     """Every client trains the whole model; the server takes the mean weighted by samples.
 
     Fields on the clients' side: clients.py. ``density``: share of the change that is sent, the largest (top-k).
@@ -62,15 +60,6 @@ class FedAvg(ClientSide):
         """The change, where less than all of it is sent."""
         own = super().job()
         return replace(own, change=own.change or self.density < 1, density=self.density)
-
-    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
-        """Everybody holds everything."""
-        full = SubmodelPlan.full(setting.graph)
-        return State(0, model, dict.fromkeys(setting.clients, full))
-
-    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
-        """The global model to every client of the round."""
-        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """The mean, or a step of server momentum towards it."""

@@ -14,27 +14,22 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from edgeprune.algorithms.barrier import Barrier
-from edgeprune.algorithms.clients import ClientSide, assign_plans
-from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
-from edgeprune.algorithms.staleness import Discount, Kind
+from edgeprune.algorithms.clients import WholeModel
+from edgeprune.algorithms.protocol import Setting, State, Update
+from edgeprune.algorithms.staleness import Discounting
 from edgeprune.errors import EdgePruneError
-from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.robust import STATISTICS
 
 
 @dataclass(frozen=True)
-class FedBuff(ClientSide):
+class FedBuff(Discounting, WholeModel):
     """``buffer`` is K, in clients (at least 1); ``grace``: barrier.py; the other fields: staleness.py."""
 
     buffer: int = 3
     grace: float = 0.0
     server_lr: float = 1.0
-    staleness: Kind = "polynomial"
-    staleness_a: float = 0.5
-    staleness_b: int = 4
     calibrate: int = 0
 
     name: ClassVar[str] = "fedbuff"
@@ -52,18 +47,6 @@ class FedBuff(ClientSide):
     def barrier(self) -> Barrier:
         """K of those who are asked."""
         return Barrier(self.buffer, self.grace)
-
-    def discount(self) -> Discount:
-        """s."""
-        return Discount(self.staleness, self.staleness_a, self.staleness_b)
-
-    def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
-        """Everybody holds everything."""
-        return State(0, model, dict.fromkeys(setting.clients, SubmodelPlan.full(setting.graph)))
-
-    def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
-        """The global model to whoever is idle."""
-        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """One step along the buffered changes."""

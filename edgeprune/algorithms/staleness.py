@@ -40,3 +40,16 @@ class Discount:
         if self.kind == "polynomial":
             return float((tau + 1) ** -self.a)
         return 1.0 if tau <= self.b else 1 / (self.a * (tau - self.b) + 1)
+
+
+@dataclass(frozen=True)
+class Discounting:
+    """The fields with which an algorithm's configuration chooses s."""
+
+    staleness: Kind = "polynomial"
+    staleness_a: float = 0.5
+    staleness_b: int = 4
+
+    def discount(self) -> Discount:
+        """s."""
+        return Discount(self.staleness, self.staleness_a, self.staleness_b)

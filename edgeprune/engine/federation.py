@@ -16,9 +16,10 @@ from typing import Any
 from edgeprune._version import __version__
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import run
+from edgeprune.engine.carrier import Carrier
 from edgeprune.engine.children import Child, Children, wait_for
 from edgeprune.engine.config import Experiment
-from edgeprune.engine.remote import Carrier, RemoteTransport, Terms
+from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.engine.resident import experiment_id
 from edgeprune.engine.run import Prepared, Watch
 from edgeprune.engine.sockets import SocketCarrier

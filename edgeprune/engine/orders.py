@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.engine import rundir
+from edgeprune.engine.carrier import Carrier
 from edgeprune.engine.checkpoint import write_atomically
 from edgeprune.engine.config import load_experiment
 from edgeprune.engine.federation import lead, lead_on
-from edgeprune.engine.remote import Carrier
 from edgeprune.errors import EdgePruneError
 
 ORDERS, SAID = "orders.json", "said.jsonl"

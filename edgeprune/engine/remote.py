@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from edgeprune.engine import frames
+from edgeprune.engine.carrier import Carrier, Delivery
 from edgeprune.engine.frames import Frame
 from edgeprune.engine.transport import Arrival, Collected, Reply
 from edgeprune.errors import EdgePruneError
@@ -24,37 +25,6 @@ ROOM = 1 << 20  # bytes that an answer may have beside twice its question
 BYE_S = 60.0  # how long the end waits for the devices to have heard of it
 MOST_W = 1e4  # a device that reports more power than this is not believed
 HELLO_S = 120.0  # a device that has not said who it is by then is asked again
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What came from ``device`` for the envelope ``token``, by the carrier's own knowledge: bytes, or why there are
-    none (``fault``)."""
-
-    device: str
-    data: bytes | None
-    token: str
-    fault: str = ""
-
-
-class Carrier(Protocol):
-    """What an engine does for the port. A ``device`` is whoever holds the key made for that name, nobody else."""
-
-    def devices(self) -> Sequence[str]:
-        """Those that can be reached now."""
-        ...
-
-    def send(self, device: str, token: str, data: bytes, seconds: float) -> None:
-        """Take ``data`` to ``device``; an answer that comes after ``seconds`` may be dropped. Must not wait."""
-        ...
-
-    def receive(self, seconds: float) -> Sequence[Delivery]:
-        """What has come; waits for the first at most ``seconds``."""
-        ...
-
-    def forget(self, tokens: Sequence[str]) -> None:
-        """Nobody waits for answers to these any more; what still comes may be given or not."""
-        ...
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeprune.engine import frames
-from edgeprune.engine.remote import Delivery
+from edgeprune.engine.carrier import Delivery, drained
 from edgeprune.errors import EdgePruneError
 
 
@@ -29,13 +29,7 @@ class SocketCarrier:
 
     def receive(self, seconds: float) -> Sequence[Delivery]:
         """Everything that has come."""
-        found: list[Delivery] = []
-        try:
-            found.append(self._delivered.get(timeout=max(seconds, 0.001)))
-            while True:
-                found.append(self._delivered.get_nowait())
-        except queue.Empty:
-            return found
+        return drained(self._delivered, seconds)
 
     def forget(self, tokens: Sequence[str]) -> None:
         """Late answers still come, and are counted."""

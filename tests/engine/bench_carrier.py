@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.engine import frames
+from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.remote import Delivery
 from edgeprune.engine.resident import Resident, residents
 
 Spoil = Callable[["BenchCarrier", Frame, Delivery], Sequence[Delivery]]

@@ -14,8 +14,9 @@ from edgeprune import engine, wire
 from edgeprune._version import __version__
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import federation, frames
+from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.remote import Delivery, RemoteTransport, Terms
+from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.errors import EdgePruneError
 
 BAD = "device-1"

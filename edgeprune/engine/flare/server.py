@@ -16,9 +16,9 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
+from edgeprune.engine.carrier import Delivery, drained
 from edgeprune.engine.flare.device import ENVELOPE
 from edgeprune.engine.orders import follow_orders
-from edgeprune.engine.remote import Delivery
 from edgeprune.errors import EdgePruneError
 
 FOLDER = "EDGEPRUNE_FEDERATION"  # the environment's variable that says where the orders lie
@@ -77,13 +77,7 @@ class TaskCarrier:
         """Everything that has come."""
         if self._abort.triggered:
             raise EdgePruneError("serve: FLARE ended the job; --resume goes on with it")
-        found: list[Delivery] = []
-        try:
-            found.append(self._delivered.get(timeout=max(seconds, 0.001)))
-            while True:
-                found.append(self._delivered.get_nowait())
-        except queue.Empty:
-            return found
+        return drained(self._delivered, seconds)
 
     def forget(self, tokens: Sequence[str]) -> None:
         """A task that has outlived its time ends by itself; FLARE drops its answer."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.flower.content import bytes_of, content_of
 from edgeprune.engine.orders import follow_orders
-from edgeprune.engine.remote import Delivery
 from edgeprune.errors import EdgePruneError
 
 NODES_S = 1.0  # how long a list of nodes is believed
