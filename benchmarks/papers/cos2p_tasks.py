@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgeprune import tasks
-from edgeprune.algorithms.cos2p import depth_plan
+from edgeprune.algorithms.rates import depth_plan
 from edgeprune.pruning import ChannelGraph, SubmodelPlan, choose, extract
 from edgeprune.tasks import Task
 

@@ -27,9 +27,9 @@ from cos2p_tasks import RATES, class_plan, equal_width, graph_of, width_plan
 from torch import Tensor, nn
 
 from edgeprune import tasks
-from edgeprune.algorithms.cos2p import depth_plan
 from edgeprune.algorithms.mask_learning import learn_mask
 from edgeprune.algorithms.protocol import Job, Recipe
+from edgeprune.algorithms.rates import depth_plan
 from edgeprune.algorithms.training import LocalData, make_step
 from edgeprune.device.memory import peak_of, resident
 from edgeprune.device.probe import beside_figures

@@ -1,6 +1,7 @@
 """Co-S2P (arXiv 2410.08457): unequal depth and width, widths learnt on the own data; nobody waits for the last.
 
-    rates       r_n of client n, dealt over the fleet from strongest to weakest
+    rates       r_n of client n, dealt over the fleet from strongest to weakest, or (``rates_by`` "profile", ours) the
+                largest with which its measured profile expects it in time
     depth       the first floor(r_n * quarters) quarters of the network's blocks, up to an exit
     width       at first each client learns on its own data which r_n of the channels it keeps (mask_learning.py);
                 then its structure is fixed and physically smaller. The residual stream keeps its width
@@ -27,13 +28,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from edgeprune.algorithms import rates
 from edgeprune.algorithms.barrier import Barrier
 from edgeprune.algorithms.clients import ClientSide
 from edgeprune.algorithms.mask_learning import cut
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.nn.exits import Reduction
-from edgeprune.pruning import ChannelGraph, Merger, SubmodelPlan
+from edgeprune.pruning import Merger, SubmodelPlan
 from edgeprune.pruning.coverage import coverage
 from edgeprune.pruning.importance import scores
 from edgeprune.pruning.merging import MergeMode
@@ -42,7 +44,7 @@ from edgeprune.pruning.surgery import extract_state
 
 Masks = Literal["learned", "magnitude", "random"]
 Staleness = Literal["drift", "relative", "none"]
-AFTER = "after "  # blocks behind an exit (pruning/depth.py)
+RatesBy = Literal["table", "profile"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,13 @@ class CoS2P(ClientSide):
     "random" are ablations, decided by the server. ``mask_epochs``: of learning; ``pull``: its lambda. ``transfer``: 0
     for none; ``reduction`` "mean": the public code's. ``importance``: a_n's numerator, else samples. ``staleness``:
     its denominator as above ("drift"), ||w_now - w_received||_1 / ||delta||_1 + 1 ("relative", ours) or 1 ("none").
-    ``depth``: off for width alone.
+    ``depth``: off for width alone. ``rates_by`` "profile": rates.py, down to the smallest of ``rates``, for
+    ``deadline_s`` seconds a round or (0) the time of the fastest; who is too slow for either sits out.
     """
 
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    rates_by: RatesBy = "table"
+    deadline_s: float = 0.0
     wait_for: int = 10
     grace: float = 0.0
     masks: Masks = "learned"
@@ -84,13 +89,14 @@ class CoS2P(ClientSide):
             ("reduction", Reduction),
             ("merge_by", MergeMode),
             ("staleness", Staleness),
+            ("rates_by", RatesBy),
         ):
             value = getattr(self, field)
             if value not in get_args(kinds):
                 raise EdgePruneError(f"algorithm.{field} is {value!r}{nearest(str(value), get_args(kinds))}")
         if self.mask_epochs < 1:
             raise EdgePruneError(f"algorithm.mask_epochs is {self.mask_epochs}; give 1 or more")
-        for field in ("transfer", "pull"):
+        for field in ("transfer", "pull", "deadline_s"):
             if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
                 raise EdgePruneError(f"algorithm.{field} is {getattr(self, field)}; give 0 or more")
         if not self.temperature > 0:
@@ -101,24 +107,25 @@ class CoS2P(ClientSide):
         """K of those who are at work."""
         return Barrier(self.wait_for, self.grace)
 
-    def rate(self, setting: Setting, client: str) -> float:
-        """r of a client."""
-        at = setting.clients.index(client)
-        return self.rates[at * len(self.rates) // len(setting.clients)]
+    @property
+    def needs_reports(self) -> bool:
+        """Whether every client must have a profile."""
+        return self.rates_by == "profile"
 
     # --- server -------------------------------------------------------------------------------------------------
 
     def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
         """Everybody its depth, and whoever does not learn its width that too."""
         plans, learning = {}, []
+        shares, why = self._rates(setting)
         for at, client in enumerate(setting.clients):
-            rate = self.rate(setting, client)
-            plans[client] = depth_plan(setting.graph, rate) if self.depth else SubmodelPlan.full(setting.graph)
-            if rate < 1 and self.masks == "learned":
+            rate = shares[client]
+            plans[client] = rates.depth_plan(setting.graph, rate) if self.depth else SubmodelPlan.full(setting.graph)
+            if 0 < rate < 1 and self.masks == "learned":
                 learning.append(client)
-            elif rate < 1:
+            elif 0 < rate < 1:
                 plans[client] = cut(setting.graph, self._scores(setting, model, at), rate, plans[client])
-        state = State(0, model, plans, {"learning": learning})
+        state = State(0, model, plans, {"learning": learning, "rates": shares, "why": why})
         return replace(state, memory={**state.memory, "coverage": self._coverage(setting, state)})
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
@@ -127,12 +134,13 @@ class CoS2P(ClientSide):
         transfer = self.transfer if state.round + 1 >= self.transfer_from else 0.0
         training = replace(self.job(), transfer=transfer, temperature=self.temperature, reduction=self.reduction)
         for client in self.participants(setting, state.round):
-            if client in state.busy:
+            rate = state.memory["rates"][client]
+            if client in state.busy or not rate:
                 continue
             recipe, job = setting.recipe, training
             if client in state.memory["learning"]:
                 recipe = replace(recipe, epochs=self.mask_epochs)
-                job = Job(learn=self.rate(setting, client), pull=self.pull)
+                job = Job(learn=rate, pull=self.pull)
             plan = state.plans[client]
             assignments.append(Assignment(client, plan, extract_state(state.model, plan), recipe, job=job))
         return assignments
@@ -145,7 +153,8 @@ class CoS2P(ClientSide):
         model, weights = state.model, {}
         if trained:
             moved = [on_top(state.model, update) for update in trained]
-            found = [self._weight(setting, update, now) for update, (now, _) in zip(trained, moved, strict=True)]
+            held = state.memory["rates"]
+            found = [self._weight(u, now, held[u.client]) for u, (now, _) in zip(trained, moved, strict=True)]
             merger = Merger(dict(state.model))
             for update, share, (_, local) in zip(trained, found, moved, strict=True):
                 if share > 0:
@@ -164,18 +173,31 @@ class CoS2P(ClientSide):
         return state
 
     def facts(self, setting: Setting, state: State) -> dict[str, Any]:
-        """Coverage, who still learns its width, and how much each update counted."""
+        """Coverage, who still learns its width, how much each update counted; at first, where rates come from."""
+        first = {"rates": state.memory["rates"], "why": state.memory["why"]} if state.round == 1 else {}
         return {
+            **first,
             "coverage": state.memory["coverage"],
             "learning": state.memory["learning"],
             "weights": state.memory.get("weights", {}),
         }
 
-    def _weight(self, setting: Setting, update: Update, now: Mapping[str, Tensor]) -> float:
+    def _rates(self, setting: Setting) -> tuple[dict[str, float], dict[str, str]]:
+        """(r of every client, 0 for one that sits out; why, in the scheduler's words)."""
+        if self.rates_by == "table":
+            return rates.dealt(self.rates, setting.clients), {}
+        deadline_s = self.deadline_s or math.inf
+        decided = rates.by_profile(setting, min(self.rates), self.depth, deadline_s, self.name)
+        found = {client: decision.rung.retention if decision.rung else 0.0 for client, decision in decided.items()}
+        if not any(found.values()):
+            raise EdgePruneError(f"algorithm.deadline_s is {self.deadline_s}; no device is as fast as that")
+        return found, {client: decision.why for client, decision in decided.items()}
+
+    def _weight(self, update: Update, now: Mapping[str, Tensor], rate: float) -> float:
         """a_n before normalising. ``now``: what the client's weights are at the server now."""
         names = [n for n, t in now.items() if t.is_floating_point() and not n.endswith(STATISTICS)]
         change = l1(update.state, update.received, names)
-        share = change / self.rate(setting, update.client) if self.importance else float(update.samples)
+        share = change / rate if self.importance else float(update.samples)
         if self.staleness == "none" or change == 0:
             return share
         drift = l1(now, update.received, names)
@@ -188,16 +210,9 @@ class CoS2P(ClientSide):
         return {name: torch.rand(size, generator=generator) for name, size in setting.graph.map.groups.items()}
 
     def _coverage(self, setting: Setting, state: State) -> dict[str, Any]:
+        plans = [plan for client, plan in state.plans.items() if state.memory["rates"][client]]
         names = [n for n, t in state.model.items() if t.is_floating_point() and not n.endswith(STATISTICS)]
-        return coverage(setting.graph, state.plans.values(), names).to_json()
-
-
-def depth_plan(graph: ChannelGraph, rate: float) -> SubmodelPlan:
-    """The first floor(rate * parts) parts of a network that its exits cut into parts, at least one, at full width."""
-    exits = [name for name in graph.blocks if name.startswith(AFTER)]
-    held = max(1, math.floor(rate * (len(exits) + 1) + 1e-9))
-    full = SubmodelPlan.full(graph)
-    return full if held > len(exits) else full.drop(exits[held - 1])
+        return coverage(setting.graph, plans, names).to_json()
 
 
 def on_top(model: Mapping[str, Tensor], update: Update) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from edgeprune.algorithms.barrier import Barrier
+from edgeprune.errors import EdgePruneError
 from edgeprune.fleet.reports import Report
 from edgeprune.nn.exits import Reduction
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
@@ -93,6 +94,16 @@ class Setting:
     reports: tuple[Report, ...] = ()
     seed: int = 0
     maskable: tuple[str, ...] = ()
+
+    def every_report(self, algorithm: str) -> tuple[Report, ...]:
+        """``reports``. Raises :class:`EdgePruneError` where a client has none, which ``algorithm`` needs."""
+        if {report.name for report in self.reports} != set(self.clients):
+            raise EdgePruneError(
+                f"algorithm {algorithm!r} needs a profile of every client; set fleet.latency to a file that "
+                "'edgeprune profile' wrote (\"profile\": the one shipped for a built-in task), or give every "
+                "[[fleet.device]] its own"
+            )
+        return self.reports
 
 
 @dataclass(frozen=True)

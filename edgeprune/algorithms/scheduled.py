@@ -206,12 +206,7 @@ def plan_of(setting: Setting, order: Ranking, rung: Rung | None) -> SubmodelPlan
 
 
 def _reports(setting: Setting) -> tuple[Report, ...]:
-    if {report.name for report in setting.reports} != set(setting.clients):
-        raise EdgePruneError(
-            "algorithm 'scheduled' needs a profile of every client; set fleet.latency to a file that 'edgeprune "
-            'profile\' wrote ("profile": the one shipped for a built-in task), or give every [[fleet.device]] its own'
-        )
-    return setting.reports
+    return setting.every_report(Scheduled.name)
 
 
 def _as_json(belief: Belief) -> list[float | int | None]:
