@@ -1,26 +1,20 @@
 """Devices as processes of this machine, on the real clock: unequal ones, many, and faults for a long time.
 
-    python benchmarks/federation.py unequal | many | soak [SECONDS]      (unequal: as root, with the cpu control group)
+    python benchmarks/federation.py unequal | many      (unequal: as root, with the cpu control group)
 
 Writes benchmarks/results/federation-WHAT.json. ``unequal``: eight workers with quotas of CPU time from 40 % to 8 % of a
 core train with AdaptCL; the spread of their update times before and after. ``many``: 200 clients in four processes;
-what a round costs the server per client. ``soak``: workers killed and stopped at random and the server killed and
-resumed, until the time is up; whether every round was made, and what it cost.
+what a round costs the server per client.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import resource
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,25 +24,11 @@ import harness
 
 from edgeprune import engine
 from edgeprune.engine import federation, load_experiment
-from edgeprune.engine.children import wait_for
 from edgeprune.engine.config import Experiment
-from edgeprune.engine.sockets import SocketCarrier
 
 QUOTAS = [0.4 / (1 + 4 * i / 7) for i in range(8)]  # of one core: update times from 1 to 5
 GROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 20_000
-LEAD = """
-import sys
-from pathlib import Path
-from edgeprune.engine import federation, load_experiment
-from edgeprune.engine.sockets import SocketCarrier
-file, out, sockets = Path(sys.argv[1]), Path(sys.argv[2]), [Path(one) for one in sys.argv[3:]]
-carrier = SocketCarrier({f"device-{i}": path for i, path in enumerate(sockets)})
-if (out / "config.toml").exists():
-    federation.lead_on(out, carrier, None, wait_s=60)
-else:
-    federation.lead(load_experiment(file), carrier, out, None, wait_s=60)
-"""
 
 
 def experiment(*sets: str) -> Experiment:
@@ -174,97 +154,6 @@ def _rss_mib(pid: int) -> int:
         return 0
 
 
-def soak(seconds: float) -> list[dict[str, Any]]:
-    """A run without an end in sight; when the time is up, it is resumed once more to its next round and ended."""
-    draw = random.Random(1)
-    described = experiment(
-        "run.rounds=100000",
-        "fleet.devices=4",
-        "run.evaluate_every=100000",
-        "algorithm.name=fedavg",
-        "algorithm.upload=int8",
-        "algorithm.feedback=true",
-        "run.deadline_s=10",
-        "data.samples=400",
-    )
-    names = [f"device-{i}" for i in range(4)]
-    struck: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        out = folder / "run"
-        with federation.Workers(described, names, folder / "w", None) as workers:
-            workers.carrier(600)
-            command = [sys.executable, "-c", LEAD, str(workers.folder / "experiment.toml"), str(out)]
-            command += [str(path) for path in workers.paths.values()]
-            server = subprocess.Popen(command)
-            asleep: list[tuple[float, int]] = []
-            wait_for(lambda: (out / "metrics.jsonl").exists(), 120)
-            end = time.monotonic() + seconds
-            try:
-                while time.monotonic() < end:
-                    pause = time.monotonic() + draw.uniform(4.0, 16.0)
-                    while time.monotonic() < pause:
-                        time.sleep(0.5)
-                        for child in workers.hosts:
-                            child.tend()
-                    for at, pid in list(asleep):
-                        if at <= time.monotonic():
-                            _signal(pid, signal.SIGCONT)
-                            asleep.remove((at, pid))
-                    if server.poll() is not None:
-                        struck["server ended by itself"] += 1
-                        server = subprocess.Popen(command)
-                        continue
-                    what = draw.choices(["kill a worker", "stop a worker", "kill the server"], [3, 3, 1])[0]
-                    child = draw.choice(workers.hosts)
-                    struck[what] += 1
-                    if what == "kill a worker":
-                        _signal(child.pid, signal.SIGKILL)
-                    elif what == "stop a worker":
-                        _signal(child.pid, signal.SIGSTOP)
-                        asleep.append((time.monotonic() + draw.uniform(1.0, 15.0), child.pid))
-                    else:
-                        server.kill()
-                        server.wait()
-                        server = subprocess.Popen(command)
-            finally:
-                for _, pid in asleep:
-                    _signal(pid, signal.SIGCONT)
-                server.kill()
-                server.wait()
-            for _ in range(30):  # whoever was killed last comes back
-                time.sleep(1.0)
-                for child in workers.hosts:
-                    child.tend()
-            made = len(engine.RunDir(out).metrics())
-            carrier = SocketCarrier(workers.paths)
-            summary = federation.lead_on(out, carrier, None, wait_s=60, rounds=made + 2)
-        records = engine.RunDir(out).metrics()
-    missing = sorted(set(range(1, records[-1]["round"] + 1)) - {record["round"] for record in records})
-    reasons = Counter(reason for record in records for reason in record["rejected"].values())
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update({k: v for k, v in record["transport"].items() if isinstance(v, int) and not k.endswith("bytes")})
-    return [
-        {
-            "seconds": seconds,
-            "struck": dict(struck),
-            "rounds": len(records),
-            "rounds_lost": missing,
-            "rounds_with_everybody": sum(len(record["participants"]) == 4 for record in records),
-            "rounds_with_nobody": sum(not record["participants"] for record in records),
-            "left_out": dict(reasons.most_common(10)),
-            "counted": dict(counts),
-            "accuracy_after": summary["accuracy"],
-        }
-    ]
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 def main() -> None:
     what = sys.argv[1] if len(sys.argv) > 1 else ""
     about = harness.machine()
@@ -272,8 +161,6 @@ def main() -> None:
         results = unequal()
     elif what == "many":
         results = many()
-    elif what == "soak":
-        results = soak(float(sys.argv[2]) if len(sys.argv) > 2 else 1800.0)
     else:
         sys.exit(__doc__)
     print(results)
