@@ -33,6 +33,8 @@ class InterleavedServer(Server):
         self.transport.begin(round_, sent, at.time_s, self.patience)
         flight = dict(at.flight)
         flight.update({c: Sent(a, round_, at.time_s, len(sent[c])) for c, a in asked.items()})
+        downloaded, uploaded = sum(map(len, sent.values())), 0
+        del sent
         working = {client: flight[client] for client in self.setting.clients if client in flight}
 
         barrier = self.algorithm.barrier
@@ -53,7 +55,7 @@ class InterleavedServer(Server):
                 strays.append(name)
                 continue
             was = flight.pop(name)
-            replies.append(arrival.reply)
+            replies.append(replace(arrival.reply, blob=None))
             try:
                 update = accept(arrival.reply, was.asked, was.nbytes, was.round, self.setting.samples[name])
                 accepted[name] = replace(update, staleness=round_ - was.round)
@@ -61,6 +63,7 @@ class InterleavedServer(Server):
                 rejected[name] = str(error)
             if arrival.reply.blob is not None:
                 came[name] = now
+                uploaded += len(arrival.reply.blob)
             if len(accepted) == need and end == math.inf:
                 end = now + barrier.grace * (now - at.time_s)
 
@@ -72,7 +75,8 @@ class InterleavedServer(Server):
         }
         return Gathered(
             asked,
-            sum(map(len, sent.values())),
+            downloaded,
+            uploaded,
             replies,
             updates,
             rejected,

@@ -35,12 +35,14 @@ class Evaluated:
 class Gathered:
     """What one round's wait brought.
 
-    ``asked``: this round's assignments, ``download_bytes`` in all; ``replies``: what came; ``seconds``: how long the
-    round lasted; ``busy_s``: each device at work in it; ``flight``: who still is; ``more``: for the record.
+    ``asked``: this round's assignments, ``download_bytes`` in all; ``replies``: what came, without its bytes, of which
+    there were ``upload_bytes``; ``seconds``: how long the round lasted; ``busy_s``: each device at work in it;
+    ``flight``: who still is; ``more``: for the record.
     """
 
     asked: Mapping[str, Assignment]
     download_bytes: int
+    upload_bytes: int
     replies: Sequence[Reply]
     updates: Sequence[Update]
     rejected: Mapping[str, str]
@@ -83,14 +85,16 @@ class Server:
         round_ = at.state.round + 1
         asked, sent, control = self._ask(at)
         self.transport.push(round_, sent)
+        sizes = {client: len(blob) for client, blob in sent.items()}
+        del sent  # a round of many clients is measured in models: nothing is kept that is not needed any more
         collected = self.transport.pull(list(asked), self.patience)
-        updates, rejected = self._sort(collected.replies, asked, sent, round_)
-        busy = {reply.client: reply.update_time_s for reply in collected.replies if reply.blob is not None}
+        replies, seconds = list(collected.replies), collected.seconds
+        del collected
+        busy = {reply.client: reply.update_time_s for reply in replies if reply.blob is not None}
+        came = sum(len(reply.blob) for reply in replies if reply.blob is not None)
+        updates, rejected = self._sort(replies, asked, sizes, round_)
         retention = {client: a.plan.retention for client, a in asked.items()}
-        nbytes = sum(map(len, sent.values()))
-        return Gathered(
-            asked, nbytes, collected.replies, updates, rejected, collected.seconds, control, retention, busy
-        )
+        return Gathered(asked, sum(sizes.values()), came, replies, updates, rejected, seconds, control, retention, busy)
 
     def _ask(self, at: Checkpoint) -> tuple[dict[str, Assignment], dict[str, bytes], float]:
         """Who is asked for what in the next round, the bytes that say so, and the seconds that took."""
@@ -109,7 +113,7 @@ class Server:
         control = found.control_s + perf_counter() - started
 
         traffic = {
-            "upload_bytes": sum(len(reply.blob) for reply in found.replies if reply.blob is not None),
+            "upload_bytes": found.upload_bytes,
             "download_bytes": found.download_bytes,
         }
         time_s = at.time_s + found.seconds
@@ -220,17 +224,21 @@ class Server:
         return sum(len(a.plan.kept_bytes()) for a in changed)
 
     def _sort(
-        self, replies: Sequence[Reply], assignments: Mapping[str, Assignment], sent: Mapping[str, bytes], round_: int
+        self, replies: list[Reply], assignments: Mapping[str, Assignment], sizes: Mapping[str, int], round_: int
     ) -> tuple[list[Update], dict[str, str]]:
-        """The updates that may be merged, in the setting's order, and for each other client the reason why not."""
+        """The updates that may be merged, in the setting's order, and for each other client the reason why not.
+
+        Takes the bytes out of ``replies``. ``sizes``: the bytes that each was sent.
+        """
         accepted: dict[str, Update] = {}
         rejected: dict[str, str] = {}
-        for reply in replies:
+        for at, reply in enumerate(replies):
             name = reply.client
             try:
-                accepted[name] = accept(reply, assignments[name], len(sent[name]), round_, self.setting.samples[name])
+                accepted[name] = accept(reply, assignments[name], sizes[name], round_, self.setting.samples[name])
             except EdgePruneError as error:
                 rejected[name] = str(error)
+            replies[at] = replace(reply, blob=None)
         return [accepted[client] for client in self.setting.clients if client in accepted], rejected
 
 
