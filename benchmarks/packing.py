@@ -135,6 +135,7 @@ def measure_packing(density: float, dtype: str, threads: int, repeats: int) -> l
     call = (x, None, mask, *packed)
     works: dict[str, Callable[[], object]] = {
         "memcpy": lambda: copy.copy_(x),
+        "memcpy into new memory": lambda: x.clone(),
         "pack: core": lambda: ops.pack(x, mask, dtype),
         "pack: core, given memory": lambda: _core.pack_many([call], dtype, False, 0, threads),
         "unpack: core": lambda: ops.unpack(*packed, mask, N, dtype),
@@ -168,8 +169,15 @@ def measure_packing(density: float, dtype: str, threads: int, repeats: int) -> l
 
     coded = mask.numel() + packed.values.numel() + (0 if packed.scales is None else 4 * packed.scales.numel())
     lines = line_bytes(mask)
-    touched = {"memcpy": 8 * N, "pack": lines + coded, "unpack": 4 * N + coded, "accumulate": 4 * lines + coded}
+    touched = {
+        "memcpy": 8 * N,
+        "memcpy into new memory": 8 * N,
+        "pack": lines + coded,
+        "unpack": 4 * N + coded,
+        "accumulate": 4 * lines + coded,
+    }
     memcpy_rate = touched["memcpy"] / times["memcpy"]
+    into_new = touched["memcpy"] / times["memcpy into new memory"]  # what the system's zeroed pages leave of it
     results = []
     for name, ms in times.items():
         what, _, side = name.partition(": ")
@@ -185,6 +193,7 @@ def measure_packing(density: float, dtype: str, threads: int, repeats: int) -> l
                 bytes_touched=touched[what],
                 gb_per_s=round(rate / 1e6, 2),
                 share_of_memcpy=round(rate / memcpy_rate, 3),
+                share_of_memcpy_into_new=round(rate / into_new, 3) if name == "unpack: core" else None,
                 times_slower_than_core=round(ms / times[f"{what}: core"], 2) if side else None,
             )
         )

@@ -36,9 +36,10 @@ inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t 
     uint32_t where[kFew + 2];
     alignas(64) float held[kFew + kSlack];
     if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
-    list_few(task.mask, task.n, first, last, where);
     const float* const x = source_of(task) + first;
-    for (int64_t i = 0; i < count; ++i) held[i] = x[where[i]];
+    visit_few(
+        task.mask, task.n, first, last, where, [&](int64_t i) { ask_for(x + where[i]); },
+        [&](int64_t i) { held[i] = x[where[i]]; });
     if (!encode(task, held, count, rank)) return false;
     return !task.residual || take_off(task, held, count, rank, where, task.residual + first);
 }
@@ -124,13 +125,17 @@ inline void unpack(const UnpackTask& task, int64_t first, int64_t last, int64_t 
 inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t count) {
     uint32_t where[kFew + 2];
     alignas(64) float buffer[kFew + kSlack];
-    list_few(task.packed.mask, task.packed.n, first, last, where);
     const float* const from = values_of(task.packed, rank, count, buffer);
-    for (int64_t i = 0; i < count; ++i) {
+    float *const total = task.total + first, *const weight_sum = task.weight_sum + first;
+    const auto ask = [&](int64_t i) {
+        ask_for(total + where[i]);
+        ask_for(weight_sum + where[i]);
+    };
+    visit_few(task.packed.mask, task.packed.n, first, last, where, ask, [&](int64_t i) {
         const float product = task.weight * from[i];
-        task.total[first + where[i]] += product;
-        task.weight_sum[first + where[i]] += task.weight;
-    }
+        total[where[i]] += product;
+        weight_sum[where[i]] += task.weight;
+    });
 }
 
 inline void accumulate(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {

@@ -89,23 +89,85 @@ constexpr int64_t kSparse = 64;  // and at most one in so many
 
 inline bool few(int64_t kept, int64_t elements) { return kept <= kFew && kept * kSparse <= elements; }
 
-// Their positions, counted from `first`; room for kFew + 2. A word rarely holds more than two, and whether it holds any
-// cannot be foretold: two are written always.
-inline void list_few(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where) {
-    for (int64_t w = first / kWord; w * kWord < last; ++w) {
-        uint64_t word = word_at(mask, n, w, first, last);
-        const int set = bits_in(word);
-        const auto start = static_cast<uint32_t>(w * kWord - first);
-        constexpr uint64_t top = uint64_t{1} << 63;  // so that there is a lowest bit
-        where[0] = start + static_cast<uint32_t>(lowest(word | top));
-        const uint64_t rest = word & (word - 1);
-        where[1] = start + static_cast<uint32_t>(lowest(rest | top));
-        if (set > 2) {
-            word = rest & (rest - 1);
-            for (int i = 2; i < set; ++i, word &= word - 1) where[i] = start + static_cast<uint32_t>(lowest(word));
-        }
-        where += set;
+// The positions in one word, which begins at `start`; returns behind the last. A word rarely holds more than two, and
+// whether it holds any cannot be foretold: two are written always.
+inline uint32_t* list_word(uint64_t word, uint32_t start, uint32_t* where) {
+    const int set = bits_in(word);
+    constexpr uint64_t top = uint64_t{1} << 63;  // so that there is a lowest bit
+    where[0] = start + static_cast<uint32_t>(lowest(word | top));
+    const uint64_t rest = word & (word - 1);
+    where[1] = start + static_cast<uint32_t>(lowest(rest | top));
+    if (set > 2) {
+        word = rest & (rest - 1);
+        for (int i = 2; i < set; ++i, word &= word - 1) where[i] = start + static_cast<uint32_t>(lowest(word));
     }
+    return where + set;
+}
+
+constexpr int64_t kBatch = 64;  // words
+
+// The same of at most kBatch whole words. Half of a word is mostly empty: those that are not are brought together
+// first, so that nothing branches on what cannot be foretold.
+inline uint32_t* list_words(const uint8_t* bytes, int64_t words, uint32_t start, uint32_t* where) {
+    alignas(64) float held[2 * kBatch + 16], place[2 * kBatch + 16];  // bits, not numbers
+    int64_t half = 0, count = 0;
+    if constexpr (F32::lanes > 1) {
+        alignas(64) uint32_t steps[F32::lanes];
+        for (int i = 0; i < F32::lanes; ++i) steps[i] = start + 32 * static_cast<uint32_t>(i);
+        const I32 zero = I32::splat(0), stride = I32::splat(32 * F32::lanes);
+        I32 at = I32::load(steps);
+        for (; half + F32::lanes <= 2 * words; half += F32::lanes) {
+            const I32 halves = I32::load(reinterpret_cast<const uint32_t*>(bytes + 4 * half));
+            const unsigned some = above(halves, zero) | above(zero, halves);
+            F32::compress(float_of(halves), some).store(held + count);
+            F32::compress(float_of(at), some).store(place + count);
+            count += __builtin_popcount(some);
+            at = at + stride;
+        }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits, first;
+        std::memcpy(&bits, held + i, 4);
+        std::memcpy(&first, place + i, 4);
+        where = list_word(bits, first, where);
+    }
+    for (; half < 2 * words; half += 2) {
+        uint64_t word;
+        std::memcpy(&word, bytes + 4 * half, 8);
+        where = list_word(word, start + static_cast<uint32_t>(32 * half), where);
+    }
+    return where;
+}
+
+// Lines that will be needed are asked for into the second-level cache. It can wait for several times as many as the
+// first level, whose dozen of outstanding misses is what limits plain reads of scattered values.
+constexpr int64_t kAhead = 128;  // values between asking and reading
+
+inline void ask_for(const float* line) { __builtin_prefetch(line, 0, 2); }
+
+// Lists the few kept elements of a range and calls visit(i) for each, ask(i) some way ahead of it: i counts them, and
+// where[i] is its position, counted from `first`. Room for kFew + 2.
+template <class Ask, class Visit>
+inline void visit_few(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where, Ask ask,
+                      Visit visit) {
+    int64_t asked = 0, seen = 0;
+    uint32_t* listed = where;
+    for (int64_t at = first; at < last;) {
+        const int64_t w = at / kWord;
+        const auto start = static_cast<uint32_t>(w * kWord - first);
+        if (at % kWord == 0 && last - at >= kWord) {
+            const int64_t words = last - at >= kBatch * kWord ? kBatch : (last - at) / kWord;
+            listed = list_words(mask + 8 * w, words, start, listed);
+            at += words * kWord;
+        } else {
+            listed = list_word(word_at(mask, n, w, first, last), start, listed);
+            at = (w + 1) * kWord;
+        }
+        const int64_t count = listed - where;
+        for (; asked < count; ++asked) ask(asked);
+        for (; seen + kAhead < count; ++seen) visit(seen);
+    }
+    for (; seen < asked; ++seen) visit(seen);
 }
 
 inline int64_t count_bits(const uint8_t* bytes, int64_t count) {
