@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from slow_link import SlowLink
 
 from edgeprune import engine
 from edgeprune.engine import checkpoint as checkpoints
@@ -122,6 +123,24 @@ def test_a_device_that_hangs_is_left_out_until_it_wakes_and_one_that_is_gone_for
     assert records[4]["participants"] == NAMES
     assert "cannot be reached" in records[5]["rejected"]["device-1"]
     assert records[5]["transport"]["unreachable"] == 1
+
+
+def test_a_slow_and_lossy_link_costs_time_and_a_cut_one_its_round(experiment, workers, tmp_path):
+    short = replace(experiment, run=replace(experiment.run, rounds=5))
+    workers.carrier()
+    near, far = workers.paths["device-0"], workers.folder / "far"
+    with SlowLink(far, workers.paths["device-1"], bytes_per_s=3e6, cut={3}) as link:
+        carrier = SocketCarrier({"device-0": near, "device-1": far})
+        federation.lead(short, carrier, tmp_path / "run", None, wait_s=60)
+    records = engine.RunDir(tmp_path / "run").metrics()
+    assert [list(record["rejected"]) for record in records] == [[], [], ["device-1"], [], []]
+    assert "the connection ended after" in records[2]["rejected"]["device-1"]
+    whole = [record for record in records if not record["rejected"]]
+    for record in whole:
+        sent = (record["upload_bytes"] + record["download_bytes"]) / 2  # the other device's half is another link's
+        assert record["update_time_s"]["device-1"] > sent / 3e6
+    counted = sum(record["upload_bytes"] + record["download_bytes"] for record in records) / 2
+    assert link.carried == pytest.approx(counted, rel=0.05)
 
 
 def test_a_listener_says_what_is_wrong_and_stays(experiment, tmp_path_factory):
