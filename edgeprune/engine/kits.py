@@ -102,11 +102,16 @@ def read_kit(folder: Path) -> Kit:
 
 
 def write_kits(federation: Federation, experiment: Experiment, engine: str, address: str) -> None:
-    """Certificates for ``address`` and a kit for every device; those that are there already stay as they are."""
+    """Certificates for ``address`` and a kit for every device.
+
+    Keys that are there already stay as they are. A kit that was made before and is gone was carried to its device: it
+    is not made again, since a new key would turn that device away.
+    """
     from edgeprune.engine.checkpoint import write_atomically
     from edgeprune.fleet import build_fleet
 
     prepare_folder(federation)
+    write_atomically(federation.private / EXPERIMENT, experiment.to_toml().encode())
     made = federation.private / "address.json"
     told = {"engine": engine, "address": address}
     if made.is_file() and json.loads(made.read_text()) != told:
@@ -123,11 +128,13 @@ def write_kits(federation: Federation, experiment: Experiment, engine: str, addr
         _write_certificates(federation, host)
     for name in names:
         folder = federation.kit(name)
+        if made.is_file() and not folder.is_dir():
+            continue
         folder.mkdir(mode=0o700, exist_ok=True)
         if engine == "flare":
             shutil.copytree(ceremony.kit(federation.private, name), folder / STARTUP, dirs_exist_ok=True)
         else:
-            if not (folder / KEY).is_file():
+            if not federation.public_key(name).is_file():
                 _write_key(folder / KEY, federation.public_key(name))
             write_atomically(folder / AUTHORITY, (federation.private / AUTHORITY).read_bytes())
         write_atomically(folder / EXPERIMENT, experiment.to_toml().encode())

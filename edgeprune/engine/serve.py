@@ -16,7 +16,7 @@ from edgeprune.engine import federation as federations
 from edgeprune.engine import rundir
 from edgeprune.engine.children import Children, wait_for
 from edgeprune.engine.config import Experiment, load_experiment
-from edgeprune.engine.kits import Federation, split_address, write_kits
+from edgeprune.engine.kits import EXPERIMENT, Federation, split_address, write_kits
 from edgeprune.engine.orders import Orders, said
 from edgeprune.engine.ports import free_port, listens, refuse_taken
 from edgeprune.engine.remote import absent
@@ -94,7 +94,7 @@ def serve(
     make_kits(service, experiment, say)
     own, names = service.federation, build_fleet(experiment.fleet).names
     orders = Orders(
-        str(own.kit(names[0]) / "experiment.toml"),
+        str(own.private / EXPERIMENT),
         str(service.out.resolve()),
         str(service.data.resolve()) if service.data else os.environ.get("EDGEPRUNE_DATA"),
         service.wait_s,

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import engines
 import pytest
@@ -56,7 +57,8 @@ def test_an_engine_gives_the_same_model_through_a_kill_of_its_server(engine, tmp
     try:
         kits = [Federation(tmp_path / "run.federation").kit(name) for name in ("device-0", "device-1")]
         assert wait_for(lambda: all((kit / "kit.toml").is_file() for kit in kits), 90), log.read_text()
-        started += [engines.start(engine, log, "join", str(kit), "--idle", "200") for kit in kits]
+        carried = [Path(shutil.move(kit, tmp_path / f"carried-{kit.name}")) for kit in kits]  # and not left behind
+        started += [engines.start(engine, log, "join", str(kit), "--idle", "200") for kit in carried]
         assert wait_for(lambda: rounds(out) >= 1, 150), log.read_text()
         started[0].kill()
         started[0].wait()
@@ -65,6 +67,7 @@ def test_an_engine_gives_the_same_model_through_a_kill_of_its_server(engine, tmp
         assert not (out / "summary.json").exists()
         started[0] = engines.start(engine, log, "serve", "--resume", *common)
         assert started[0].wait(240) == 0, log.read_text()
+        assert not any(kit.exists() for kit in kits), "a kit that was carried away is not made again"
         assert [process.wait(90) for process in started[1:]] == [0, 0], log.read_text()
     finally:
         engines.stop(started)
