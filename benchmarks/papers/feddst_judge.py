@@ -190,7 +190,7 @@ def table(rows: Rows) -> str:
         for cap in CAPS:
             values = [a for o in outcomes if (a := accuracy_at(o, cap * GIB)) is not None]
             cells.append(_mean(values))
-        wall = statistics.fmean(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
+        wall = statistics.median(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
         ends = _mean([final_accuracy(o) for o in outcomes])
         lines.append(f"| {row} | {len(outcomes)} | " + " | ".join(cells) + f" | {ends} | {wall:.2f} |")
     return "\n".join([*lines, *paper_runs.claims(judge(rows), rows)])

@@ -125,7 +125,7 @@ def table(rows: Rows) -> str:
     for row, outcomes in rows.items():
         mean, half = interval([final_accuracy(o) for o in outcomes])
         sent = statistics.fmean(sum(o["upload_bytes"]) for o in outcomes) / NODES / 1e6
-        wall = statistics.fmean(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
+        wall = statistics.median(o["run_wall_s"] / len(o["upload_bytes"]) for o in outcomes)
         shown = f"{mean:.1f}" if half != half else f"{mean:.1f} +- {half:.1f}"
         lines.append(f"| {row} | {len(outcomes)} | {shown} | {sent:.3f} | {wall:.2f} |")
     return "\n".join([*lines, *paper_runs.claims(judge(rows), rows)])

@@ -2,10 +2,11 @@
 
 float32 on the CPU goes to the compiled core, which touches kept weights alone, or, where that is faster
 (edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
-are computed in float32 and rounded once; on a GPU, under a mask that keeps whole blocks, they go to the matrix units
-(edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch. Function transforms
-(torch.func) take the dense product too. Dropped weights are never read, so a NaN among them does not show, and their
-gradient is exactly zero.
+are computed in float32 and rounded once. On a GPU float32 goes to kernels of its own under any mask
+(edgeprune/ops/masked_cuda.py), and 16-bit types to the matrix units under one that keeps whole blocks
+(edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch; function transforms (torch.func) take
+the dense product too. Dropped weights are never read, so a NaN among them does not show, and their gradient is exactly
+zero.
 
 At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
 """

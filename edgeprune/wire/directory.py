@@ -136,6 +136,6 @@ def _entry(cursor: Cursor) -> Entry:
         raise refused(f"tensor {name!r} of {dtype} cannot be in coding {coding!r}")
     if kept > n:
         raise refused(f"tensor {name!r} keeps {kept} of {n} elements")
-    if placed == ALL and parameter:
+    if placed in (ALL, KNOWN) and parameter:
         raise refused(f"tensor {name!r} has a parameter where none belongs")
     return Entry(name, shape, dtype, coding, placed, parameter, kept, position_bytes, *value_bytes(dtype, coding, kept))

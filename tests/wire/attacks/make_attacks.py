@@ -212,6 +212,11 @@ ATTACKS: dict[str, Attack] = {
     "known-unnamed": Attack(
         blob([line(placed=KNOWN, kept=2)], floats(1, 2), 16), "rests on a mask that nobody named", "(none named)"
     ),
+    "known-parameter": Attack(
+        blob([line(placed=KNOWN, kept=2, parameter=7)], floats(1, 2), 16, flags=3, mask=b"\7" * 8),
+        "gives positions that both sides know a parameter",
+        "none belongs",
+    ),
     "known-other": Attack(
         blob([line(placed=KNOWN, kept=2)], floats(1, 2), 16, flags=3, mask=b"\7" * 8),
         "rests on a mask that is not held here",
