@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.pruning.budget import Costs, Latency, Scope, fit
 from edgeprune.pruning.choice import Ranking, choose, ranking
 from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
@@ -110,9 +111,14 @@ def merge(
     ``updates``: (plan, the sub-model's state dict, number of samples) each; see Merger.finish for ``mode``. Without
     updates the state comes back as it is.
     """
+    merger = Merger(state)
+    if not isinstance(updates, Iterable) or isinstance(updates, Mapping | str):
+        raise EdgePruneError(f"merge: updates is {shown(updates)}; give a list of (plan, state_dict, samples)")
+    updates = list(updates)
     if not updates:
         return dict(state)
-    merger = Merger(state)
-    for plan, local_state, weight in updates:
-        merger.add(plan, local_state, weight)
+    for i, update in enumerate(updates):
+        if not isinstance(update, Sequence) or len(update) != 3:
+            raise EdgePruneError(f"merge: update {i} is {shown(update)}; give (plan, state_dict, samples)")
+        merger.add(*update)
     return merger.finish(mode)

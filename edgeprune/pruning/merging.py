@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.pruning.submodel import SubmodelPlan
 
 MergeMode = Literal["unit", "worker", "delta"]
+
+_WEIGHTS = (1e-30, 1e30)  # beyond them weight * value leaves float32 for values as networks have them
+_ROOM = 1 - 2.0**-20  # of a type's largest number, for what many sums round up
 
 
 class Merger:
@@ -24,23 +27,30 @@ class Merger:
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
+        if not isinstance(state, Mapping):
+            raise EdgePruneError(f"merge: the state is {shown(state)}; give the full model's state_dict()")
         self._base = dict(state)
         self._floats = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
         wide = {n: torch.float64 if state[n].dtype == torch.float64 else torch.float32 for n in self._floats}
         self._totals = {n: torch.zeros(state[n].shape, dtype=wide[n], device=state[n].device) for n in self._floats}
         self._counts = {n: torch.zeros_like(t) for n, t in self._totals.items()}
         self._largest: dict[str, Tensor] = {}
+        self._reached = dict.fromkeys(self._floats, 0.0)
         self._weight = 0.0
 
     def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
         """Add one sub-model with its weight (a number of samples).
 
-        Raises EdgePruneError, with nothing added, when a name, shape or type does not fit, a value is not finite, or
-        the weight is not a positive number.
+        Raises EdgePruneError, with nothing added, when a name, shape or type does not fit, a value is not finite or so
+        large that the sums could overflow, or the weight is not a number from 1e-30 to 1e30.
         """
-        if not (math.isfinite(weight) and weight > 0):
-            raise EdgePruneError(f"the weight of a sub-model must be a positive number, not {weight!r}")
-        plan.check_local(local_state)
+        weight = checked_weight(weight)
+        if not isinstance(plan, SubmodelPlan) or not isinstance(local_state, Mapping):
+            raise EdgePruneError(
+                f"merge: an update is {shown(plan)} and {shown(local_state)}; give a sub-model's plan (sub.plan) and "
+                "its state_dict()"
+            )
+        largest = plan.check_local(local_state)
         for name, base in self._base.items():
             if not isinstance(base, Tensor):
                 continue
@@ -52,11 +62,25 @@ class Merger:
                 raise EdgePruneError(
                     f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(base.shape)}"
                 )
+            if not isinstance(local_state[name], Tensor):
+                raise EdgePruneError(f"the sub-model's {name!r} is {shown(local_state[name])}, not a tensor")
             if local_state[name].is_floating_point() != base.is_floating_point():
                 raise EdgePruneError(f"the sub-model's {name!r} is {local_state[name].dtype}, the model's {base.dtype}")
         if unknown := [n for n in local_state if n not in self._base]:
             raise EdgePruneError(f"the sub-model has {unknown[0]!r}, which the model lacks")
+        reached = {name: self._reach(name, value, weight) for name, value in largest.items()}
         self._add(plan, local_state, weight)
+        self._reached.update(reached)
+
+    def _reach(self, name: str, largest: float, weight: float, whose: str = "sub-model") -> float:
+        """What the sums of a tensor may come to with one more; EdgePruneError where they could overflow."""
+        reached, total = self._reached[name] + largest * weight, self._totals[name].dtype
+        if largest > torch.finfo(self._base[name].dtype).max or reached > torch.finfo(total).max * _ROOM:
+            raise EdgePruneError(
+                f"the {whose}'s {name!r} holds {largest:.4g}, too large to be summed as {total} with the weight "
+                f"{weight:.4g}; leave it out"
+            )
+        return reached
 
     def _add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
         by_dtype: dict[torch.dtype, list[str]] = {}
@@ -104,6 +128,7 @@ class Merger:
             counts, totals = [self._counts[n] for n in names], [self._totals[n] for n in names]
             bases = [self._base[n].detach().to(dtype) for n in names]
             if mode == "delta":
+                self._check_delta(names, bases)
                 totals = [t + (self._weight - c) * b for t, c, b in zip(totals, counts, bases, strict=True)]
             if mode != "unit":
                 counts = [torch.full_like(c, self._weight) for c in counts]
@@ -113,3 +138,23 @@ class Merger:
             if name not in merged and isinstance(base, Tensor):
                 merged[name] = self._largest.get(name, base).clone()
         return {n: merged.get(n, t) for n, t in self._base.items()}
+
+    def _check_delta(self, names: list[str], bases: list[Tensor]) -> None:
+        """The base counts in the sums too."""
+        for name, base in zip(names, bases, strict=True):
+            if base.numel():
+                self._reach(name, float(base.abs().max()), self._weight, "model")
+
+
+def checked_weight(weight: object) -> float:
+    """The weight of an update as a number; EdgePruneError unless it is one from 1e-30 to 1e30."""
+    try:
+        number = math.nan if isinstance(weight, str | bytes) else float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not _WEIGHTS[0] <= number <= _WEIGHTS[1]:
+        raise EdgePruneError(
+            f"the weight of a sub-model must be a positive number from 1e-30 to 1e30, such as its samples, not "
+            f"{shown(weight)}"
+        )
+    return number

@@ -44,12 +44,14 @@ def merge_robust(
     if not submodels:
         raise EdgePruneError("there is nothing to merge; add at least one sub-model")
     for plan, local in submodels:
-        plan.check_local(local)
+        largest = plan.check_local(local)
         if odd := sorted(local.keys() ^ {n for n in state if plan.holds(n)}):
             raise EdgePruneError(f"a sub-model and the model differ in tensor {odd[0]!r}")
         for name, base in state.items():
             if name in local and local[name].is_floating_point() != base.is_floating_point():
                 raise EdgePruneError(f"the sub-model's {name!r} is {local[name].dtype}, the model's {base.dtype}")
+            if name in largest and largest[name] > torch.finfo(base.dtype).max:
+                raise EdgePruneError(f"the sub-model's {name!r} holds {largest[name]:.4g}, too large for {base.dtype}")
     return {name: _merged(name, base, submodels, rule, trim, mode) for name, base in state.items()}
 
 

@@ -195,3 +195,66 @@ def test_nothing_to_merge():
     merger.add(plan, state, 1)
     with pytest.raises(EdgePruneError, match="'unit', 'worker' or 'delta'"):
         merger.finish("units")  # type: ignore[arg-type]
+
+
+def one(values, dtype=torch.float32, into=torch.float32):
+    """A model of one tensor [2], an update of it."""
+    axes = AxisMap({}, {"w": ((Segment(None, 2),),)})
+    return {"w": torch.ones(2, dtype=into)}, (SubmodelPlan.full(axes), {"w": torch.tensor(values, dtype=dtype)})
+
+
+@pytest.mark.parametrize("weight", [1e300, 1e31, 1e-46, 0.99e-30, 10**400, "a", "3", None, torch.ones(2)])
+def test_weights_beyond_what_float32_can_sum_are_refused(weight):
+    state, update = one([1.0, 2.0])
+    with pytest.raises(EdgePruneError, match="from 1e-30 to 1e30"):
+        edgeprune.merge(state, [(*update, weight)])
+
+
+@pytest.mark.parametrize("weight", [1e-30, 1e30])
+def test_weights_at_the_ends_give_the_mean(weight):
+    state, update = one([1.0, 3.0])
+    merged = edgeprune.merge(state, [(*update, weight), (update[0], {"w": torch.tensor([2.0, 5.0])}, weight)])
+    torch.testing.assert_close(merged["w"], torch.tensor([1.5, 4.0]), rtol=1e-6, atol=0)
+
+
+def test_an_update_that_would_overflow_is_refused_and_leaves_no_trace():
+    state, (plan, large) = one([3e38, 0.0])
+    for values, weight in (([1e37, 0.0], 1000), ([-1e37, 0.0], 1000)):
+        with pytest.raises(EdgePruneError, match="'w' holds 1e[+]37"):
+            edgeprune.merge(state, [(plan, {"w": torch.tensor(values)}, weight)])
+    merger = Merger(state)
+    merger.add(plan, {"w": torch.tensor([2.0, 4.0])}, 1)
+    merger.add(plan, large, 1)
+    with pytest.raises(EdgePruneError, match="too large"):
+        merger.add(plan, large, 1)
+    merger.add(plan, {"w": torch.tensor([0.0, 4.0])}, 1)  # who sends what is in order is not kept out for it
+    assert torch.equal(merger.finish()["w"], torch.tensor([1e38, 8.0 / 3]))
+
+
+def test_a_double_that_float32_cannot_hold_and_a_model_too_large_for_delta():
+    state, (plan, wide) = one([1e300, 0.0], torch.float64)
+    with pytest.raises(EdgePruneError, match="too large"):
+        edgeprune.merge(state, [(plan, wide, 1)])
+    with pytest.raises(EdgePruneError, match="too large"):
+        edgeprune.pruning.robust.merge_robust(state, [(plan, wide)] * 3, "median")
+    half, (plan, wide) = one([1e5, 0.0], into=torch.float16)
+    with pytest.raises(EdgePruneError, match="too large"):
+        edgeprune.merge(half, [(plan, wide, 1)])
+    small = {"w": torch.ones(2)}
+    with pytest.raises(EdgePruneError, match="the model's 'w'"):
+        edgeprune.merge({"w": torch.full((2,), 1e37)}, [(plan, small, 1000)], "delta")
+
+
+def test_what_is_no_update_is_said_in_a_sentence():
+    state, (plan, local) = one([1.0, 2.0])
+    for bad in (
+        lambda: edgeprune.merge(None, []),
+        lambda: edgeprune.merge(state, None),
+        lambda: edgeprune.merge(state, 3),
+        lambda: edgeprune.merge(state, [(plan, local)]),
+        lambda: edgeprune.merge(state, [(edgeprune.pruning.Submodel, local, 1)]),
+        lambda: edgeprune.merge(state, [(plan, None, 1)]),
+        lambda: edgeprune.merge(state, [(plan, {"w": [1.0, 2.0]}, 1)]),
+    ):
+        with pytest.raises(EdgePruneError, match="^merge: |not a tensor"):
+            bad()
