@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.wire import directory, layout, positions
 from edgeprune.wire.directory import Entry
 from edgeprune.wire.layout import ALL, KINDS, KNOWN, Cursor, Header, refused
@@ -152,6 +152,8 @@ def decode(
     Raises :class:`EdgePruneError` (one sentence) for whatever is not a message of (one of) ``kind`` within the limits.
     Takes at most 4 x len(blob) + the dense bytes + 24 bytes an element of the largest tensor + 4 KiB a tensor + 1 MiB.
     """
+    if not isinstance(blob, bytes | bytearray | memoryview):
+        raise EdgePruneError(f"wire: a message is bytes, not {shown(blob)}; give what was received or read from a file")
     if limit is not None and len(blob) > limit:
         raise EdgePruneError(f"wire: message of {len(blob)} bytes is over the limit of {limit}; it was not read")
     header = Header.from_bytes(blob)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, shown
 from edgeprune.wire import positions
 from edgeprune.wire.message import DENSE_LIMIT, Message, decode, encode, mask_id
-from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor
+from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor, written
 
 _WORK = {torch.float32: "f32", torch.float64: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -37,11 +40,10 @@ def pack(
     again after an error that says a value cannot be written).
 
     ``dtype``: "fp32", "bf16", "fp16" or "int8" (one scale for 256 values) narrows wider floating tensors; None keeps
-    every type, bit for bit. ``seed``: int8 rounds stochastically. Raises EdgePruneError, one sentence, on bad input.
+    every type, bit for bit (with a residual, which is float32, float64 goes as fp32). ``seed``: int8 rounds
+    stochastically. Raises EdgePruneError, one sentence, on bad input.
     """
-    for name, x in state.items():
-        if not isinstance(x, Tensor):
-            raise EdgePruneError(f"pack: {name!r} is a {type(x).__name__}, not a tensor; leave it out")
+    _check(state, mask, dtype, residual, seed)
     if residual is not None and density is None:
         raise EdgePruneError("pack: residual needs a density; without one everything is sent")
     if density is not None:
@@ -66,8 +68,37 @@ def unpack(
     ``mask``: the bool tensors that ``send_mask=False`` did not send. ``dense_limit``: bytes that the tensors may take;
     a blob that asks for more is refused before anything is allocated. Raises EdgePruneError on whatever is not a blob.
     """
-    bitmaps = {name: positions.to_bitmap(_bool(name, kept)) for name, kept in (mask or {}).items()}
+    if mask is not None and not isinstance(mask, Mapping):
+        raise EdgePruneError(f"unpack: mask is {shown(mask)}; give a bool tensor for each name")
+    if not is_whole(dense_limit):
+        raise EdgePruneError(f"unpack: dense_limit is {shown(dense_limit)}; give a number of bytes")
+    bitmaps = {name: positions.to_bitmap(_bool("unpack", name, kept)) for name, kept in (mask or {}).items()}
     return dict(decode(blob, kind="state", dense_limit=dense_limit, masks=bitmaps).tensors)
+
+
+def _check(state: object, mask: object, dtype: str | None, residual: object, seed: object) -> None:
+    if not isinstance(state, Mapping):
+        raise EdgePruneError(f"pack: the state is {shown(state)}; give tensors by name, such as model.state_dict()")
+    for name, x in state.items():
+        if not isinstance(name, str):
+            raise EdgePruneError(f"pack: the name {shown(name)} is not text; name tensors by strings")
+        if not isinstance(x, Tensor):
+            raise EdgePruneError(f"pack: {name!r} is a {type(x).__name__}, not a tensor; leave it out")
+        _check_plain("pack", repr(name), x)
+    if mask is not None and not isinstance(mask, Mapping):
+        raise EdgePruneError(f"pack: mask is {shown(mask)}; give a bool tensor for each name")
+    if residual is not None and not isinstance(residual, MutableMapping):
+        raise EdgePruneError(f"pack: residual is {shown(residual)}; start with an empty dict")
+    if seed is not None and not is_whole(seed):
+        raise EdgePruneError(f"pack: seed is {shown(seed)}; give a whole number")
+    coding_of(torch.float32, dtype)
+
+
+def _check_plain(op: str, what: str, x: Tensor) -> None:
+    """Values in memory, one for each element."""
+    if x.layout is not torch.strided or x.is_nested or x.is_meta or isinstance(x, FakeTensor):
+        kind = "nested" if x.is_nested else "sparse" if x.layout is not torch.strided else "meta or fake"
+        raise EdgePruneError(f"{op}: {what} is a {kind} tensor, whose values cannot be sent; give a dense one")
 
 
 def _bitmaps(mask: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -75,7 +106,7 @@ def _bitmaps(mask: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     for name, kept in mask.items():
         if name not in shapes:
             raise EdgePruneError(f"pack: mask names {name!r}, which is not in the state{nearest(name, shapes)}")
-        if tuple(_bool(name, kept).shape) != shapes[name]:
+        if tuple(_bool("pack", name, kept).shape) != shapes[name]:
             raise EdgePruneError(
                 f"pack: the mask of {name!r} has shape {tuple(kept.shape)}, the tensor {shapes[name]}; give one value "
                 "an element"
@@ -84,9 +115,10 @@ def _bitmaps(mask: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     return bitmaps
 
 
-def _bool(name: str, kept: Tensor) -> Tensor:
+def _bool(op: str, name: str, kept: Tensor) -> Tensor:
     if not isinstance(kept, Tensor) or kept.dtype is not torch.bool:
-        raise EdgePruneError(f"pack: the mask of {name!r} must be a bool tensor, True where values are kept")
+        raise EdgePruneError(f"{op}: the mask of {name!r} must be a bool tensor, True where values are kept")
+    _check_plain(op, f"the mask of {name!r}", kept)
     return kept
 
 
@@ -98,32 +130,43 @@ def pack_largest(
     seed: int | None = None,
 ) -> dict[str, PackedTensor]:
     """The floating tensors of ``state``, of each only what belongs to the largest of all. As :func:`pack`."""
-    if not 0 < density <= 1:
-        raise EdgePruneError(f"pack: density is {density}; it is a share of the elements, in (0, 1]")
+    if not is_number(density) or not 0 < density <= 1:
+        raise EdgePruneError(f"pack: density is {shown(density)}; it is a share of the elements, in (0, 1]")
     names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
-    xs = [state[name].detach().cpu().float().contiguous().reshape(-1) for name in names]
-    for name, x in zip(names, xs, strict=True):
-        if not all_finite(x):
-            raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
-    codings = [_written(state[name].dtype, dtype) for name in names]
+    owns = [state[name].detach().cpu().contiguous().reshape(-1) for name in names]
+    xs = [own.float() for own in owns]
+    for name, own, x in zip(names, owns, xs, strict=True):
+        if not all_finite(x):  # or a float64 that float32, in which they are compared, cannot hold
+            if not all_finite(own):
+                raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
+            if residual is not None:
+                raise EdgePruneError(f"pack: {name!r} holds a value beyond float32, in which its residual is kept")
+    codings = [_written(own.dtype, dtype, residual is None) for own in owns]
     if residual is None:
         masks = ops.select_largest(xs, _share(density, xs))
-        done = [ops.pack(x, m, coding, seed) for x, m, coding in zip(xs, masks, codings, strict=True)]
+        every = zip(owns, xs, masks, codings, names, strict=True)
+        done = [
+            written(own, x, m, coding, seed, name) if coding else _as_it_is(own, m) for own, x, m, coding, name in every
+        ]
     else:
         owed = [_residual(residual, name, state[name]) for name in names]
-        masks, done = _with_feedback(xs, owed, density, codings, seed)
+        masks, done = _with_feedback(names, xs, owed, density, codings, seed)
         for name, mask, values, coding, rest in zip(names, masks, done, codings, owed, strict=True):
-            own = state[name].dtype
-            if coding == "i8" and own.itemsize == 2:  # what is read is rounded once more, to 16 bits
+            narrow = state[name].dtype
+            if coding == "i8" and narrow.itemsize == 2:  # what is read is rounded once more, to 16 bits
                 read = ops.unpack(values.values, values.scales, mask, rest.numel(), coding)
-                rest += read - read.to(own).float()
+                rest += read - read.to(narrow).float()
     packed = {}
     for name, mask, values in zip(names, masks, done, strict=True):
-        own = state[name].dtype
-        coding = coding_of(own, dtype or ("fp32" if own is torch.float64 else None))
-        kept = ops.mask_count(mask)
-        packed[name] = PackedTensor(tuple(state[name].shape), own, coding, values.values, values.scales, mask, kept)
+        x = state[name]
+        as_sent = "fp32" if dtype is None and x.dtype is torch.float64 and residual is not None else dtype
+        coding, kept = coding_of(x.dtype, as_sent), ops.mask_count(mask)
+        packed[name] = PackedTensor(tuple(x.shape), x.dtype, coding, values.values, values.scales, mask, kept)
     return packed
+
+
+def _as_it_is(x: Tensor, mask: Tensor) -> ops.Packed:
+    return ops.Packed(x[ops.mask_to_indices(mask, x.numel())].view(torch.uint8), None)
 
 
 def _share(density: float, xs: list[Tensor]) -> int:
@@ -131,29 +174,46 @@ def _share(density: float, xs: list[Tensor]) -> int:
     return min(total, max(1, round(density * total)))
 
 
-def _written(own: torch.dtype, dtype: str | None) -> str:
-    """The coding that ops.pack writes for a tensor of type ``own``."""
+def _written(own: torch.dtype, dtype: str | None, exact: bool) -> str:
+    """The coding that ops.pack writes for a tensor of type ``own``; "" for float64 that stays what it is."""
     coding = coding_of(own, dtype)
-    return _WORK[own] if coding == "own" else coding
+    if coding != "own":
+        return coding
+    return "" if exact and own is torch.float64 else _WORK[own]
 
 
 def _residual(residual: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     held = residual.setdefault(name, torch.zeros(x.shape))
+    if not isinstance(held, Tensor):
+        raise EdgePruneError(f"pack: the residual of {name!r} is {shown(held)}; start with an empty dict")
     if held.dtype is not torch.float32 or held.shape != x.shape or not held.is_contiguous() or held.is_cuda:
         raise EdgePruneError(f"pack: the residual of {name!r} is not that tensor's; start with an empty dict")
     return held.view(-1)
 
 
 def _with_feedback(
-    xs: list[Tensor], residuals: list[Tensor], density: float, codings: list[str], seed: int | None
+    names: list[str], xs: list[Tensor], residuals: list[Tensor], density: float, codings: list[str], seed: int | None
 ) -> tuple[list[Tensor], list[ops.Packed]]:
     """The largest of x + residual over all tensors; the residuals keep the rest."""
     k = _share(density, xs)
     masks: Sequence[Tensor | None]
     if len(set(codings)) == 1:
-        masks, done = ops.pack_with_feedback_many_(xs, residuals, k, codings[0], seed)
+        with _named(names):
+            masks, done = ops.pack_with_feedback_many_(xs, residuals, k, codings[0], seed)
     else:  # types differ: selected over all of them, packed one by one
-        masks = ops.select_largest([x + r for x, r in zip(xs, residuals, strict=True)], k)
-        every = zip(xs, residuals, masks, codings, strict=True)
-        done = [ops.pack_with_feedback_(x, r, mask, coding, seed)[1] for x, r, mask, coding in every]
+        with _named(names):
+            masks = ops.select_largest([x + r for x, r in zip(xs, residuals, strict=True)], k)
+        done = []
+        for name, x, r, mask, coding in zip(names, xs, residuals, masks, codings, strict=True):
+            with _named([name]):
+                done.append(ops.pack_with_feedback_(x, r, mask, coding, seed)[1])
     return [mask for mask in masks if mask is not None], done
+
+
+@contextmanager
+def _named(names: list[str]) -> Iterator[None]:
+    """Errors of the operators, which know tensors by number, with the tensors' names."""
+    try:
+        yield
+    except EdgePruneError as error:
+        raise EdgePruneError(re.sub(r"tensor (\d+)", lambda found: repr(names[int(found[1])]), str(error))) from None

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.wire import positions
 from edgeprune.wire.layout import ALL, CODING_BYTES, DTYPE_CODES, KNOWN, SCALE_BLOCK
 
-F16_MAX = 65504.0
+_NARROW = {  # coding -> its type, and what to do about a value that is beyond it
+    "f32": (torch.float32, "float32; leave dtype out"),
+    "bf16": (torch.bfloat16, "bfloat16; use fp32, or leave dtype out"),
+    "f16": (torch.float16, "float16; use bf16 or fp32"),
+}
 _ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "i8"}
 
 
@@ -72,9 +76,10 @@ def coding_of(dtype: torch.dtype, wanted: str | None) -> str:
     """The coding of a tensor of ``dtype`` when ``wanted`` was asked for: never a wider one than its own."""
     if wanted is None:
         return "own"
-    name = _ALIASES.get(wanted, wanted)
+    name = _ALIASES.get(wanted, wanted) if isinstance(wanted, str) else ""
     if name not in CODING_BYTES:
-        raise EdgePruneError(f"pack: dtype {wanted!r} is unknown{nearest(wanted, [*_ALIASES, *CODING_BYTES])}")
+        known = nearest(str(wanted), [*_ALIASES, *CODING_BYTES])
+        raise EdgePruneError(f"pack: dtype {shown(str(wanted))} is unknown{known}")
     if not dtype.is_floating_point or dtype.itemsize <= CODING_BYTES[name]:
         return "own"
     return name
@@ -92,7 +97,7 @@ def pack_tensor(
     """``x`` (CPU) with the elements of the bitmap ``mask`` (None: all) in the coding ``dtype`` (None: its own).
 
     Integers and types as narrow as ``dtype`` stay as they are. ``seed``: stochastic rounding of int8, else to nearest.
-    Raises EdgePruneError where a mask does not fit, a type cannot travel, or values do not fit float16 or int8.
+    Raises EdgePruneError where a mask does not fit, a type cannot travel, or sent values do not fit ``dtype``.
     """
     if x.dtype not in DTYPE_CODES:
         raise EdgePruneError(f"pack: {name!r} has type {x.dtype}, which cannot travel; convert it first")
@@ -102,25 +107,40 @@ def pack_tensor(
     if kept == n and not known:
         mask = None
     flat = x.detach().cpu().contiguous().reshape(-1)
-    if coding in ("f16", "i8") and n:
-        _check_range(flat, coding, name)
     values: Tensor
     scales: Tensor | None = None
     if coding == "own" and (mask is None or flat.dtype != torch.float32):
         held = flat if mask is None else flat[ops.mask_to_indices(mask, n)]
         values = held.view(torch.uint8) if held.numel() else torch.empty(0, dtype=torch.uint8)
     else:
-        packed = ops.pack(flat.float(), mask, "f32" if coding == "own" else coding, seed)
+        packed = written(flat, flat.float(), mask, "f32" if coding == "own" else coding, seed, name)
         values, scales = packed.values, packed.scales
     return PackedTensor(tuple(x.shape), x.dtype, coding, values, scales, mask, kept, known)
 
 
-def _check_range(flat: Tensor, coding: str, name: str) -> None:
-    largest = float(flat.abs().max())
-    if coding == "f16" and largest > F16_MAX and not math.isinf(largest):
-        raise EdgePruneError(f"pack: {name!r} holds {largest:.4g}, beyond float16; use bf16 or fp32")
-    if coding == "i8" and not math.isfinite(largest):
-        raise EdgePruneError(f"pack: {name!r} holds a value that is not finite; int8 cannot hold it")
+def written(
+    own: Tensor, x: Tensor, mask: Tensor | None, coding: str, seed: int | None, name: str = "tensor"
+) -> ops.Packed:
+    """The kept elements of ``own`` (flat; ``x``: the same as float32) in ``coding``.
+
+    Raises EdgePruneError where a finite one of them would turn into infinity, or int8 meets one that is not finite.
+    """
+    try:
+        packed = ops.pack(x, mask, coding, seed)
+    except EdgePruneError:
+        if coding != "i8":
+            raise
+        why = "beyond float32" if all_finite(own) else "not finite"
+        raise EdgePruneError(f"pack: {name!r} holds a value that is {why}; int8 cannot hold it") from None
+    if coding != "i8" and own.dtype is not _NARROW[coding][0] and packed.values.numel():
+        narrow, advice = _NARROW[coding]
+        read = packed.values.view(narrow)
+        if not all_finite(read):
+            held = own if mask is None else own[ops.mask_to_indices(mask, own.numel())]
+            lost = held[read.isinf() & held.isfinite()]
+            if lost.numel():
+                raise EdgePruneError(f"pack: {name!r} holds {float(lost.abs().max()):.4g}, beyond {advice}")
+    return packed
 
 
 def all_finite(x: Tensor) -> bool:

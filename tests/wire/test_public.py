@@ -137,6 +137,93 @@ def test_bad_input_is_one_sentence(arguments, sentence):
         edgeprune.pack(**{"state": ONE, **arguments})
 
 
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "narrow", "sentence"),
+    [
+        ([1.0, 1e30], torch.float32, "fp16", "holds 1e[+]30, beyond float16"),
+        ([1e30, INF], torch.float32, "fp16", "holds 1e[+]30, beyond float16"),
+        ([1.0, -3.4028e38], torch.float32, "bf16", "beyond bfloat16"),
+        ([1.0, 1e300], torch.float64, "fp32", "holds 1e[+]300, beyond float32"),
+        ([1.0, 1e300], torch.float64, "bf16", "beyond bfloat16"),
+        ([1.0, 1e300], torch.float64, "int8", "beyond float32; int8"),
+    ],
+    ids=["sum", "beside-infinity", "bf16", "double", "double-bf16", "double-int8"],
+)
+def test_a_finite_value_never_turns_into_infinity(values, dtype, narrow, sentence):
+    x = {"a": torch.tensor(values, dtype=dtype)}
+    with pytest.raises(EdgePruneError, match=sentence):
+        edgeprune.pack(x, dtype=narrow)
+    if INF not in values:
+        with pytest.raises(EdgePruneError, match=sentence):
+            edgeprune.pack(x, density=0.5, dtype=narrow)
+
+
+@pytest.mark.parametrize("narrow", ["fp16", "bf16"])
+def test_infinity_itself_travels(narrow):
+    got = edgeprune.unpack(edgeprune.pack({"a": torch.tensor([1.0, INF, -INF, NAN])}, dtype=narrow))["a"]
+    assert got[:3].tolist() == [1.0, INF, -INF] and math.isnan(got[3])
+
+
+@pytest.mark.parametrize(("dropped", "dtype"), [(1e30, "fp16"), (NAN, "int8"), (1e300, "fp32"), (INF, "bf16")])
+def test_what_is_not_sent_need_not_fit(dropped, dtype):
+    x = torch.tensor([dropped, 1.0], dtype=torch.float64)
+    assert edgeprune.unpack(edgeprune.pack({"a": x}, {"a": x == 1}, dtype))["a"].tolist() == [0, 1]
+
+
+def test_density_keeps_doubles_bit_for_bit():
+    x = torch.tensor([1e300, 1 / 3, 0.1], dtype=torch.float64)
+    assert edgeprune.unpack(edgeprune.pack({"x": x}, density=0.6))["x"].tolist() == [1e300, 1 / 3, 0]
+    with pytest.raises(EdgePruneError, match="beyond float32"):
+        edgeprune.pack({"x": x}, density=0.6, residual={})
+
+
+def test_error_feedback_names_the_tensor():
+    large = {"a": torch.ones(3), "b": torch.tensor([1e30])}
+    for sent in (large, {**large, "c": torch.ones(2).bfloat16()}):
+        with pytest.raises(EdgePruneError, match="kept value of 'b'"):
+            edgeprune.pack(sent, density=0.5, dtype="fp16", residual={})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"state": None},
+        {"state": [1]},
+        {"state": {3: torch.ones(1)}},
+        {"state": {"w": torch.eye(3).to_sparse()}},
+        {"state": {"w": torch.empty(3, device="meta")}},
+        {"dtype": torch.float16},
+        {"dtype": []},
+        {"density": "x"},
+        {"mask": TRUE},
+        {"mask": {"w": TRUE.to("meta")}},
+        {"density": 0.5, "residual": []},
+        {"density": 0.5, "residual": {"w": 3}},
+        {"seed": 1.5},
+    ],
+    ids=lambda bad: "-".join(bad),
+)
+def test_wrong_types_are_one_sentence(bad):
+    with pytest.raises(EdgePruneError, match="^pack: "):
+        edgeprune.pack(**{"state": ONE, **bad})
+
+
+@pytest.mark.parametrize("blob", [None, 5, "text" * 50, [1] * 200])
+def test_what_is_not_bytes_is_no_blob(blob):
+    with pytest.raises(EdgePruneError, match="a message is bytes"):
+        edgeprune.unpack(blob)
+
+
+def test_the_limit_and_the_masks_of_unpack_are_looked_at():
+    blob = edgeprune.pack(ONE)
+    for arguments in ({"dense_limit": "1"}, {"mask": 3}, {"mask": {"w": torch.ones(3)}}):
+        with pytest.raises(EdgePruneError, match="^unpack: "):
+            edgeprune.unpack(blob, **arguments)
+
+
 def test_what_is_no_blob_is_one_sentence():
     blob = edgeprune.pack(ONE, {"w": TRUE & torch.tensor([1, 0, 1]).bool()}, send_mask=False)
     with pytest.raises(EdgePruneError, match="not held here"):
