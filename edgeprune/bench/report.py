@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune._version import __version__
 from edgeprune.bench.meter import Idle, Meter, Result
+from edgeprune.destination import write_text
 from edgeprune.device import probe
 from edgeprune.device.profile import fingerprint
 from edgeprune.device.state import machine_state
-from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,12 +52,7 @@ def report(
 
 def write(found: Mapping[str, Any], path: Path) -> None:
     """Written, then renamed."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise EdgePruneError(f"{path}: cannot be written ({error.strerror}); check the path") from None
+    write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n", "bench")
 
 
 def table(found: Mapping[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeprune.destination import check_destination
 from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def _run(
     from edgeprune.bench.meter import Meter
     from edgeprune.device.power import open_sampler
 
-    if output is not None and not output.parent.is_dir():
-        raise EdgePruneError(f"{output}: there is no folder {output.parent}; make it first")
+    if output is not None:
+        check_destination(output, "bench")
     console = Console(highlight=False)
     sampler = open_sampler(power, interval)
     meter = Meter(sampler)

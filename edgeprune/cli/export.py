@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprune.destination import check_destination, staged
 from edgeprune.errors import EdgePruneError
 from edgeprune.export.targets import DEFAULT_TARGET, PRECISIONS, TARGETS
 
@@ -108,12 +109,11 @@ def _of_model(
     from edgeprune.cli.source import open_source
     from edgeprune.export import check_parity, export_onnx
     from edgeprune.export.infer import read_rows
-    from edgeprune.export.onnx import check_destination, staged
     from edgeprune.export.targets import get
     from edgeprune.pruning import files
 
     get(target)
-    check_destination(output)
+    check_destination(output, "export")
     found = open_source(name, shapes)
     model, details = found.model, {}
     if pruned is not None:
@@ -125,11 +125,10 @@ def _of_model(
     rows = None if calibration is None else read_rows(calibration)[0]
     if rows is not None and not rows.is_floating_point():
         raise EdgePruneError(f"{calibration}: x is {rows.dtype}; give float32 rows, ready for the network")
-    with staged(output) as draft:
+    with staged(output, "export") as draft:
         done = export_onnx(model, found.inputs, draft, target, details, precision, rows)
         inputs = found.inputs if rows is None else (rows,)
         parity = check_parity(model, draft, inputs, real=rows is not None, precision=precision)
-        draft.replace(output)
     click.echo(
         f"agrees with torch on {parity.rows} rows of {'real' if parity.real_inputs else 'random'} inputs: largest "
         f"difference {parity.max_abs_diff:.2g}, relative error {parity.relative_error:.2g}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.destination import check_destination, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,8 @@ def command(
 
     from edgeprune.export.infer import infer
 
-    if output is not None and not output.parent.is_dir():
-        raise EdgePruneError(f"{output}: the folder {output.parent} does not exist; create it first")
+    if output is not None:
+        check_destination(output, "infer")
     x, y, normalise, classes = _rows(data, data_dir)
     if limit is not None:
         x, y = x[:limit], None if y is None else y[:limit]
@@ -56,10 +56,7 @@ def command(
     say(f"precision of the file: {done.precision}")
     if output is not None:
         names = [classes[c] if classes and c < len(classes) else str(c) for c in done.chosen.reshape(-1).tolist()]
-        try:
-            output.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        except OSError as error:
-            raise EdgePruneError(f"{output}: cannot be written ({error.strerror}); choose another place") from None
+        write_text(output, "".join(f"{name}\n" for name in names), "infer")
         say(f"wrote {output}")
 
 

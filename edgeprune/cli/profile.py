@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprune.destination import check_destination
 from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def command(
         click.echo(f"{check_file} is valid here")
         return
     output = output or Path(f"{task.name.replace(':', '-').replace('/', '-')}.profile.json")
-    if not output.parent.is_dir():
-        raise EdgePruneError(f"{output}: there is no folder {output.parent}; make it first")
+    check_destination(output, "profile")
     if if_needed and output.exists():
         reasons = _reasons(output, task.name, threads)
         if not reasons:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from edgeprune.destination import write_text
 from edgeprune.device import probe
 from edgeprune.device.state import machine_state
 from edgeprune.errors import EdgePruneError
@@ -190,12 +191,7 @@ def read_profile(path: Path) -> DeviceProfile:
 
 def write_profile(profile: DeviceProfile, path: Path) -> None:
     """Written, then renamed."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(profile.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise EdgePruneError(f"profile {path}: cannot be written ({error.strerror}); check the path") from None
+    write_text(path, json.dumps(profile.to_json(), indent=1, allow_nan=False) + "\n", "profile")
 
 
 def _point(item: Mapping[str, Any]) -> Point:

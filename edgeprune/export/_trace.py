@@ -8,10 +8,11 @@ the least; for an older target its graph is converted down, which works for plai
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
-import tempfile
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.export._data_flow import value_read
 from edgeprune.export._need import need
 from edgeprune.export.targets import Target
 
@@ -47,9 +49,10 @@ def to_proto(
     """
     if exporter not in (None, *EXPORTERS):
         raise EdgePruneError(f"export: unknown exporter {exporter!r}{nearest(str(exporter), EXPORTERS)}")
+    read = value_read(model, inputs)
     reasons = []
     for name, route in zip(EXPORTERS, (_by_torchscript, _by_export), strict=True):
-        if exporter not in (None, name):
+        if exporter not in (None, name) or (read and name == "torchscript"):  # it would record the example's value
             continue
         try:
             with _quiet():
@@ -57,10 +60,16 @@ def to_proto(
         except EdgePruneError:
             raise
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
-            reasons.append(f"{name}: {_first_line(error)}")
+            reasons.append(f"{name}: {first_line(error)}")
+    newer = "" if target.opset >= _DYNAMO_OPSET else "try target jetpack7 or "
+    if read:
+        raise EdgePruneError(
+            f"export: {type(model).__name__} turns data into a Python value ({read}), so that a file could only hold "
+            "what the example inputs gave; write it with tensors, such as torch.where"
+        )
     raise EdgePruneError(
         f"export: {type(model).__name__} has no ONNX form at opset {target.opset} "
-        f"({'; '.join(reasons)}); try target jetpack7 or replace that operator"
+        f"({'; '.join(reasons)}); {newer}replace that operator"
     )
 
 
@@ -68,19 +77,18 @@ def _by_torchscript(
     model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
 ) -> Any:
     onnx = need("onnx")
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        draft = os.path.join(folder, "draft.onnx")
-        torch.onnx.export(
-            model,
-            inputs,
-            draft,
-            dynamo=False,
-            opset_version=target.opset,
-            input_names=list(names_in),
-            output_names=list(names_out),
-            dynamic_axes={name: {0: BATCH} for name in (*names_in, *names_out)},
-        )
-        return onnx.load(draft)
+    draft: Any = io.BytesIO()  # torch's own annotation leaves it out
+    torch.onnx.export(
+        model,
+        inputs,
+        draft,
+        dynamo=False,
+        opset_version=target.opset,
+        input_names=list(names_in),
+        output_names=list(names_out),
+        dynamic_axes={name: {0: BATCH} for name in (*names_in, *names_out)},
+    )
+    return onnx.load_from_string(draft.getvalue())
 
 
 def _by_export(
@@ -125,7 +133,7 @@ def _quiet() -> Iterator[None]:
     """Silence the exporters: deprecation notes about our own choice, progress lines, a graph dump on failure."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_output_of_c():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -136,8 +144,29 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
-    """What the exporter said, short: its messages run to pages and name files of the machine."""
-    text = str(error).strip()
+@contextlib.contextmanager
+def _no_output_of_c() -> Iterator[None]:
+    """What C++ prints to the standard output goes nowhere: Python's own redirection does not reach it."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)  # what was printed before belongs to the caller
+    try:
+        before = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(before, 1)
+        os.close(nowhere)
+        os.close(before)
+
+
+def first_line(error: Exception) -> str:
+    """What the exporter said, short and without colours: its messages run to pages and name files of the machine."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).strip()
     line = text.splitlines()[0].strip() if text else type(error).__name__
     return line if len(line) <= 160 else line[:157] + "..."

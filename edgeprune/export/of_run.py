@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.destination import check_destination, staged
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export import targets
 from edgeprune.export.infer import infer_on
 from edgeprune.export.latency import median_latencies
-from edgeprune.export.onnx import Exported, annotate, check_destination, export_onnx, staged
+from edgeprune.export.onnx import Exported, annotate, export_onnx
 from edgeprune.export.parity import Parity, check_parity
 from edgeprune.export.precision import check_precision
 from edgeprune.export.recalibrate import has_statistics, recalibrated
@@ -80,7 +81,7 @@ def export_run(
     """
     targets.get(target)
     check_precision(precision)
-    check_destination(Path(path))
+    destination = check_destination(path, "export")
     run = _open(run_dir)
     known = run.clients()
     if client is not None and client not in known:
@@ -103,8 +104,7 @@ def export_run(
     calibration = _calibration(dataset, data_note) if precision == "int8" else None
     accuracy = _accuracy(model, task, dataset)
     details = {**_describe(run, plan, accuracy, dataset), "recalibrated": recalibrate}
-    destination = Path(path)
-    with staged(destination) as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+    with staged(destination, "export") as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         form: dict[str, Any] = {"target": target, "precision": precision, "calibration": calibration}
         file = export_onnx(model, examples, draft, metadata=details, **form)
         if rows is None:
@@ -120,7 +120,6 @@ def export_run(
             files.append(export_onnx(whole, examples, Path(scratch) / "whole.onnx", **form).path)
         latencies = median_latencies(files, examples if rows is None else rows, threads=threads, seconds=seconds)
         sizes = [p.stat().st_size for p in files]
-        os.replace(draft, destination)
 
     exported = _side(model, examples, sizes[0], latencies[0], accuracy)
     part = None

@@ -5,22 +5,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from edgeprune._version import __version__
+from edgeprune.destination import check_destination, staged
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import precision as precisions
 from edgeprune.export import targets
 from edgeprune.export._need import need
-from edgeprune.export._trace import to_proto
+from edgeprune.export._trace import first_line, to_proto
+from edgeprune.export.parity import as_float32, check_graph
 from edgeprune.export.verify import strip_notes, verify
+from edgeprune.nn import densify
+
+RESERVED = ("precision", "torch", "version", "weights_sha256")
+LARGEST_FP16 = 65504
 
 
 @dataclass(frozen=True)
@@ -50,48 +58,57 @@ def export_onnx(
     """Write ``model`` in eval mode to ``path`` as ONNX for ``target`` and check the written file.
 
     ``example_inputs``: one tensor or a tuple of tensors whose dimension 0 is the batch, which stays free in the file.
+    Weights and inputs of other floating types become fp32, masked layers dense ones.
     ``precision``: "fp32", "fp16" or "int8" inside; inputs and outputs are fp32. "int8" needs ``calibration``: real
     inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
     ``exporter``: torch's "torchscript" or "torch.export"; by default the first that manages, in this order.
-    ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON; the package version and
-    a digest of the weights are added, and the precision. Nothing of the exporter's notes (stack traces, paths) is kept.
+    ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON. Those RESERVED are added:
+    versions of package and torch, a digest of the weights, the precision. Nothing of the exporter's notes (stack
+    traces, paths) is kept.
     The model is copied: neither its weights, its buffers nor its training flag change. The file appears under its name
-    only when every check has passed. Errors are EdgePruneError: a model that does not run on the inputs or has no ONNX
-    form, a hard-coded batch size, a path that cannot be written, the ``onnx`` extra missing.
+    only when every check has passed; where ONNX Runtime is installed, one is that the graph answers as the model does
+    on the example and on random inputs. Errors are EdgePruneError: a model that does not run on the inputs, has no ONNX
+    form, decides by the values of its data or has weights that are not finite, a hard-coded batch size, a path that
+    cannot be written, the ``onnx`` extra missing.
     """
     onnx = need("onnx")
     profile = targets.get(target)
     precisions.check_precision(precision)
-    destination = Path(path)
-    check_destination(destination)
+    destination = check_destination(path, "export")
+    frozen = in_float32(model)
     inputs = _two_rows(example_inputs)
-    frozen = copy.deepcopy(model).cpu().eval()
+    own = {"version": __version__, "torch": torch.__version__, "weights_sha256": weights_digest(model)}
+    entries = {**_prefixed(metadata or {}), **_prefixed({**own, "precision": precision})}
+    if reserved := sorted({*RESERVED} & {*(metadata or {})}):
+        raise EdgePruneError(f"export: metadata {reserved[0]!r} is written by the export itself; choose another key")
+    _check_weights(frozen, precision)
+    batches = precisions.batches_of(calibration, inputs) if precision == "int8" else []
     names_in, names_out = _names(frozen, inputs)
 
     with torch.no_grad():
         proto = to_proto(frozen, inputs, names_in, names_out, profile, exporter)
+    _floats_are_fp32(proto)
     # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
     # verify() runs the full checker on the result.
     proto.ir_version = profile.ir_version
     strip_notes(proto)
+    check_graph(in_float32(model), proto, inputs)
     if precision == "fp16":
         proto = precisions.to_fp16(proto)
     elif precision == "int8":
-        proto = precisions.to_int8(proto, precisions.batches_of(calibration), profile)
+        proto = precisions.to_int8(proto, batches, profile)
     strip_notes(proto)
     proto.producer_name, proto.producer_version = "edgeprune", __version__
     proto.graph.name = "edgeprune"
-    entries = _entries(model, {"precision": precision, **(metadata or {})})
     onnx.helper.set_model_props(proto, entries)
 
-    with staged(destination) as draft:
+    with staged(destination, "export") as draft:
         try:
             onnx.save_model(proto, str(draft))
         except ValueError as error:  # protobuf refuses messages from 2 GiB on
             raise EdgePruneError(f"export: the model does not fit one ONNX file ({error})") from None
         verify(draft, profile)
         size = draft.stat().st_size
-        os.replace(draft, destination)
     return Exported(
         destination, profile.name, profile.opset, profile.ir_version, size, tuple(names_in), tuple(names_out), entries
     )
@@ -108,42 +125,53 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
     return replace(exported, size_bytes=exported.path.stat().st_size, metadata=entries)
 
 
-class staged:
-    """A path in a fresh hidden folder beside ``destination``: written there, then renamed over it in one step.
-
-    A folder rather than a temporary file, so that the file gets the user's own permissions.
-    """
-
-    def __init__(self, destination: Path) -> None:
-        self.destination = destination
-
-    def __enter__(self) -> Path:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix=".edgeprune-", dir=self.destination.parent)
-        except OSError as error:
-            raise EdgePruneError(f"export: cannot write in {self.destination.parent}: {error.strerror}") from None
-        return Path(self._folder.name) / self.destination.name
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._folder.cleanup()
-
-
-def check_destination(destination: Path) -> None:
-    """EdgePruneError unless a file can be put at ``destination``; what stands there already would be replaced."""
-    if destination.is_dir():
-        raise EdgePruneError(f"export: {destination} is a folder; name the file, such as {destination / 'model.onnx'}")
-    if not destination.parent.is_dir():
-        raise EdgePruneError(f"export: the folder {destination.parent} does not exist; create it first")
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy in eval mode on the CPU, floating types as float32, masked layers as dense ones with the same weights."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise EdgePruneError(f"export: the model is {what}; give an instance of torch.nn.Module")
+    if any(is_lazy(weight) for weight in (*model.parameters(), *model.buffers())):
+        raise EdgePruneError(
+            f"export: {type(model).__name__} has lazy weights; run it once on its inputs, then export it"
+        )
+    try:
+        return densify(copy.deepcopy(model).cpu().eval(), in_place=True).float()
+    except Exception as error:  # what a user's module holds may refuse to be copied in any way
+        raise EdgePruneError(f"export: {type(model).__name__} cannot be copied: {first_line(error)}") from None
 
 
 def _two_rows(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs on the CPU with exactly two rows: both exporters bake a batch of one into the graph as a constant."""
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if not inputs or not all(isinstance(x, Tensor) and x.ndim >= 1 and x.shape[0] >= 1 for x in inputs):
         raise EdgePruneError(
             "export: example inputs must be tensors with at least one row each; dimension 0 is the batch"
         )
-    return tuple(torch.cat([x[:1], x[-1:]]).detach().cpu() for x in inputs)
+    return as_float32(tuple(torch.cat([x[:1], x[-1:]]) for x in inputs))
+
+
+def _check_weights(model: nn.Module, precision: str) -> None:
+    """EdgePruneError for a parameter that is not finite, or that fp16 does not hold (buffers may: masks do)."""
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        largest = float(weight.detach().abs().max())
+        if not math.isfinite(largest):
+            raise EdgePruneError(f"export: the weight {name!r} holds NaN or infinity in float32; train it anew")
+        if precision == "fp16" and largest > LARGEST_FP16:
+            raise EdgePruneError(
+                f"export: the weight {name!r} reaches {largest:.3g}, fp16 ends at {LARGEST_FP16}; use fp32"
+            )
+
+
+def _floats_are_fp32(proto: Any) -> None:
+    onnx = need("onnx")
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        if kind in ("DOUBLE", "FLOAT16", "BFLOAT16"):
+            raise EdgePruneError(
+                f"export: {value.name!r} is {kind.lower()} whatever the model's weights are; let forward give float32"
+            )
 
 
 def _names(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
@@ -153,9 +181,8 @@ def _names(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], lis
             outputs = model(*inputs)
     except Exception as error:  # a user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EdgePruneError(
-            f"export: {type(model).__name__} does not run on example inputs of shape {shapes}: {reason}"
+            f"export: {type(model).__name__} does not run on example inputs of shape {shapes}: {first_line(error)}"
         ) from None
     flat = (outputs,) if isinstance(outputs, Tensor) else outputs
     if not isinstance(flat, tuple | list) or not flat or not all(isinstance(y, Tensor) and y.ndim for y in flat):
@@ -170,21 +197,28 @@ def _numbered(stem: str, count: int) -> list[str]:
     return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
 
 
-def _entries(model: nn.Module, metadata: Mapping[str, object] | None) -> dict[str, str]:
-    entries = {"version": __version__, "torch": torch.__version__, "weights_sha256": weights_digest(model)}
-    return _prefixed({**entries, **(metadata or {})})
-
-
 def _prefixed(metadata: Mapping[str, object]) -> dict[str, str]:
-    entries = {
-        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
-        for key, value in metadata.items()
-    }
+    entries: dict[str, str] = {}
+    if not isinstance(metadata, Mapping):
+        raise EdgePruneError(f"export: metadata is {type(metadata).__name__}; give a mapping of names to values")
+    for key, value in metadata.items():
+        try:
+            entries[key] = value if isinstance(value, str) else _json(value)
+            (key + entries[key]).encode()
+        except (TypeError, ValueError, RecursionError):  # a key that is no text, a lone surrogate, a tensor, NaN
+            raise EdgePruneError(
+                f"export: metadata {key!r}: keys must be text, values text or what JSON holds (finite numbers, lists, "
+                f"dicts), not {type(value).__name__}"
+            ) from None
     own = {place for place in (os.path.expanduser("~"), os.getcwd()) if len(place) > 1}
     for key, value in entries.items():
         if any(place in value for place in own):
             raise EdgePruneError(f"export: metadata {key!r} holds a path of this machine; leave it out of the file")
     return {f"edgeprune.{key}": value for key, value in sorted(entries.items())}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def weights_digest(model: nn.Module) -> str:

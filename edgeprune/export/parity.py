@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.export._need import need
+from edgeprune.export._trace import first_line
 
 BATCHES = (1, 2, 7)
 RTOL = 1e-3
@@ -22,6 +24,7 @@ ATOL = 1e-5
 # Root of the summed squares of the differences over that of the model's outputs, at most: 1/2 is where what is left
 # of the answer is hardly larger than the error.
 RELATIVE = {"fp16": 0.02, "int8": 0.5}
+COARSE = 0.05
 _SWEEP = 64  # rows at a time when more real inputs are given than the batches above use
 
 
@@ -38,8 +41,13 @@ class Parity:
     relative_error: float = 0.0
 
 
-def session(path: str | os.PathLike[str], threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU provider; ``threads`` None leaves the runtime's own choice."""
+def as_float32(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs on the CPU as a file takes them: every floating type as float32."""
+    return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
+
+
+def session(path: str | os.PathLike[str] | bytes, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU provider, of a file or its bytes; ``threads`` None: as the runtime likes."""
     ort = need("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -47,7 +55,9 @@ def session(path: str | os.PathLike[str], threads: int | None = None) -> Any:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     try:
-        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            path if isinstance(path, bytes) else os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # the runtime's exception types are private to its extension module
         reason = str(error).splitlines()[0]
         raise EdgePruneError(f"export: ONNX Runtime {ort.__version__} does not load the file: {reason}") from None
@@ -75,8 +85,8 @@ def check_parity(
     often it chooses the same class is reported, not demanded.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inputs = tuple(x.detach().cpu() for x in inputs)
-    frozen = copy.deepcopy(model).cpu().eval()
+    inputs = as_float32(inputs)
+    frozen = copy.deepcopy(model).cpu().eval().float()
     runtime = session(path)
     names = [entry.name for entry in runtime.get_inputs()]
     if len(names) != len(inputs):
@@ -117,6 +127,45 @@ def check_parity(
     return Parity(tuple(batches), len(inputs[0]), real, worst, agreed / judged if judged else None, relative)
 
 
+def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> None:
+    """EdgePruneError unless the graph's floating outputs are those of ``model`` on ``inputs`` and on random ones.
+
+    Coarser than :func:`check_parity`, since nobody vouches for the random inputs: it finds a graph that computes
+    something else. Draws on which the model does not run or gives no finite number are left out; without ONNX Runtime
+    nothing is compared.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return
+    try:
+        runtime = session(proto.SerializeToString())
+    except ValueError:  # 2 GiB and more, which no file holds; the export says so when it writes
+        return
+    names = [entry.name for entry in runtime.get_inputs()]
+    if len(names) != len(inputs):
+        raise EdgePruneError(f"export: forward uses {len(names)} of its {len(inputs)} inputs; give it those alone")
+    for feed in (inputs, *(tuple(_random_like(x, 2, seed) for x in inputs) for seed in (1, 2))):
+        try:
+            with torch.no_grad():
+                expected = model(*feed)
+        except Exception:  # a user's forward may refuse what it was not made for
+            continue
+        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
+        try:
+            found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})
+        except Exception as error:  # as in session()
+            raise EdgePruneError(f"export: ONNX Runtime fails on the graph: {first_line(error)}") from None
+        for want, got in zip(expected, found, strict=True):
+            if not want.is_floating_point() or not want.numel() or not bool(torch.isfinite(want).all()):
+                continue
+            known = want.double().numpy()
+            off = np.linalg.norm(got - known) / max(float(np.linalg.norm(known)), ATOL * known.size**0.5)
+            if not off <= COARSE:
+                raise EdgePruneError(
+                    f"export: the graph and the model disagree by {off:.0%} of the outputs; forward must depend on its "
+                    "inputs and weights alone"
+                )
+
+
 def _chunks(batches: Sequence[int], available: int) -> list[tuple[int, int]]:
     """(first row, rows): the asked batches one after the other, then what is left in blocks."""
     chunks, start = [], 0
@@ -131,8 +180,8 @@ def _rows(start: int, size: int, available: int) -> Tensor:
     return torch.arange(start, start + size) % available
 
 
-def _random_like(x: Tensor, rows: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _random_like(x: Tensor, rows: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     shape = (rows, *x.shape[1:])
     if x.is_floating_point():
         return torch.randn(shape, generator=generator, dtype=x.dtype)

@@ -15,10 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export._need import need
+from edgeprune.export._trace import first_line
+from edgeprune.export.parity import as_float32
 from edgeprune.export.targets import PRECISIONS, Target
 
 ROUND_TO = {"fp32": 1, "fp16": 8, "int8": 16}
@@ -29,14 +32,14 @@ CALIBRATION_BATCH = 8
 def check_precision(name: str) -> str:
     """``name``; EdgePruneError with the nearest known one otherwise."""
     if name not in PRECISIONS:
-        raise EdgePruneError(f"export: unknown precision {name!r}{nearest(name, PRECISIONS)}")
+        raise EdgePruneError(f"export: unknown precision {name!r}{nearest(str(name), PRECISIONS)}")
     return name
 
 
 def to_fp16(proto: Any) -> Any:
     """``proto`` computing in fp16 between fp32 inputs and outputs; what overflows is clipped to the largest number."""
     convert = need("onnxruntime.transformers.float16").convert_float_to_float16
-    with _quiet():
+    with _quiet("fp16"):
         converted = convert(proto, keep_io_types=True)
         # The casts of the inputs are appended; a valid graph has them first.
         need("onnxruntime.quantization.onnx_model").ONNXModel(converted).topological_sort()
@@ -49,8 +52,6 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
     if not calibration:
         raise EdgePruneError("export: int8 needs calibration inputs; give real ones, a hundred rows or more")
     names = [value.name for value in proto.graph.input]
-    if any(len(batch) != len(names) for batch in calibration):
-        raise EdgePruneError(f"export: the model takes {len(names)} inputs, each calibration batch must hold as many")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -60,7 +61,7 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
             batch = next(self.rows, None)
             return None if batch is None else {n: x.numpy() for n, x in zip(names, batch, strict=True)}
 
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, _quiet("int8"):
         plain, ready, done = (str(Path(folder) / name) for name in ("plain.onnx", "ready.onnx", "done.onnx"))
         onnx.save_model(proto, plain)
         # Its optimiser would raise the file's version and fuse into operators that only this runtime knows.
@@ -88,22 +89,47 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
     return quantised
 
 
-def batches_of(rows: Tensor | tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
-    """Calibration rows [N, ...] in batches, small ones so that a pass over them does not need much memory."""
+def batches_of(rows: Tensor | tuple[Tensor, ...] | None, examples: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Calibration rows [N, ...] in batches, small ones so that a pass over them does not need much memory.
+
+    EdgePruneError unless they are finite and of the shapes and types of ``examples``.
+    """
     if rows is None:
         return []
-    parts = (rows,) if isinstance(rows, Tensor) else tuple(rows)
+    parts = tuple(rows) if isinstance(rows, tuple | list) else (rows,)
+    if not all(isinstance(x, Tensor) and x.ndim for x in parts):
+        raise EdgePruneError("export: calibration inputs must be tensors whose dimension 0 is the batch")
+    parts = as_float32(parts)
+    found, wanted = ([(tuple(x.shape[1:]), x.dtype) for x in xs] for xs in (parts, examples))
+    if found != wanted:
+        shown = [", ".join(f"{shape} {str(kind)[6:]}" for shape, kind in each) for each in (found, wanted)]
+        raise EdgePruneError(f"export: a row of the calibration inputs is {shown[0]}; the model takes {shown[1]}")
+    if len({len(x) for x in parts}) != 1:
+        raise EdgePruneError("export: the calibration inputs differ in their number of rows")
+    if not all(bool(torch.isfinite(x).all()) for x in parts):
+        raise EdgePruneError("export: the calibration inputs hold NaN or infinity; leave those rows out")
     starts = range(0, len(parts[0]), CALIBRATION_BATCH)
-    return [tuple(x[i : i + CALIBRATION_BATCH].detach().cpu() for x in parts) for i in starts]
+    return [tuple(x[i : i + CALIBRATION_BATCH] for x in parts) for i in starts]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(precision: str) -> Iterator[None]:
+    """ONNX Runtime's tools without their notes, and with their errors as EdgePruneError."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except OSError as error:
+        raise EdgePruneError(
+            f"export: {precision} needs {tempfile.gettempdir()} for a while, which cannot be written "
+            f"({error.strerror or type(error).__name__}); make room there"
+        ) from None
+    except Exception as error:  # the runtime's exception types are private to its extension module
+        more = "other calibration inputs or " if precision == "int8" else ""
+        raise EdgePruneError(
+            f"export: ONNX Runtime cannot make it {precision} ({first_line(error)}); try {more}fp32"
+        ) from None
     finally:
         logging.disable(before)

@@ -59,7 +59,6 @@ DEFAULT_TARGET = "jetpack6"
 
 def get(name: str) -> Target:
     """The profile called ``name``; EdgePruneError with the nearest known name otherwise."""
-    try:
-        return TARGETS[name]
-    except KeyError:
-        raise EdgePruneError(f"export: unknown target {name!r}{nearest(name, TARGETS)}") from None
+    if not isinstance(name, str) or name not in TARGETS:
+        raise EdgePruneError(f"export: unknown target {name!r}{nearest(str(name), TARGETS)}")
+    return TARGETS[name]

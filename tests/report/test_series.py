@@ -86,7 +86,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
         ("time_s", float("nan"), "line 2: time_s is not a finite number"),
         ("time_s", 0.5, "round 2 comes after round 1"),
         ("round", 1, "round 1 comes after round 1"),
-        ("round", True, "line 2: round is not"),
+        ("round", True, "line 2"),
         ("upload_bytes", -1, "line 2: upload_bytes is not"),
         ("upload_bytes", None, "line 2: upload_bytes is not"),
         ("accuracy", [1], "line 2: accuracy is not"),
