@@ -29,7 +29,7 @@ from torch import Tensor
 from edgeprune.algorithms import rate_learner
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
 from edgeprune.algorithms.barrier import ALL, Barrier
-from edgeprune.algorithms.clients import assign_plans, override
+from edgeprune.algorithms.clients import assign_plans, check_least_zero, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point, Scale
 from edgeprune.errors import EdgePruneError, nearest
@@ -39,6 +39,7 @@ from edgeprune.pruning.merging import MergeMode
 from edgeprune.pruning.plan import Ranking, ranking
 
 SizeBy = Literal["work", "channels"]
+IMPORTANCES = ("bn", "l1", "l2")  # those that need no data
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class AdaptCL:
     barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
+        check_least_zero(self, "alpha", "band", "bn_l1", "epochs", "batch_size", "lr", "calibrate")
+        if self.min_channels < 1:
+            raise EdgePruneError(f"algorithm.min_channels is {self.min_channels}; a layer keeps 1 or more")
+        if self.importance not in IMPORTANCES:
+            raise EdgePruneError(f"algorithm.importance is {self.importance!r}{nearest(self.importance, IMPORTANCES)}")
         if self.interval < 1:
             raise EdgePruneError(f"algorithm.interval is {self.interval}; give a number of rounds, 1 or more")
         if not 0 < self.gamma_min <= 1:

@@ -45,8 +45,7 @@ class ClientSide:
 
     def check_clients(self) -> None:
         """One sentence of EdgePruneError for a configuration that means nothing."""
-        if self.sample < 0:
-            raise EdgePruneError(f"algorithm.sample is {self.sample}; give a number of clients a round, 0 for all")
+        check_least_zero(self, "epochs", "batch_size", "lr", "sample", "calibrate")
         if not (math.isfinite(self.prox) and self.prox >= 0):
             raise EdgePruneError(f"algorithm.prox is {self.prox}; give FedProx's mu, 0 for none")
         if self.upload not in get_args(UploadType):
@@ -94,6 +93,14 @@ class WholeModel(ClientSide):
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """The global model to whoever is idle."""
         return assign_plans(setting, state, self.participants(setting, state.round), self.job())
+
+
+def check_least_zero(algorithm: object, *names: str) -> None:
+    """Refuse a negative or boundless value of those of ``names`` that ``algorithm`` has."""
+    for name in names:
+        value = getattr(algorithm, name, 0)
+        if not 0 <= value < math.inf:
+            raise EdgePruneError(f"algorithm.{name} is {value}; give 0 or more")
 
 
 def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:

@@ -53,6 +53,11 @@ class Scheduled(AdaptCL):
         super().__post_init__()
         if self.correct not in ("profile", "learner"):
             raise EdgePruneError(f"algorithm.correct is {self.correct!r}; it is 'profile' or 'learner'")
+        if self.deadline_s < 0 or (self.objective == "deadline" and not self.deadline_s):
+            raise EdgePruneError(
+                f"algorithm.deadline_s is {self.deadline_s}; the objective 'deadline' needs a round's length in "
+                "seconds, more than 0"
+            )
         self.goal()
 
     def goal(self) -> Goal:

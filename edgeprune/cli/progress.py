@@ -25,6 +25,7 @@ class Progress:
         self._experiment = experiment
         self._rounds = rounds or experiment.run.rounds
         self._console = Console(quiet=quiet, highlight=False)
+        self._result = Console(highlight=False)
         self._accuracy: float | None = None
         self._told: set[str] = set()
         self._live = (
@@ -69,17 +70,17 @@ class Progress:
 
     def finish(self, summary: Mapping[str, Any], out: Path) -> None:
         """The result, in one line, and where it lies."""
-        self._console.print(
+        self._result.print(
             f"accuracy [bold]{summary['accuracy']:.2%}[/bold] after {summary['rounds']} rounds, "
             f"{summary['time_s']:.1f} s of fleet time, {summary['upload_bytes'] / 1e6:.1f} MB up, "
             f"{summary['download_bytes'] / 1e6:.1f} MB down ({summary['wall_s']:.1f} s on this machine)"
         )
-        self._console.print(f"written to {out}")
+        self._result.print(f"written to {out}", markup=False)
 
     def _headline(self, record: Mapping[str, Any]) -> Text:
         accuracy = "" if self._accuracy is None else f"  accuracy {self._accuracy:.2%}"
         times = [record["update_time_s"][client] for client in record["participants"]]
-        spread = f"  slowest/fastest {max(times) / min(times):.2f}" if times else ""
+        spread = f"  slowest/fastest {max(times) / min(times):.2f}" if times and min(times) > 0 else ""
         return Text(f"round {record['round']:>4}/{self._rounds}{accuracy}  fleet time {record['time_s']:.1f} s{spread}")
 
 
@@ -87,7 +88,7 @@ def _devices(record: Mapping[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for heading in ("device", "keeps", "", "update time", ""):
         table.add_column(heading)
-    slowest = max(record["update_time_s"].values())
+    slowest = max(record["update_time_s"].values()) or 1.0
     for name in list(record["retention"])[:SHOWN]:
         kept, seconds = record["retention"][name], record["update_time_s"][name]
         late = "left out" if name in record["rejected"] else ""

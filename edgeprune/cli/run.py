@@ -65,13 +65,12 @@ def _rounds_only(experiment: Path | None, sets: tuple[str, ...]) -> int:
     """A resumed run keeps its configuration; only its last round may be moved."""
     if experiment is not None:
         raise EdgePruneError("--resume takes its experiment from --out DIR; leave the EXPERIMENT file out")
-    rounds = 0
+    from edgeprune.engine import load_experiment
+
     for item in sets:
-        key, _, value = item.partition("=")
-        if key.strip() != "run.rounds" or not value.strip().isdigit():
+        if item.partition("=")[0].strip() != "run.rounds":
             raise EdgePruneError(f"--resume: only run.rounds can be changed, not {item!r}; start a new run for that")
-        rounds = int(value)
-    return rounds
+    return load_experiment(None, sets).run.rounds if sets else 0
 
 
 def _new_folder(experiment: object) -> Path:

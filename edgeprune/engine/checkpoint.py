@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 FILE = "checkpoint.safetensors"
-VERSION = 1
+VERSION = 2
 SERVER, DEVICES, FLIGHT = (
     "server:",
     "device:",
@@ -42,7 +44,7 @@ class Sent:
 class Checkpoint:
     """``held`` is the plan each device was last sent; ``totals`` are the running sums of the run. ``devices``: tensors
     that the devices of this machine must not lose (what error feedback owes, answers that are still on their way).
-    ``flight``: who was at work when the round ended."""
+    ``flight``: who was at work when the round ended. ``experiment``: whose this is (Experiment.identity)."""
 
     state: State
     held: Mapping[str, SubmodelPlan]
@@ -50,6 +52,7 @@ class Checkpoint:
     totals: Mapping[str, Any]
     devices: Mapping[str, Tensor] = field(default_factory=dict)
     flight: Mapping[str, Sent] = field(default_factory=dict)
+    experiment: str = ""
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -59,6 +62,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     flight, snapshots = _flight_out(checkpoint.flight)
     header = {
         "version": VERSION,
+        "experiment": checkpoint.experiment,
         "round": checkpoint.state.round,
         "memory": checkpoint.state.memory,
         "plans": {key: base64.b64encode(plan.kept_bytes()).decode() for key, plan in sorted(plans.items())},
@@ -71,17 +75,32 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     state = checkpoint.state
     sections = {"": state.model, SERVER: state.tensors, DEVICES: checkpoint.devices, FLIGHT: snapshots}
     tensors = {prefix + name: t.contiguous() for prefix, part in sections.items() for name, t in part.items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata={"edgeprune": json.dumps(header, allow_nan=False)}))
+    text = json.dumps(header, allow_nan=False)
+    metadata = {"edgeprune": text, "sha256": _digest(text, tensors)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
-def load(path: Path, graph: ChannelGraph) -> Checkpoint:
-    """The checkpoint in ``path``, its plans on ``graph``. Raises :class:`EdgePruneError` if it is not one."""
+def load(path: Path, graph: ChannelGraph, experiment: str = "") -> Checkpoint:
+    """The checkpoint in ``path``, its plans on ``graph``; of the ``experiment`` of that identity, if one is given.
+
+    Raises :class:`EdgePruneError` if it is not one, or was changed since it was written.
+    """
+    regular(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["edgeprune"])
+            metadata = file.metadata()
+            header = json.loads(metadata["edgeprune"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["version"] != VERSION:
             raise EdgePruneError(f"{path}: checkpoint version {header['version']}, this program reads {VERSION}")
+        # All that follows believes the header.
+        if metadata.get("sha256") != _digest(metadata["edgeprune"], tensors):
+            raise EdgePruneError(f"{path}: damaged checkpoint (header or tensors are not those that were written)")
+        if experiment and header["experiment"] != experiment:
+            raise EdgePruneError(
+                f"{path}: of another experiment than the config.toml beside it; put back the config.toml that the run "
+                "began with (only run.rounds may change), or start a new run"
+            )
         plans = {
             key: SubmodelPlan.from_kept_bytes(graph, base64.b64decode(text)) for key, text in header["plans"].items()
         }
@@ -94,13 +113,38 @@ def load(path: Path, graph: ChannelGraph) -> Checkpoint:
         )
         held = {client: plans[key] for client, key in header["held"].items()}
         flight = _flight_in(header.get("flight", {}), plans, _section(tensors, FLIGHT))
-        return Checkpoint(state, held, header["time_s"], header["totals"], _section(tensors, DEVICES), flight)
+        devices = _section(tensors, DEVICES)
+        return Checkpoint(state, held, header["time_s"], header["totals"], devices, flight, header["experiment"])
     except FileNotFoundError:
         raise EdgePruneError(
             f"{path}: there is no checkpoint; the run has not begun or this is not its folder"
         ) from None
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise EdgePruneError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from None
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        raise EdgePruneError(
+            f"{path}: damaged checkpoint, not a readable checkpoint file ({type(error).__name__}: {error})"
+        ) from None
+
+
+def check_model(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises :class:`EdgePruneError` where the weights ``found`` in ``path`` cannot be those of the task's model."""
+    for name in sorted(found.keys() | expected.keys()):
+        here, there = found.get(name), expected.get(name)
+        if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
+            raise EdgePruneError(f"{path}: damaged checkpoint (tensor {name!r} is not that of the task's model)")
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Over the header and the tensors' names, shapes and types; whoever reads the values checks them."""
+    kinds = sorted((name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items())
+    return hashlib.sha256((header + json.dumps(kinds)).encode()).hexdigest()
 
 
 def _flight_out(flight: Mapping[str, Sent]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -148,10 +192,28 @@ def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_atomically(path: Path, blob: bytes) -> None:
-    """``blob`` into ``path`` through a temporary file beside it, flushed to the disk before it takes the name."""
+    """``blob`` into ``path`` through a temporary file beside it, flushed to the disk before it takes the name.
+
+    Raises :class:`EdgePruneError`, and leaves what was there, where it cannot be written."""
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        regular(path)
+        beside.unlink(missing_ok=True)  # of a process that was killed here
+        with open(beside, "xb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise EdgePruneError(
+            f"{path}: cannot be written ({error.strerror}); make room or choose another folder; a run goes on with "
+            "--resume"
+        ) from None
+
+
+def regular(path: Path) -> None:
+    """Refuse what is there and is no file: a folder, a pipe, a device. Raises :class:`EdgePruneError`."""
+    if path.exists() and not path.is_file():
+        raise EdgePruneError(f"{path}: not a file; move it out of the way")

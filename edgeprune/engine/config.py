@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import sys
 import types
 import typing
@@ -28,6 +31,7 @@ T = TypeVar("T")
 ENGINES = ("local", "processes", "flower", "flare")
 EXECUTORS = ("serial", "batched")
 DEVICES = ("cpu", "cuda")
+MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class RunConfig:
         for key, least in (("rounds", 1), ("evaluate_every", 1), ("checkpoint_every", 1), ("threads", 0), ("seed", 0)):
             if getattr(self, key) < least:
                 raise EdgePruneError(f"run.{key} is {getattr(self, key)}; give {least} or more")
+        if self.threads > MOST_THREADS:
+            raise EdgePruneError(f"run.threads is {self.threads}; give {MOST_THREADS} or less")
         if not self.patience >= 1:
             raise EdgePruneError(f"run.patience is {self.patience}; give 1 or more")
         if not self.deadline_s > 0:
@@ -109,6 +115,14 @@ class Experiment:
             "fleet": {key: _plain(value) for key, value in asdict(self.fleet).items()},
             "run": asdict(self.run),
         }
+
+    def identity(self) -> str:
+        """16 hex digits over all that a run's numbers depend on but its length, and where times are looked up."""
+        told = self.to_dict()
+        told["fleet"].pop("latency")
+        for key in ("rounds", "checkpoint_every", "engine"):
+            told["run"].pop(key)
+        return hashlib.sha256(json.dumps(_same(told), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:
         """The file that reruns this experiment."""
@@ -193,6 +207,7 @@ def _fill(cls: type[T], where: str, section: Mapping[str, Any]) -> T:
 
 
 def _checked(where: str, value: Any, hint: Any) -> Any:
+    _refuse_boundless(where, value)
     origin = get_origin(hint)
     if origin is Literal:
         if value not in get_args(hint):
@@ -208,9 +223,30 @@ def _checked(where: str, value: Any, hint: Any) -> Any:
         return float(value)
     if type(value) is not hint:
         raise EdgePruneError(f"{where} must be {_KIND.get(hint, hint.__name__)}, got {value!r}")
-    if hint is float and value != value:
-        raise EdgePruneError(f"{where} is not a number (nan); give a finite value")
     return value
+
+
+def _refuse_boundless(where: str, value: Any) -> None:
+    """Nothing in an experiment may be infinite, no number at all, or a whole number beyond TOML's 64 bits."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_boundless(where, item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_boundless(f"{where}.{key}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise EdgePruneError(f"{where} is {value}, which is not a number to compute with; give a finite value")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise EdgePruneError(f"{where} is a whole number of more than 64 bits; give a smaller one")
+
+
+def _same(value: Any) -> Any:
+    """``value`` as a file gives it back: 1.0 where 1 was meant is no other experiment, nor a tuple for a list."""
+    if isinstance(value, Mapping):
+        return {key: _same(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_same(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _KIND = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
@@ -239,5 +275,5 @@ def _put(raw: dict[str, Any], item: str) -> None:
         raise EdgePruneError(f"--set {item!r}: [{parts[0]}] is not a table")
     try:
         section[parts[1]] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         section[parts[1]] = text.strip()

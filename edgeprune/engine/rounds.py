@@ -111,6 +111,7 @@ class Server:
         started = perf_counter()
         state = self.algorithm.merge(self.setting, at.state, found.updates)
         control = found.control_s + perf_counter() - started
+        self._refuse_diverged(state, round_)
 
         traffic = {
             "upload_bytes": found.upload_bytes,
@@ -156,7 +157,17 @@ class Server:
         held = {**at.held, **{client: a.plan for client, a in found.asked.items()}}
         held = {client: plan for client, plan in held.items() if client not in found.rejected}
         devices = dict(self.transport.memory())
-        return Checkpoint(state, held, time_s, totals, devices, found.flight), record
+        return Checkpoint(state, held, time_s, totals, devices, found.flight, at.experiment), record
+
+    @staticmethod
+    def _refuse_diverged(state: State, round_: int) -> None:
+        """Every update was finite; their merge need not be. No round would come back from that."""
+        for name, tensor in state.model.items():
+            if tensor.is_floating_point() and not wire.all_finite(tensor):
+                raise EdgePruneError(
+                    f"round {round_}: the run diverged, the merged tensor {name!r} holds a value that is not finite; "
+                    "start it anew with a smaller lr or server_lr"
+                )
 
     def _calibrated(self, state: State, round_: int) -> tuple[State, dict[str, Any]]:
         """``state`` with batch-norm statistics pooled from the devices' own data, and what finding them cost.

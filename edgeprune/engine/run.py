@@ -17,6 +17,7 @@ from edgeprune._version import __version__
 from edgeprune.algorithms.protocol import Recipe, Setting
 from edgeprune.algorithms.training import LocalData
 from edgeprune.device.probe import beside_figures
+from edgeprune.device.profile import read_profile
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
@@ -74,6 +75,8 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     if experiment.run.threads:
         torch.set_num_threads(experiment.run.threads)
     fleet = build_fleet(experiment.fleet)
+    for path in {device.profile for device in fleet.devices if device.profile}:
+        read_profile(Path(path))  # refused here, whether or not this algorithm reads it
     task = get_task(experiment.task.name)
     data = task.load_data(data_dir)
     local = split(data, fleet, experiment.data, experiment.run.seed)
@@ -100,11 +103,19 @@ def start(
     if transport is None:
         _refuse_other_engines(prepared.experiment)
     experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
-    rundir.create(out, experiment, prepared.table.to_json())
+    server, begin = begun(prepared, transport)
+    with rundir.created(out, experiment, prepared.table.to_json()):
+        checkpoints.save(out / checkpoints.FILE, begin)
+        return _go(prepared, server, begin, out, watch)
+
+
+def begun(prepared: Prepared, transport: Transport | None = None) -> tuple[Server, Checkpoint]:
+    """The loop, and the state before the first round, whose assignments were tried: what an algorithm refuses, it
+    refuses here, with nothing written yet."""
     server = _server(prepared, transport=transport)
     begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
-    checkpoints.save(out / checkpoints.FILE, begin)
-    return _go(prepared, server, begin, out, watch)
+    server.algorithm.assign(server.setting, begin.state)
+    return server, replace(begin, experiment=prepared.experiment.identity())
 
 
 def resume(
@@ -118,8 +129,15 @@ def resume(
 
     ``connect`` finds the devices where they are not in this process.
     """
-    if not (out / rundir.CONFIG).is_file():
+    if not rundir.is_run(out):
         raise EdgePruneError(f"{out}: not a run directory (no {rundir.CONFIG}); leave out --resume to begin there")
+    with rundir.occupied(out):
+        return _resume(out, data_dir, watch, rounds, connect)
+
+
+def _resume(
+    out: Path, data_dir: str | Path | None, watch: Watch | None, rounds: int, connect: Connect | None
+) -> dict[str, Any]:
     experiment = load_experiment(out / rundir.CONFIG)
     if rounds:
         experiment = replace(experiment, run=replace(experiment.run, rounds=rounds))
@@ -127,21 +145,34 @@ def resume(
     if connect is None:
         _refuse_other_engines(experiment)
     prepared = prepare(experiment, data_dir)
+    at = _checkpoint(out, prepared)
     transport: Transport | None = None
     if connect is not None:
         prepared, transport = connect(prepared)
-    if not (out / checkpoints.FILE).is_file():  # killed before the first round: nothing was done yet
-        server = _server(prepared, transport=transport)
-        at = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
+    if at is None:
+        server, at = begun(prepared, transport)
     else:
-        at = checkpoints.load(out / checkpoints.FILE, prepared.graph)
         if transport is not None:  # what was under way was for a process that is gone; they are asked anew
             at = replace(at, flight={})
         server = _server(prepared, at, transport)
+    rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
     if rounds:
         checkpoints.write_atomically(out / rundir.CONFIG, written.to_toml().encode())
-    rundir.truncate_metrics(out / rundir.METRICS, at.state.round)
     return _go(prepared, server, at, out, watch)
+
+
+def _checkpoint(out: Path, prepared: Prepared) -> Checkpoint | None:
+    """Where the run in ``out`` stopped; None where it was killed before its first round: nothing was done yet."""
+    path, rounds = out / checkpoints.FILE, prepared.experiment.run.rounds
+    if not path.exists():
+        if rundir.read_metrics(out / rundir.METRICS):
+            raise EdgePruneError(f"{path}: gone, and rounds were made already; put it back, or start a new run")
+        return None
+    at = checkpoints.load(path, prepared.graph, prepared.experiment.identity())
+    checkpoints.check_model(path, at.state.model, prepared.model.state_dict())
+    if at.state.round > rounds:
+        raise EdgePruneError(f"{out}: run.rounds is {rounds} and {at.state.round} rounds were made; give at least that")
+    return at
 
 
 def _refuse_other_engines(experiment: Experiment) -> None:
@@ -262,9 +293,13 @@ def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Wa
 
 
 def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
-    accuracies = [record["accuracy"] for record in records if record["accuracy"] is not None]
+    accuracies = [record["accuracy"] for record in records if record.get("accuracy") is not None]
     # The model in use was calibrated once, after the last round: that belongs to the run's time and traffic.
-    once = (records[-1]["calibration"] if records else None) or {"time_s": 0.0, "upload_bytes": 0, "download_bytes": 0}
+    once = (records[-1].get("calibration") if records else None) or {
+        "time_s": 0.0,
+        "upload_bytes": 0,
+        "download_bytes": 0,
+    }
     totals, run = dict(at.totals), prepared.experiment.run
     for key in ("upload_bytes", "download_bytes"):
         totals[key] += once[key]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / CONFIG).is_file():
+        if not is_run(self.path):
             raise EdgePruneError(f"{self.path}: not a run directory (no {CONFIG}); make one with 'edgeprune run'")
         self.experiment: Experiment = load_experiment(self.path / CONFIG)
 
@@ -41,11 +45,12 @@ class RunDir:
 
     def summary(self) -> dict[str, Any]:
         """The end of the run; empty while it has not ended."""
+        checkpoints.regular(self.path / SUMMARY)
         try:
             value = json.loads((self.path / SUMMARY).read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EdgePruneError(f"{self.path / SUMMARY}: cannot be read ({error})") from None
         if not isinstance(value, dict):
             raise EdgePruneError(f"{self.path / SUMMARY}: not a JSON object")
@@ -76,23 +81,54 @@ class RunDir:
         task = self.task()
         full = task.make_model()
         graph = ChannelGraph.trace(full, task.example_inputs())
-        return checkpoints.load(self.path / checkpoints.FILE, graph), full
+        path = self.path / checkpoints.FILE
+        checkpoint = checkpoints.load(path, graph)
+        checkpoints.check_model(path, checkpoint.state.model, full.state_dict())
+        return checkpoint, full
 
 
-def create(path: Path, experiment: Experiment, latency: Mapping[str, Any]) -> None:
-    """Make the folder of a new run. One that holds anything already is refused."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise EdgePruneError(f"{path}: already there and not empty; choose another --out, or --resume that run")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+def is_run(path: Path) -> bool:
+    """Whether a run was begun in ``path``."""
+    return os.path.isfile(path / CONFIG)  # False for a name that cannot be one, too
+
+
+@contextmanager
+def created(path: Path, experiment: Experiment, latency: Mapping[str, Any]) -> Iterator[None]:
+    """Make the folder of a new run and have it for oneself (:func:`occupied`). One that holds anything is refused."""
+    with ExitStack() as held:
+        try:
+            os.makedirs(path, exist_ok=True)
+            held.enter_context(occupied(path))
+            taken = any(path.iterdir())
+        except (OSError, ValueError) as error:
+            raise EdgePruneError(f"{path}: cannot be made a folder ({error}); choose another --out") from None
+        if taken:
+            raise EdgePruneError(f"{path}: already there and not empty; choose another --out, or --resume that run")
         checkpoints.write_atomically(path / LATENCY, json.dumps(latency, indent=1).encode())
         checkpoints.write_atomically(path / CONFIG, experiment.to_toml().encode())
-    except OSError as error:
-        raise EdgePruneError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+        yield
+
+
+@contextmanager
+def occupied(path: Path) -> Iterator[None]:
+    """Keep every other process from leading the run in ``path``. The kernel gives it free when this one dies."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise EdgePruneError(
+                    f"{path}: another process leads this run; wait for its end, or stop it and use --resume"
+                ) from None  # else a file system that has no locks
+        yield
+    finally:
+        os.close(folder)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records in a metrics.jsonl; none if there is no such file yet."""
+    checkpoints.regular(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -103,28 +139,52 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise EdgePruneError(f"{path}: line {number} is not JSON; the file was damaged") from None
         if not isinstance(record, dict):
             raise EdgePruneError(f"{path}: line {number} is not a JSON object; the file was damaged")
+        if type(record.get("round")) is not int:
+            raise EdgePruneError(f"{path}: line {number} does not say its round; the file was damaged")
         records.append(record)
     return records
 
 
 def truncate_metrics(path: Path, last_round: int) -> None:
-    """Drop the records after ``last_round``: a crash between record and checkpoint repeats that round."""
+    """Drop the records after ``last_round``: a crash between record and checkpoint repeats that round.
+
+    Raises :class:`EdgePruneError` where one of an earlier round is missing.
+    """
     kept = [record for record in read_metrics(path) if record["round"] <= last_round]
+    if [record["round"] for record in kept] != list(range(1, last_round + 1)):
+        raise EdgePruneError(
+            f"{path}: damaged, it does not hold the rounds 1 to {last_round} that the checkpoint has made; put it "
+            "back, or start a new run"
+        )
     checkpoints.write_atomically(path, "".join(map(line_of, kept)).encode())
 
 
 def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
     """Add one record and see it to the disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line_of(record))
-        file.flush()
-        os.fsync(file.fileno())
+    checkpoints.regular(path)
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line_of(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EdgePruneError(
+            f"{path}: cannot be written ({error.strerror}); make room, then go on with --resume"
+        ) from None
 
 
 def line_of(record: Mapping[str, Any]) -> str:
-    """One record as its line."""
-    return json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
+    """One record as its line; a number that is not finite, of a run that diverged, becomes null."""
+    return json.dumps(_finite(record), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

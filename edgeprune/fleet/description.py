@@ -38,6 +38,7 @@ _POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
 _LIMITS = ("memory_mib", "energy_j", "hottest_c", "temperature_c")
 _AT_LEAST_ZERO = ("latency_ms", "noise", *_LIMITS)
 MAX_DEVICES = 100_000
+MOST_NOISE = 10.0  # e^10: a day for what takes seconds
 LATENCIES = ("builtin", "profile", "measure")
 
 
@@ -105,8 +106,8 @@ def build_fleet(config: FleetConfig) -> Fleet:
         raise EdgePruneError(
             f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1"
         )
-    if not (math.isfinite(config.profile_noise) and config.profile_noise >= 0):
-        raise EdgePruneError(f"fleet.profile_noise is {config.profile_noise}; give 0 or more")
+    if not 0 <= config.profile_noise <= MOST_NOISE:
+        raise EdgePruneError(f"fleet.profile_noise is {config.profile_noise}; give 0 to {MOST_NOISE:.0f}")
     if config.device:
         devices = [_device(entry, defaults) for entry in config.device]
     else:
@@ -145,6 +146,8 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
     for key in _AT_LEAST_ZERO:
         if not values[key] >= 0:
             raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be 0 or more")
+    if values["noise"] > MOST_NOISE:
+        raise EdgePruneError(f"fleet.device {name!r}: noise is {values['noise']}; give 0 to {MOST_NOISE:.0f}")
     # A weaker device sits behind a weaker link: compute and transport are slowed by the same factor, so that the
     # ratio of unpruned update times is the ratio of the factors.
     slow = values["slowdown"]

@@ -19,6 +19,8 @@ class Slowdown:
     factor: float
 
     def __post_init__(self) -> None:
+        if self.round < 0:
+            raise EdgePruneError(f"fleet: a slow-down begins in round {self.round}; rounds are counted from 1")
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise EdgePruneError(f"fleet: slow-down factor {self.factor} must be a positive number")
 
@@ -38,6 +40,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in FAULTS:
             raise EdgePruneError(f"fleet: unknown fault {self.kind!r}{nearest(self.kind, FAULTS)}")
+        if self.first < 0:
+            raise EdgePruneError(f"fleet: fault {self.kind!r} begins in round {self.first}; rounds are counted from 1")
         if self.first > self.last:
             raise EdgePruneError(
                 f"fleet: fault {self.kind!r} ends in round {self.last}, before it begins ({self.first})"

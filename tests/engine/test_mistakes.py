@@ -1,0 +1,388 @@
+"""What users, full disks and weights that diverge do to a run: one sentence, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from short_runs import Killed, same, weights
+
+from edgeprune import engine
+from edgeprune.algorithms.protocol import State
+from edgeprune.cli import cli
+from edgeprune.engine import checkpoint as checkpoints
+from edgeprune.engine import rundir
+from edgeprune.engine.checkpoint import Checkpoint
+from edgeprune.engine.config import load_experiment
+from edgeprune.errors import EdgePruneError
+
+SETS = ["run.rounds=2", "data.samples=100", "fleet.devices=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two rounds."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    engine.start(engine.prepare(load_experiment(None, SETS)), path)
+    return path
+
+
+@pytest.fixture
+def ran(finished, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(finished, tmp_path / "ran")
+
+
+def start(path, *sets):
+    return engine.start(engine.prepare(load_experiment(None, [*SETS, *sets])), path)
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli, [str(item) for item in arguments], catch_exceptions=True)
+
+
+# --- runs that diverge ------------------------------------------------------------------------------------------------
+
+
+def test_updates_that_are_not_finite_are_refused_and_the_old_model_stays(tmp_path):
+    summary = start(tmp_path / "run", "algorithm.name=fedavg", "algorithm.lr=1e30", "algorithm.epochs=5")
+    records = engine.RunDir(tmp_path / "run").metrics()
+    assert all(sorted(record["rejected"]) == ["device-0", "device-1"] for record in records)
+    assert summary["rejected"] == 4
+    initial = engine.prepare(load_experiment(None, SETS)).model.state_dict()
+    assert same(weights(tmp_path / "run"), initial)
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_record_and_the_run_resumes(tmp_path):
+    start(tmp_path / "run", "algorithm.lr=1e9", "run.evaluate_every=1")
+    records = engine.RunDir(tmp_path / "run").metrics()
+    assert [record["round"] for record in records] == [1, 2]
+    assert records[-1]["loss"] is None and 0 <= records[-1]["accuracy"] <= 1
+    engine.resume(tmp_path / "run", None, rounds=3)
+    assert len(engine.RunDir(tmp_path / "run").metrics()) == 3
+
+
+def test_a_merge_that_is_not_finite_ends_the_run_in_a_sentence(tmp_path):
+    for attempt in (lambda: start(tmp_path / "run", "algorithm.name=fedavg", "algorithm.server_lr=1e300"),) + (
+        lambda: engine.resume(tmp_path / "run", None),
+    ):
+        with pytest.raises(EdgePruneError, match="round 1: the run diverged"):
+            attempt()
+
+
+def test_any_number_of_a_record_has_a_json_form():
+    line = rundir.line_of({"round": 1, "loss": float("nan"), "facts": {"a": [float("inf"), 2.5]}, "n": (1, None)})
+    assert json.loads(line) == {"round": 1, "loss": None, "facts": {"a": [None, 2.5]}, "n": [1, None]}
+
+
+# --- what is refused before anything is written -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["algorithm.lr=inf"], "algorithm.lr is inf"),
+        (["run.deadline_s=inf"], "run.deadline_s is inf"),
+        (["fleet.noise=inf"], "fleet.noise is inf"),
+        (["fleet.latency_ms=inf"], "fleet.latency_ms is inf"),
+        (["fleet.device=[{name='a', noise=-inf}]"], "fleet.device.noise is -inf"),
+        (["run.seed=99999999999999999999"], "run.seed is a whole number of more than 64 bits"),
+        (["run.patience=" + "9" * 400], "run.patience is a whole number of more than 64 bits"),
+        (["run.threads=100000"], "run.threads is 100000; give 256 or less"),
+        (["fleet.noise=1e6"], "noise is 1000000.0; give 0 to 10"),
+        (["algorithm.lr=-1"], "algorithm.lr is -1"),
+        (["algorithm.batch_size=-1"], "algorithm.batch_size is -1"),
+        (["algorithm.epochs=-1"], "algorithm.epochs is -1"),
+        (["algorithm.alpha=-1"], "algorithm.alpha is -1"),
+        (["algorithm.band=-1"], "algorithm.band is -1"),
+        (["algorithm.bn_l1=-1"], "algorithm.bn_l1 is -1"),
+        (["algorithm.calibrate=-1"], "algorithm.calibrate is -1"),
+        (["algorithm.importance=x"], "algorithm.importance is 'x'; known are bn, l1, l2"),
+        (["algorithm.importance=taylor"], "algorithm.importance is 'taylor'"),
+        (["algorithm.min_channels=0"], "algorithm.min_channels is 0"),
+        (["algorithm.name=fedavg", "algorithm.epochs=-1"], "algorithm.epochs is -1"),
+        (["algorithm.name=fedavg", "algorithm.calibrate=-1"], "algorithm.calibrate is -1"),
+        (["algorithm.name=fedavg", "algorithm.sample=3"], "algorithm.sample is 3, the fleet has 2 devices"),
+        (["algorithm.name=adp"], "no gated convolution"),
+        (["algorithm.name=scheduled"], "needs a profile of every client"),
+        (
+            ["algorithm.name=scheduled", "algorithm.objective=deadline", "algorithm.deadline_s=0"],
+            "algorithm.deadline_s is 0.0; the objective 'deadline' needs a round's length",
+        ),
+        (["fleet.event=[{device='device-0', round=-1, slowdown=2.0}]"], "rounds are counted from 1"),
+        (["fleet.device=[{name='a', profile='no.json'}, {name='b'}]"], "no.json: cannot be read"),
+    ],
+    ids=lambda value: value[-1][:40] if isinstance(value, list) else "",
+)
+def test_a_meaningless_experiment_leaves_no_folder(tmp_path, sets, sentence):
+    with pytest.raises(EdgePruneError) as caught:
+        start(tmp_path / "run", *sets)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/run"], ids=["long", "nul", "below a file"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgePruneError, match="choose another --out"):
+        start(tmp_path / name)
+    with pytest.raises(EdgePruneError, match="not a run directory"):
+        engine.resume(tmp_path / name, None)
+    with pytest.raises(EdgePruneError, match="not a run directory"):
+        engine.RunDir(tmp_path / name)
+
+
+# --- resuming what is not what it was ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [*SETS, "fleet.devices=3"],
+        [*SETS, "algorithm.name=fedavg"],
+        [*SETS, "run.seed=1"],
+        [*SETS, "algorithm.lr=0.5"],
+        [],
+    ],
+    ids=lambda sets: sets[-1] if sets else "empty",
+)
+def test_a_checkpoint_of_another_experiment_is_refused(ran, sets):
+    (ran / rundir.CONFIG).write_text(load_experiment(None, [*sets, "run.rounds=9"]).to_toml() if sets else "")
+    before = {path.name: path.read_bytes() for path in ran.iterdir()}
+    with pytest.raises(EdgePruneError, match="of another experiment than the config.toml beside it"):
+        engine.resume(ran, None)
+    assert {path.name: path.read_bytes() for path in ran.iterdir()} == before
+
+
+def test_what_changes_no_number_keeps_the_identity():
+    one = load_experiment(None, ["algorithm.name=heterofl", "algorithm.rates=[1, 0.5]"])
+    other = load_experiment(
+        None,
+        ["algorithm.name=heterofl", "algorithm.rates=[1.0, 0.5]", "run.rounds=7", "run.checkpoint_every=3"],
+    )
+    assert one.identity() == other.identity() != load_experiment(None).identity()
+
+
+def test_a_moved_run_is_the_same_experiment(ran, tmp_path):
+    ran.rename(tmp_path / "elsewhere")
+    engine.resume(tmp_path / "elsewhere", None, rounds=3)
+    assert len(engine.RunDir(tmp_path / "elsewhere").metrics()) == 3
+
+
+def rewritten(path, header=None, tensors=None):
+    """The checkpoint with its JSON header and tensors put through functions, as somebody's editor would."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata, held = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header:
+        metadata["edgeprune"] = json.dumps({**json.loads(metadata["edgeprune"]), **header})
+    if tensors:
+        tensors(held)
+    path.write_bytes(safetensors.torch.save(held, metadata=metadata))
+
+
+@pytest.mark.parametrize("value", [[], "x", None, {}, -1], ids=repr)
+@pytest.mark.parametrize("key", ["plans", "assigned", "flight", "round", "memory", "time_s", "totals"])
+def test_a_changed_header_is_one_sentence(ran, key, value):
+    if key == "flight" and value == {}:
+        value = {"device-0": {}}
+    path = ran / checkpoints.FILE
+    rewritten(path, {key: value})
+    for attempt in (lambda: engine.resume(ran, None, rounds=3), engine.RunDir(ran).model):
+        with pytest.raises(EdgePruneError, match="damaged checkpoint"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.pop("0.weight"),
+        lambda held: held.update(more=torch.zeros(2)),
+        lambda held: held.update({"0.weight": held["0.weight"][:1].clone()}),
+        lambda held: held.update({"0.weight": held["0.weight"].double()}),
+    ],
+    ids=["missing", "extra", "misshapen", "another type"],
+)
+def test_changed_tensors_are_one_sentence(ran, change):
+    rewritten(ran / checkpoints.FILE, tensors=change)
+    for attempt in (lambda: engine.resume(ran, None, rounds=3), engine.RunDir(ran).model):
+        with pytest.raises(EdgePruneError, match="damaged checkpoint"):
+            attempt()
+
+
+def test_another_tasks_checkpoint_is_not_this_tasks_model(ran):
+    path = ran / checkpoints.FILE
+    at = checkpoints.load(path, engine.prepare(load_experiment(None, SETS)).graph)
+    checkpoints.save(path, replace(at, state=replace(at.state, model={"weight": torch.zeros(3)})))
+    with pytest.raises(EdgePruneError, match="damaged checkpoint .tensor '0.weight' is not that of the task's model"):
+        engine.RunDir(ran).model()
+
+
+@pytest.mark.parametrize("line", ["{}", '{"round":"a"}', '{"round":true}', "[" * 100_000, "null"], ids=lambda t: t[:12])
+def test_a_record_that_is_none_is_one_sentence(ran, line):
+    path = ran / rundir.METRICS
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(EdgePruneError, match="line 3 .*the file was damaged"):
+        engine.resume(ran, None)
+
+
+def test_records_that_are_gone_are_missed(ran):
+    path = ran / rundir.METRICS
+    for left in (path.read_text().splitlines(keepends=True)[1], ""):
+        path.write_text(left)
+        with pytest.raises(EdgePruneError, match="does not hold the rounds 1 to 2"):
+            engine.resume(ran, None)
+    path.unlink()
+    result = command("run", "--resume", "--out", ran)
+    assert isinstance(result.exception, EdgePruneError) and "does not hold the rounds" in str(result.exception)
+
+
+def test_a_lost_checkpoint_does_not_cost_the_records(ran):
+    (ran / checkpoints.FILE).unlink()
+    before = (ran / rundir.METRICS).read_bytes()
+    with pytest.raises(EdgePruneError, match="gone, and rounds were made already"):
+        engine.resume(ran, None)
+    assert (ran / rundir.METRICS).read_bytes() == before
+
+
+def test_a_summary_without_a_bottom_is_one_sentence(ran):
+    (ran / rundir.SUMMARY).write_text("[" * 100_000)
+    with pytest.raises(EdgePruneError, match="cannot be read"):
+        engine.RunDir(ran).summary()
+
+
+def test_no_fewer_rounds_than_were_made(ran):
+    with pytest.raises(EdgePruneError, match="run.rounds is 1 and 2 rounds were made"):
+        engine.resume(ran, None, rounds=1)
+    assert engine.RunDir(ran).experiment.run.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        ("run.rounds=0", "run.rounds is 0; give 1 or more"),
+        ("run.rounds=²", "run.rounds must be a whole number"),
+        ("run.rounds=x", "run.rounds must be a whole number"),
+        ("run.seed=1", "only run.rounds can be changed"),
+    ],
+)
+def test_what_resume_cannot_change(ran, item, sentence):
+    result = command("run", "--resume", "--out", ran, "--set", item)
+    assert isinstance(result.exception, EdgePruneError) and sentence in str(result.exception)
+
+
+# --- disks and other processes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [checkpoints.FILE, rundir.METRICS, rundir.SUMMARY])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_left_alone(ran, name, kind):
+    (ran / name).unlink()
+    os.mkfifo(ran / name) if kind == "pipe" else (ran / name).mkdir()
+    with pytest.raises(EdgePruneError, match="not a file; move it out of the way"):
+        engine.resume(ran, None)
+    assert (ran / name).exists() and not (ran / name).is_file()
+
+
+def test_a_pipe_in_the_place_of_the_temporary_file_does_not_hold_anybody_up(tmp_path):
+    os.mkfifo(tmp_path / ".a.tmp")
+    checkpoints.write_atomically(tmp_path / "a", b"abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"abc"
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from edgeprune import engine
+from edgeprune.errors import EdgePruneError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    engine.start(engine.prepare(engine.load_experiment(None, sys.argv[3:])), Path(sys.argv[1]))
+except EdgePruneError as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(finished, tmp_path):
+    """No file may grow beyond a limit: at first the checkpoint does not fit, then not even the latency table."""
+    lines = (finished / rundir.METRICS).read_bytes().splitlines(keepends=True)
+    size = (finished / checkpoints.FILE).stat().st_size
+    for limit, name in ((size // 2, checkpoints.FILE), (len(lines[0]) // 2, rundir.LATENCY)):
+        out = tmp_path / str(limit)
+        arguments = [sys.executable, "-c", FULL, str(out), str(limit), *SETS]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1, done.stderr
+        assert f"{name}: cannot be written (File too large)" in done.stdout and done.stdout.count("\n") == 1
+        assert not list(out.glob(".*"))
+    out = tmp_path / str(size // 2)
+    engine.resume(out, None)
+    assert same(weights(out), weights(finished))
+
+
+def test_a_record_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EdgePruneError, match=r"metrics.jsonl: cannot be written \(No space left on device\)"):
+        rundir.append_metrics(tmp_path / "metrics.jsonl", {"round": 1})
+    with pytest.raises(EdgePruneError, match="No space left"):
+        checkpoints.save(tmp_path / "c", Checkpoint(State(0, {}, {}), {}, 0.0, {}))
+    assert not (tmp_path / "c").exists() and not (tmp_path / ".c.tmp").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from edgeprune.engine import rundir
+with rundir.occupied(Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_lead_one_run(ran, tmp_path):
+    arguments = [sys.executable, "-c", HOLD, str(ran)]
+    other = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        before = sorted(path.name for path in ran.iterdir())
+        with pytest.raises(EdgePruneError, match="another process leads this run"):
+            engine.resume(ran, None, rounds=3)
+        assert engine.RunDir(ran).metrics() and engine.RunDir(ran).model()  # reading goes on
+        assert sorted(path.name for path in ran.iterdir()) == before
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    engine.resume(ran, None, rounds=3)  # the kernel gave it free
+
+
+def test_a_run_that_begins_is_its_processes_own(tmp_path):
+    def watch(at, record):
+        with pytest.raises(EdgePruneError, match="another process leads this run"):
+            engine.resume(tmp_path / "run", None)
+        with pytest.raises(EdgePruneError, match="another process leads this run"):
+            start(tmp_path / "run")
+        raise Killed
+
+    with pytest.raises(Killed):
+        engine.start(engine.prepare(load_experiment(None, SETS)), tmp_path / "run", watch)
+    engine.resume(tmp_path / "run", None)
+
+
+def test_quiet_prints_the_result_and_nothing_else(tmp_path):
+    result = command("run", "--quiet", "--out", tmp_path / "run", *(part for item in SETS for part in ("--set", item)))
+    assert result.exit_code == 0, result.output
+    first, *rest = " ".join(result.output.split()).split("accuracy ")
+    assert first == "" and len(rest) == 1 and "after 2 rounds" in rest[0] and "written to" in rest[0]
