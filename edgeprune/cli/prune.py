@@ -25,7 +25,7 @@ TAYLOR_BATCHES = 8
     "budgets",
     multiple=True,
     metavar="UNIT=LIMIT",
-    help="channels, macs, parameters or bytes (up to 1: a share), or ms. May be repeated; all must hold.",
+    help="channels, macs, parameters or bytes (up to 1: a share), or ms. One for each unit; all must hold.",
 )
 @click.option(
     "--latency",
@@ -106,7 +106,7 @@ def _prune(
         source.inputs,
         0.5 if keep is None else keep,
         importance,
-        budget=dict(map(_limit, budgets)) or None,
+        budget=_limits(budgets),
         latency=times,
         order=frozen,
         batches=batches,
@@ -117,12 +117,17 @@ def _prune(
     return graph, Costs(source.model, graph, times), sub
 
 
-def _limit(text: str) -> tuple[str, float]:
-    unit, _, limit = text.partition("=")
-    try:
-        return unit, float(limit)
-    except ValueError:
-        raise EdgePruneError(f"--budget {text!r}: write UNIT=LIMIT, such as macs=0.5 or ms=8") from None
+def _limits(budgets: tuple[str, ...]) -> dict[str, float] | None:
+    limits: dict[str, float] = {}
+    for text in budgets:
+        unit, _, limit = text.partition("=")
+        if unit in limits:
+            raise EdgePruneError(f"--budget {text!r}: {unit} has a limit already; give one for each unit")
+        try:
+            limits[unit] = float(limit)
+        except ValueError:
+            raise EdgePruneError(f"--budget {text!r}: write UNIT=LIMIT, such as macs=0.5 or ms=8") from None
+    return limits or None
 
 
 def _times(path: Path, source: Source, graph: ChannelGraph) -> Any:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError, shown
-from edgeprune.pruning.budget import Costs, Latency, Scope, fit
-from edgeprune.pruning.choice import Ranking, choose, ranking
+from edgeprune.pruning.budget import Costs, Latency, Scope, check_scope, fit
+from edgeprune.pruning.capture import tensors
+from edgeprune.pruning.choice import Ranking, check_keep, choose, ranking
 from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
 from edgeprune.pruning.files import load, save
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
@@ -88,9 +89,13 @@ def prune(
     ``round_to``: see choice.choose. ``whole``, ``norms``, ``attention``: what may be cut, see ChannelGraph.trace.
     ``graph``: that of this model, if it is there already (then those three are not looked at).
     The network's inputs and outputs keep their size, and so does what the graph cannot follow (``.graph.notes`` names
-    it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it or no plan fits the budget.
+    it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it, no plan fits the budget,
+    or there is nothing to cut.
     """
-    graph = graph or ChannelGraph.trace(model, example_inputs, whole=whole, norms=norms, attention=attention)
+    check_scope(scope)
+    if graph is None:
+        graph = ChannelGraph.trace(model, example_inputs, whole=whole, norms=norms, attention=attention)
+    _check(model, graph, keep, budget, order)
     found = scores(model, graph, importance, batches, loss) if order is None else {}
     limits = budget or {"channels": keep}
     if budget is None and scope != "cost":
@@ -99,6 +104,27 @@ def prune(
         costs = Costs(model, graph, latency)
         plan = fit(found, costs, limits, scope, min_channels, round_to, min_keep=min_keep, order=order, price=price)
     return Submodel(extract(model, plan), plan, graph)
+
+
+def _check(model: nn.Module, graph: ChannelGraph, keep: object, budget: object, order: object) -> None:
+    for name, value, kind, advice in (
+        ("model", model, nn.Module, "a torch.nn.Module"),
+        ("graph", graph, ChannelGraph, "what ChannelGraph.trace gave for this model"),
+        ("order", order, Ranking | None, "a Ranking (edgeprune.pruning.ranking)"),
+        ("budget", budget, Mapping | None, 'limits such as {"macs": 0.5}'),
+    ):
+        if not isinstance(value, kind):
+            raise EdgePruneError(f"prune: {name} is {shown(value)}; give {advice}")
+    shapes = {name: tuple(t.shape) for name, t in tensors(model)}
+    if shapes != {name: graph.map.shape(name) for name in graph.axes}:
+        raise EdgePruneError("prune: the graph was traced for another model; leave graph out, or trace this one")
+    check_keep(keep)
+    if not graph.prunable and (budget is not None or keep != 1):
+        why = next((g.reason for g in graph.groups.values() if g.reason), "no layer makes channels")
+        raise EdgePruneError(
+            f"prune: {type(model).__name__} has no channels that can be cut (the first stay because of this: {why}); "
+            "change that, or give keep=1"
+        )
 
 
 def merge(

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.pruning.axes import local_size
 from edgeprune.pruning.choice import Ranking, best, checked_scores, choose, floors, ranking, steps
 from edgeprune.pruning.graph import ChannelGraph
@@ -31,6 +31,8 @@ class Costs:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, latency: Latency | None = None) -> None:
+        if latency is not None and not callable(latency):
+            raise EdgePruneError(f"budget: latency is {shown(latency)}; give a function of the channel counts")
         self.graph, self.latency = graph, latency
         self._sizes = [(graph.axes[n], t.element_size(), isinstance(t, nn.Parameter)) for n, t in _distinct(model)]
 
@@ -81,6 +83,7 @@ def fit(
     with scores in the place of short training.
     Raises EdgePruneError where no plan meets the limits.
     """
+    check_scope(scope)
     limits = _limits(budget, costs)
     if scope == "cost" and order is None:
         return _by_cost(scores, costs, limits, min_channels, round_to, min_keep, price or next(iter(limits)))
@@ -110,6 +113,12 @@ def fit(
     if not _within(costs, limits, found.counts):
         raise _too_tight(costs, limits, found.counts)
     return found
+
+
+def check_scope(scope: object) -> None:
+    """EdgePruneError unless there is such a scope."""
+    if scope not in get_args(Scope):
+        raise EdgePruneError(f"scope must be 'layer', 'global' or 'cost', not {shown(scope)}")
 
 
 def _by_cost(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch.fx import Node
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.atoms import Layout
 from edgeprune.pruning.axes import Axis
+
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 
 
 def export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[Any, tuple[Any, ...]]:
@@ -29,11 +33,30 @@ def export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[A
         except Exception as e:
             error = error or e
     mode = "training" if training else "evaluation"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as e:
+        raise EdgePruneError(
+            f"the forward pass of {name} fails on the example inputs in {mode} mode: {sentence(e)}; give a tuple of "
+            "the inputs that it takes, of any batch size"
+        ) from error
+    assert error is not None
     raise EdgePruneError(
-        f"torch.export cannot capture {type(model).__name__} in {mode} mode: {first.rstrip('.')}; "
-        "write its forward without control flow that depends on values"
+        f"torch.export cannot capture {name} in {mode} mode: {sentence(error)}; write its forward without control flow "
+        "that depends on values"
     ) from error
+
+
+def sentence(error: Exception) -> str:
+    """The first line of the error and the user's own line that raised it."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = text.rstrip(" .:;").removesuffix(", but expected one of")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((_TORCH, _HERE)):
+            return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
+    return text
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_number, is_whole, shown
 from edgeprune.pruning.axes import AxisMap
 from edgeprune.pruning.graph import ChannelGraph
 from edgeprune.pruning.importance import relative
@@ -40,7 +40,7 @@ def choose(
     to the nearest multiple of ``round_to``, at least one (whole heads that are as wide count as such multiples); what
     is kept in full stays full.
     """
-    _check(keep, min_channels)
+    check_keep(keep)
     if scope not in ("layer", "global"):
         raise EdgePruneError(f"scope must be 'layer' or 'global', not {scope!r}")
     found = checked_scores(graph, scores)
@@ -59,9 +59,9 @@ def choose(
 
 def floors(graph: ChannelGraph, min_channels: int, round_to: int = 1, min_keep: float = 0.0) -> dict[str, int]:
     """The fewest channels that each group may keep: a multiple of its step, or all it has."""
-    _check(1.0, min_channels)
-    if not 0 <= min_keep <= 1:
-        raise EdgePruneError(f"min_keep must be a share from 0 to 1, not {min_keep}")
+    _check_least("min_channels", min_channels)
+    if not is_number(min_keep) or not 0 <= min_keep <= 1:
+        raise EdgePruneError(f"min_keep must be a share from 0 to 1, not {shown(min_keep)}")
     wanted = {n: max(min_channels, math.ceil(min_keep * s - 1e-9)) for n, s in graph.map.groups.items()}
     each = steps(graph, round_to)
     return {n: min(s, each[n] * math.ceil(wanted[n] / each[n])) for n, s in graph.map.groups.items()}
@@ -69,8 +69,7 @@ def floors(graph: ChannelGraph, min_channels: int, round_to: int = 1, min_keep: 
 
 def steps(graph: ChannelGraph, round_to: int) -> dict[str, int]:
     """How many channels of each group make a multiple of ``round_to`` positions in every tensor: a head of 64 does."""
-    if round_to < 1:
-        raise EdgePruneError(f"round_to must be at least 1, not {round_to}")
+    _check_least("round_to", round_to)
     blocks = dict.fromkeys(graph.map.groups, 0)
     for axes in graph.axes.values():
         for segment in (s for axis in axes for s in axis if s.group is not None):
@@ -91,7 +90,7 @@ def ranking(
     ``normalise``: scores count relative to the mean of their group (default); False compares them as they are, which
     suits batch norm scales.
     """
-    _check(1.0, min_channels)
+    _check_least("min_channels", min_channels)
     own = checked_scores(graph, scores)
     compared = checked_scores(graph, relative(scores)) if normalise else own
     first: list[tuple[int, int]] = []
@@ -115,7 +114,7 @@ class Ranking:
 
     def plan(self, keep: float) -> SubmodelPlan:
         """Keep the first ``keep`` share of the order; plans of one ranking are nested."""
-        _check(keep, 1)
+        check_keep(keep)
         count = max(self.floor, math.floor(keep * self.map.total + 0.5))
         flags = np.zeros(self.map.total, bool)
         flags[self.order[:count]] = True
@@ -169,11 +168,15 @@ def _starts(axes: AxisMap) -> npt.NDArray[np.int64]:
     return np.cumsum([0, *axes.groups.values()])[:-1].astype(np.int64)
 
 
-def _check(keep: float, min_channels: int) -> None:
-    if not 0 < keep <= 1:
-        raise EdgePruneError(f"keep must be a share above 0 and at most 1, not {keep}")
-    if min_channels < 1:
-        raise EdgePruneError(f"min_channels must be at least 1, not {min_channels}")
+def check_keep(keep: object) -> None:
+    """EdgePruneError unless ``keep`` is a share above 0 and at most 1."""
+    if not is_number(keep) or not 0 < keep <= 1:  # type: ignore[operator]
+        raise EdgePruneError(f"keep must be a share above 0 and at most 1, not {shown(keep)}")
+
+
+def _check_least(what: str, value: object) -> None:
+    if not is_whole(value) or value < 1:  # type: ignore[operator]
+        raise EdgePruneError(f"{what} must be a whole number, at least 1, not {shown(value)}")
 
 
 def checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float64]]:

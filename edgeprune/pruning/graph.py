@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
+from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
 from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
 from edgeprune.pruning import rules_attention as _rules_attention  # noqa: F401
 from edgeprune.pruning import rules_norm as _rules_norm  # noqa: F401
@@ -95,9 +96,9 @@ class ChannelGraph:
     ) -> ChannelGraph:
         """Read the graph off ``model`` run on ``example_inputs`` (positional; batch of any size, 2 is best).
 
-        Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` of tensors
-        whose channels must stay. ``norms``: what becomes of channels over which a norm takes its statistics, since
-        with fewer channels they are other statistics: "cut" removes them (the norm is that of the kept channels),
+        Both the evaluation and the training path are followed. ``whole``: patterns such as ``"head.*"`` (or one) of
+        tensors whose channels must stay. ``norms``: what becomes of channels over which a norm takes its statistics,
+        since with fewer channels they are other statistics: "cut" removes them (the norm is that of the kept channels),
         "whole" keeps them, "auto" cuts them under group norms and keeps them under layer and RMS norms, whose width
         is a transformer's residual stream. ``attention``: whether heads go, or the width of every head.
 
@@ -105,19 +106,27 @@ class ChannelGraph:
         weights, are compared with those of the full model where the cut channels are zero; a group that fails stays
         whole and says why. The model is not changed.
 
-        Raises EdgePruneError when torch.export cannot capture the model.
+        Raises EdgePruneError when torch.export cannot capture the model, or layers of it are masked.
         """
+        if not isinstance(model, nn.Module):
+            raise EdgePruneError(f"the model to prune is {shown(model)}; give a torch.nn.Module")
+        if masked := [name for name, m in model.named_modules() if isinstance(m, MaskedLinear | MaskedConv2d)]:
+            raise EdgePruneError(
+                f"the layer {masked[0]!r} is masked, and channels are cut out of dense layers; call edgeprune.densify "
+                "first"
+            )
         if norms not in get_args(Norms) or attention not in ("heads", "width"):
             raise EdgePruneError(
                 f"norms must be one of {get_args(Norms)} and attention 'heads' or 'width', not {norms!r}, {attention!r}"
             )
+        patterns = [whole] if isinstance(whole, str) or not isinstance(whole, Iterable) else list(whole)
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         builder = _Builder(copy.deepcopy(model), inputs, norms, attention == "heads")
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), unfused_attention():
             warnings.simplefilter("ignore")
             builder.walk(training=False)
             builder.walk(training=True)
-            for pattern in whole:
+            for pattern in patterns:
                 builder.keep_whole(pattern)
             graph = builder.graph()
             if verify:
@@ -234,9 +243,9 @@ class _Builder:
     # --- what stays whole ---
 
     def keep_whole(self, pattern: str) -> None:
-        hits = [name for name in self.alias if fnmatch.fnmatchcase(name, pattern)]
+        hits = [name for name in self.alias if isinstance(pattern, str) and fnmatch.fnmatchcase(name, pattern)]
         if not hits:
-            raise EdgePruneError(f"no tensor of the model matches {pattern!r}, which was to stay whole")
+            raise EdgePruneError(f"no tensor of the model matches {shown(pattern)}, which was to stay whole")
         for name in hits:
             self._pin_tensor(self.alias[name], f"asked to stay whole ({pattern})")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.pruning.axes import Axis
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.taylor import Batches, Loss, saliencies
@@ -50,7 +50,7 @@ def scores(
     if how == "l2":
         return l2
     if how != "bn":
-        raise EdgePruneError(f"unknown importance {how!r}{nearest(how, IMPORTANCES)}")
+        raise EdgePruneError(f"unknown importance {shown(how)}{nearest(how, IMPORTANCES)}")
     scales = {name: found for name, group in groups.items() if (found := _scales(state, graph, group)) is not None}
     level = float(torch.cat(list(scales.values())).mean()) if scales else 1.0
     return {name: scales[name] if name in scales else _with_mean(l2[name], level) for name in groups}
@@ -70,7 +70,7 @@ def _norms(state: Mapping[str, Tensor], graph: ChannelGraph, group: ChannelGroup
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
         if member.role == "out":
-            norms = ops.channel_norms(_get(state, member.tensor), member.dim, p).double()
+            norms = _channel_norms(state, member.tensor, member.dim, p)
             total += _fold(norms if p == 1 else norms.square(), graph.axes[member.tensor][member.dim], group.name)
     return (total if p == 1 else total.sqrt()).float()
 
@@ -80,7 +80,7 @@ def _scales(state: Mapping[str, Tensor], graph: ChannelGraph, group: ChannelGrou
     positions = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
         if member.role == "scale":
-            norms = ops.channel_norms(_get(state, member.tensor), 0, 1).double()
+            norms = _channel_norms(state, member.tensor, 0, 1)
             axis = graph.axes[member.tensor][0]
             sums += _fold(norms, axis, group.name)
             positions += _fold(torch.ones_like(norms), axis, group.name)
@@ -97,16 +97,27 @@ def _fold(values: Tensor, axis: Axis, group: str) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _get(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _channel_norms(state: Mapping[str, Tensor], name: str, dim: int, p: int) -> Tensor:
     if name not in state:
         raise EdgePruneError(
             f"the state lacks {name!r}, which the channel graph reads; give the state of the traced model"
         )
-    return state[name].detach()
+    norms: Tensor = ops.channel_norms(state[name].detach(), dim, p).double()
+    if not bool(torch.isfinite(norms).all()):
+        raise EdgePruneError(
+            f"the importance of {name!r} is not finite: it holds NaN, infinity or enormous values; repair the weights "
+            "before pruning"
+        )
+    return norms
 
 
-def _own(values: Tensor, group: ChannelGroup) -> Tensor:
-    values = torch.as_tensor(values).detach().float().cpu()
+def _own(values: object, group: ChannelGroup) -> Tensor:
+    try:
+        values = torch.as_tensor(values).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise EdgePruneError(
+            f"the importance of {group.name!r} must be {group.size} finite numbers, not {shown(values)}"
+        ) from None
     if values.shape != (group.size,) or not bool(torch.isfinite(values).all()):
         raise EdgePruneError(
             f"the importance of {group.name!r} must be {group.size} finite numbers, not shape {tuple(values.shape)}"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
+from edgeprune.pruning.capture import sentence
 
 Loss = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Any, Any]]
@@ -26,6 +27,8 @@ def saliencies(model: nn.Module, batches: Batches, loss: Loss = functional.cross
     whole filter adds up to zero, so the sum must be taken after the magnitude.
     Raises EdgePruneError when there is no batch or the loss is not one finite number.
     """
+    if not isinstance(batches, Iterable):
+        raise EdgePruneError(f"importance 'taylor': batches is {shown(batches)}; give [(inputs, target), ...]")
     frozen = copy.deepcopy(model).eval()
     weights = dict(frozen.named_parameters(remove_duplicate=False))
     for p in weights.values():
@@ -33,9 +36,16 @@ def saliencies(model: nn.Module, batches: Batches, loss: Loss = functional.cross
     total = {name: torch.zeros_like(t) for name, t in frozen.state_dict().items() if isinstance(t, Tensor)}
     count = 0
     with torch.enable_grad():
-        for x, y in batches:
+        for batch in batches:
             frozen.zero_grad()
-            value = loss(frozen(*(x if isinstance(x, tuple) else (x,))), y)
+            try:
+                x, y = batch
+                value = loss(frozen(*(x if isinstance(x, tuple) else (x,))), y)
+            except Exception as e:
+                raise EdgePruneError(
+                    f"importance 'taylor': the loss of batch {count} cannot be computed: {sentence(e)}; give (inputs, "
+                    "target) that the model and the loss take"
+                ) from e
             if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value)):
                 raise EdgePruneError(f"importance 'taylor': the loss of batch {count} is not one finite number")
             value.backward()

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +20,13 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.pruning.attributes import Candidate, choices
 from edgeprune.pruning.axes import Axis
-from edgeprune.pruning.capture import Walk
+from edgeprune.pruning.capture import Walk, sentence
 from edgeprune.pruning.masked_run import MaskedRun
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract
 
 if TYPE_CHECKING:
     from edgeprune.pruning.graph import ChannelGraph
-
-_TORCH = str(Path(torch.__file__).parent)
 
 
 def check(
@@ -83,7 +79,7 @@ def failing_blocks(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...
         try:
             got = [getattr(y, "shape", None) for y in _outputs(extract(model, full.drop(block)).eval(), inputs)]
         except Exception as e:
-            failing[block] = f"without it the forward pass fails: {_sentence(e)}"
+            failing[block] = f"without it the forward pass fails: {sentence(e)}"
             continue
         if got != shapes:
             failing[block] = "without it the output has another shape"
@@ -132,7 +128,7 @@ class _Trial:
             try:
                 actual = self._run(small, training)
             except Exception as e:
-                return f"with fewer channels the forward pass fails: {_sentence(e)}"
+                return f"with fewer channels the forward pass fails: {sentence(e)}"
             expected = self._full(masked, plan, training)
             if [getattr(y, "shape", y) for y in expected] != [getattr(y, "shape", y) for y in actual]:
                 return "with fewer channels the output has another shape"
@@ -203,12 +199,3 @@ def _close(a: Any, b: Any) -> bool:
     scale = b.double().abs().max() if b.numel() else torch.zeros(())
     tolerance = 1e-6 if a.dtype == torch.float64 else 1e-2
     return bool(error <= tolerance * (1e-6 + scale))  # not true for NaN
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of the error and the user's own line that raised it."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_TORCH) and frame.filename != __file__:
-            return f"{text} ({Path(frame.filename).name}:{frame.lineno})"
-    return text

@@ -83,7 +83,8 @@ def trace(forward, shape=IMAGE, **modules):
         setattr(net, name, module)
     torch.manual_seed(0)
     x = torch.randn(shape)
-    sub = edgeprune.prune(net, (x,))
+    graph = ChannelGraph.trace(net, (x,))
+    sub = edgeprune.prune(net, (x,), keep=0.5 if graph.prunable else 1, graph=graph)
     assert sub.model.eval()(x).shape == net.eval()(x).shape
     return sub.graph
 
@@ -326,15 +327,50 @@ def test_a_model_that_cannot_be_captured_is_one_sentence():
     with pytest.raises(EdgePruneError, match="cannot capture Wild") as caught:
         ChannelGraph.trace(Wild(), torch.randn(2, 4))
     assert "\n" not in str(caught.value)
-    with pytest.raises(EdgePruneError, match="cannot capture"):
-        ChannelGraph.trace(traced("mlp")[0], torch.randn(2, 7))
+
+
+def test_a_forward_that_fails_is_blamed_on_itself():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("no such thing, one of:\nmore")
+
+    mlp = traced("mlp")[0]
+    for model, inputs, says in (
+        (Broken(), torch.randn(2, 4), r"no such thing, one of \(test_channel_graph.py:\d+\)"),
+        (mlp, torch.randn(2, 7), "2x7"),
+        (mlp, [torch.randn(2, 4)], "list"),
+        (mlp, None, "None"),
+    ):
+        with pytest.raises(EdgePruneError, match=f"the forward pass of {type(model).__name__} fails.*{says}") as caught:
+            ChannelGraph.trace(model, inputs)
+        assert "control flow" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_networks_without_anything_to_prune():
     for model in (nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.ReLU())):
-        sub = edgeprune.prune(model, torch.randn(2, 4))
+        x = torch.randn(2, 4)
+        for how in ({}, {"keep": 0.99}, {"budget": {"macs": 1.0}}, {"keep": 1, "budget": {"bytes": 0.5}}):
+            with pytest.raises(EdgePruneError, match="no channels that can be cut"):
+                edgeprune.prune(model, x, **how)
+        sub = edgeprune.prune(model, x, keep=1)
         assert sub.plan.retention == 1.0 and not sub.graph.prunable
         assert extract(model, sub.plan)(torch.zeros(2, 4)).shape == model(torch.zeros(2, 4)).shape
+
+
+def test_masked_layers_are_to_be_made_dense_first():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    masked = edgeprune.sparsify(model, 0.5, skip=["2"])
+    with pytest.raises(EdgePruneError, match="'0' is masked.*densify"):
+        edgeprune.prune(masked, torch.randn(2, 4))
+    assert edgeprune.prune(edgeprune.densify(masked), torch.randn(2, 4)).plan.counts == {"0": 3}
+
+
+def test_one_pattern_needs_no_list():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4)
+    assert list(ChannelGraph.trace(model, x, whole="0.*").prunable) == ["2"]
+    for pattern in (3, [3]):
+        with pytest.raises(EdgePruneError, match="no tensor of the model matches 3"):
+            ChannelGraph.trace(model, x, whole=pattern)
 
 
 @pytest.mark.parametrize("name", ["vgg", "mobilenet", "unet", "multiplier", "shuffle"])

@@ -65,11 +65,12 @@ def test_tied_weights_stay_tied(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.first, self.a = nn.Linear(6, 6), nn.Linear(6, 8)
+            self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8)
             self.c.weight = self.b.weight
 
         def forward(self, x):
-            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+            return self.c(torch.relu(self.b(torch.relu(self.a(torch.relu(self.first(x)))))))
 
     model = Tied()
     sub = edgeprune.prune(model, torch.randn(2, 6), keep=0.5)

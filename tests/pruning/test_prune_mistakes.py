@@ -1,0 +1,72 @@
+"""What a user gives edgeprune.prune by mistake: one sentence each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import edgeprune
+from edgeprune import EdgePruneError
+from edgeprune.cli.prune import command
+from edgeprune.pruning import ChannelGraph
+
+
+def not_a_number(state, group):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"model": None}, "model is None"),
+        ({"keep": "a"}, "keep must be"),
+        ({"keep": None}, "keep must be"),
+        ({"keep": 10**400}, "keep must be"),
+        ({"budget": 3}, "budget is 3"),
+        ({"budget": {"macs": 0.5}, "latency": 3}, "latency is 3"),
+        ({"round_to": 1.5}, "round_to must be a whole number"),
+        ({"min_channels": "a"}, "min_channels must be a whole number"),
+        ({"min_keep": "a"}, "min_keep must be"),
+        ({"order": 3}, "order is 3"),
+        ({"graph": 3}, "graph is 3"),
+        ({"model": nn.Linear(4, 4)}, "for another model"),
+        ({"importance": not_a_number}, "6 finite numbers, not None"),
+        ({"importance": None}, "unknown importance None"),
+        ({"importance": "taylor", "batches": [(torch.ones(2, 4), torch.tensor([0, 99]))]}, "loss of batch 0.*99"),
+        ({"importance": "taylor", "batches": [torch.ones(2, 4)]}, "loss of batch 0"),
+        ({"importance": "taylor", "batches": 3}, "batches is 3"),
+        ({"scope": "lay"}, "'layer', 'global' or 'cost'"),
+        ({"scope": [], "budget": {"macs": 0.5}}, "'layer', 'global' or 'cost'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_prune_is_given_wrongly_is_one_sentence(arguments, says):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.ones(2, 4)
+    given = {"model": model, "example_inputs": x, "graph": ChannelGraph.trace(model, x, verify=False), **arguments}
+    with pytest.raises(EdgePruneError, match=says) as caught:
+        edgeprune.prune(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].weight[2, 1] = float("nan")
+    with pytest.raises(EdgePruneError, match="'0.weight' is not finite"):
+        edgeprune.prune(model, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("budgets", [("macs=.4", "macs=.5"), ("macs=.5", "bytes=.5", "macs=.4")])
+def test_a_unit_has_one_limit_on_the_command_line(budgets, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "limited_net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def f():\n return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.ones(2, 4)\n"
+    )
+    options = [part for limit in budgets for part in ("--budget", limit)]
+    done = CliRunner().invoke(command, ["limited_net:f", *options, "-o", str(tmp_path / "small")])
+    assert isinstance(done.exception, EdgePruneError) and "macs has a limit already" in str(done.exception)
+    assert not (tmp_path / "small").exists()
