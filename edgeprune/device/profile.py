@@ -13,16 +13,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from edgeprune.destination import write_text
 from edgeprune.device import probe
 from edgeprune.device.state import machine_state
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 
 FORMAT = "edgeprune.profile/1"
 VALID_DAYS = 30
 SOURCES = ("measured", "emulated")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def from_json(value: Any, where: str = "profile") -> DeviceProfile:
         plain["fingerprint"] = Fingerprint(**value["fingerprint"])
         plain["points"] = tuple(_point(item) for item in value["points"])
         plain["notes"] = tuple(map(str, value.get("notes", ())))
-        profile = DeviceProfile(**plain)
+        profile = _typed(DeviceProfile(**plain))
+        _typed(profile.fingerprint)
         _moment(profile.expires, profile.task)
         return profile
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -199,7 +202,23 @@ def _point(item: Mapping[str, Any]) -> Point:
     for f in fields(ModelSize):
         if f.name != "widths" and (type(size[f.name]) is not int or size[f.name] < 0):
             raise ValueError(f"size.{f.name} is {size[f.name]!r}")
-    return Point(**{**item, "size": ModelSize(**size), "flags": tuple(map(str, item.get("flags", ())))})
+    return _typed(Point(**{**item, "size": ModelSize(**size), "flags": tuple(map(str, item.get("flags", ())))}))
+
+
+def _typed(made: T) -> T:
+    """``made``, if what a file gave for its fields is what they are declared to be, and every number is finite."""
+    for name, hint in get_type_hints(type(made)).items():
+        value: Any = getattr(made, name)
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+        if int not in kinds and float in kinds:
+            kinds.append(int)
+        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
+            raise ValueError(f"{name} is {shown(value)}")
+        inner = get_args(hint)[1:] if isinstance(value, Mapping) else ()
+        numbers = [value] if isinstance(value, (int, float)) else list(value.values()) if inner == (float,) else []
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"{name} holds no finite number")
+    return made
 
 
 def _moment(text: str, task: str) -> datetime.datetime:

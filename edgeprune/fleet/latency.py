@@ -104,10 +104,10 @@ class LatencyTable:
 def read_table(path: Path) -> LatencyTable:
     """The table in a JSON file."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EdgePruneError(f"latency table {path}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EdgePruneError(f"latency table {path}: not JSON; measure it again with latency = 'measure'") from None
     return LatencyTable.from_json(value, f"latency table {path}")
 

@@ -134,3 +134,36 @@ def test_density_scales_the_whole_models_time():
     assert [times.density_factor(d) for d in (1.0, 0.5, 0.3, 0.1)] == pytest.approx([1.0, 0.8, 0.55, 0.3])
     assert times.step_s(whole.size) == pytest.approx(whole.step_ms * 1e-3, rel=0.01), "sparse points bend no dense fit"
     assert ProfileTimes(profile()).density_factor(0.1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_memory", "x"),
+        ("base_memory", []),
+        ("noise", float("nan")),
+        ("noise", 10**400),
+        ("machine", []),
+        ("error", {"median": "x"}),
+        ("rebuild_ms", True),
+        ("expires", 3),
+        ("points.peak_memory", "x"),
+        ("points.step_j", []),
+        ("points.width", None),
+        ("points.density", float("inf")),
+        ("fingerprint.cores", "x"),
+    ],
+    ids=str,
+)
+def test_a_profile_whose_fields_are_of_another_kind_is_one_sentence(tmp_path: Path, key: str, value: object):
+    said = profile().to_json()
+    outer, _, inner = key.partition(".")
+    if inner:
+        (said[outer][-1] if outer == "points" else said[outer])[inner] = value
+    else:
+        said[outer] = value
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(said))
+    with pytest.raises(EdgePruneError, match="p.json: not a device profile") as caught:
+        read_times(path)
+    assert len(str(caught.value)) < 300
