@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeprune import ops
+from edgeprune.bench.options import Finite
 from edgeprune.bench.report import write
+from edgeprune.destination import check_destination
 from edgeprune.device import probe
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import SparsityPattern, crossover
@@ -207,12 +209,14 @@ def bench(
 @click.command("kernels")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write everything as JSON here.")
 @click.option("--threads", type=click.IntRange(1, 256), multiple=True, help="May be given often; 1 and torch's number.")
-@click.option("--seconds", type=click.FloatRange(0.001, 60), default=0.06, show_default=True, help="For a row.")
+@click.option("--seconds", type=Finite(0.001, 60), default=0.06, show_default=True, help="For a row.")
 @click.option("--save/--no-save", default=True, help="Whether to use the crossover on this machine from now on.")
 def command(output: Path | None, threads: tuple[int, ...], seconds: float, save: bool) -> None:
     """Masked linear layers and convolutions against torch's dense ones, and the density where they cross."""
     from rich.console import Console
 
+    if output is not None:
+        check_destination(output, "bench")
     console = Console(highlight=False)
     with console.status("measuring") as status:
         counts = threads or tuple(sorted({1, torch.get_num_threads()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import click
 
@@ -24,6 +25,10 @@ COMMANDS = {
     "doctor": "Say what this machine is and whether everything works.",
     "data": "List, fetch and verify data sets.",
 }
+
+
+# A group that was called alone; click before 8.2 prints its help without an error.
+_HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class _Commands(click.Group):
@@ -56,6 +61,9 @@ def main() -> None:
         status = cli.main(standalone_mode=False)
     except EdgePruneError as error:
         _fail(str(error), 1)
+    except _HELP_WANTED as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"; see '{context.command_path} --help'" if context is not None else ""

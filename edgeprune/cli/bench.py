@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeprune.bench.options import Finite
 from edgeprune.destination import check_destination
 from edgeprune.errors import EdgePruneError
 
@@ -57,18 +58,14 @@ def _common(function: F) -> F:
     for option in reversed(
         (
             click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write everything as JSON here."),
-            click.option("--seconds", type=click.FloatRange(0.05, 600), help="A window; 30 with power, else 3."),
+            click.option("--seconds", type=Finite(0.05, 600), help="A window; 30 with power, else 3."),
             click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True, help="Windows each."),
             click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="On the CPU."),
             click.option(
                 "--power", default="auto", show_default=True, metavar="auto|jtop|hwmon|nvml|none", help="Source."
             ),
-            click.option(
-                "--interval", type=click.FloatRange(0.1, 60), default=0.5, show_default=True, help="Of samples."
-            ),
-            click.option(
-                "--idle", type=click.FloatRange(0, 600), default=10.0, show_default=True, help="Before and after."
-            ),
+            click.option("--interval", type=Finite(0.1, 60), default=0.5, show_default=True, help="Of samples."),
+            click.option("--idle", type=Finite(0, 600), default=10.0, show_default=True, help="Before and after."),
         )
     ):
         function = option(function)
@@ -77,9 +74,7 @@ def _common(function: F) -> F:
 
 @command.command("model")
 @click.argument("task_name", metavar="TASK")
-@click.option(
-    "--width", type=click.FloatRange(0.01, 1.0), default=1.0, show_default=True, help="Share of the channels."
-)
+@click.option("--width", type=Finite(0.01, 1.0), default=1.0, show_default=True, help="Share of the channels.")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", show_default=True)
 @_common
 def model(task_name: str, width: float, device: str, threads: int, seconds: float | None, **options: Any) -> None:

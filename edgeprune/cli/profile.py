@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprune.bench.options import Finite
 from edgeprune.destination import check_destination
 from edgeprune.errors import EdgePruneError
 
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
 )
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are; without data random inputs serve.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="What training will use.")
-@click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.2, show_default=True, help="Timed steps a size.")
+@click.option("--seconds", type=Finite(0.1, 60), default=1.2, show_default=True, help="Timed steps a size.")
 @click.option("--passes", type=click.IntRange(1, 20), default=5, show_default=True, help="Rounds over all sizes.")
 @click.option(
     "--power", default="auto", show_default=True, metavar="auto|jtop|hwmon|nvml|none", help="Where power comes from."
 )
-@click.option("--interval", type=click.FloatRange(0.1, 60), default=0.5, show_default=True, help="Between samples, s.")
-@click.option(
-    "--energy-seconds", type=click.FloatRange(30, 600), default=30.0, show_default=True, help="A window's length."
-)
+@click.option("--interval", type=Finite(0.1, 60), default=0.5, show_default=True, help="Between samples, s.")
+@click.option("--energy-seconds", type=Finite(30, 600), default=30.0, show_default=True, help="A window's length.")
 @click.option("--valid-days", type=click.IntRange(1, 3650), default=30, show_default=True, help="When it expires.")
 @click.option(
     "--check", "check_file", type=click.Path(path_type=Path), help="Measure nothing; is this profile still valid here?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def infer(
         raise EdgePruneError(f"{path}: there is no such file; 'edgeprune export' writes one")
     if not len(x) or batch < 1:
         raise EdgePruneError(f"infer: {len(x)} rows in batches of {batch}; give at least one row and a batch of 1")
-    runtime = session(path, threads)
+    runtime = session(path, threads, f"infer: {path}")
     if len(runtime.get_inputs()) != 1:
         raise EdgePruneError(f"{path}: takes {len(runtime.get_inputs())} inputs; infer knows files with one")
     entry = runtime.get_inputs()[0]
@@ -146,30 +146,47 @@ def _classes(out: np.ndarray, answer: np.ndarray | None, path: Path) -> np.ndarr
 
 
 def read_rows(path: Path) -> tuple[Tensor, Tensor | None]:
-    """(x, y or None) of an .npz file with the arrays ``x`` and, if they are known, ``y``. Nothing is unpickled."""
+    """(x, y or None) of an .npz file with the arrays ``x`` and, if they are known, ``y``. Nothing is unpickled.
+
+    Raises EdgePruneError where an array is not what it should be; only a missing ``y`` is no mistake.
+    """
     from edgeprune.data.npz import read_npz
 
     try:
-        arrays = read_npz(path, ("x", "y"))
-    except EdgePruneError as error:
-        if "y.npy" not in str(error):
-            raise
         arrays = read_npz(path, ("x",))
-    tensors = list(_tensors(arrays))
-    x, y = tensors[0], tensors[1] if len(tensors) > 1 else None
+        with zipfile.ZipFile(path) as archive:
+            known = "y.npy" in archive.namelist()
+        arrays |= read_npz(path, ("y",)) if known else {}
+    except EdgePruneError as error:
+        what, fetch, _ = str(error).partition("; fetch it again")  # a remedy for published data sets
+        remedy = "; write it with numpy.savez(FILE, x=..., y=...) from arrays of numbers in C order" if fetch else ""
+        raise EdgePruneError(what + remedy) from None
+    x = _values(path, arrays["x"])
+    y = _labels(path, arrays["y"]) if known else None
     if y is not None and len(y) != len(x):
         raise EdgePruneError(f"{path}: {len(x)} rows and {len(y)} answers; give one for each")
     return x, y
 
 
-def _tensors(arrays: dict[str, np.ndarray]) -> Iterator[Tensor]:
-    for name, values in arrays.items():
-        if values.ndim < 1:
-            raise EdgePruneError(f"infer: {name!r} is a single number; give an array with a row for each sample")
-        kind = np.int64 if name == "y" else np.float32 if values.dtype.kind == "f" else values.dtype
-        if values.dtype.kind == "u" and values.dtype.itemsize > 1:
-            kind = np.int64
-        yield torch.from_numpy(values.astype(kind))
+def _values(path: Path, values: np.ndarray) -> Tensor:
+    if values.ndim < 1:
+        raise EdgePruneError(f"{path}: x is a single number; give an array with a row for each sample")
+    kind: Any = np.float32 if values.dtype.kind == "f" else values.dtype
+    if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+        kind = np.int64
+    with np.errstate(over="ignore"):
+        x = values.astype(kind)
+    if not np.isfinite(x).all():
+        raise EdgePruneError(f"{path}: x holds NaN, infinity or numbers beyond float32; leave those rows out")
+    return torch.from_numpy(x)
+
+
+def _labels(path: Path, values: np.ndarray) -> Tensor:
+    with np.errstate(invalid="ignore"):
+        y = values.astype(np.int64)
+    if values.ndim < 1 or not np.array_equal(y, values):
+        raise EdgePruneError(f"{path}: y must hold the number of a class for each row, whole numbers from 0")
+    return torch.from_numpy(y)
 
 
 def _short(error: Exception) -> str:

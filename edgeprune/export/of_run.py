@@ -83,7 +83,7 @@ def export_run(
     check_precision(precision)
     destination = check_destination(path, "export")
     run = _open(run_dir)
-    known = run.clients()
+    known = _clients(run)
     if client is not None and client not in known:
         shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
         close = nearest(client, known).split(";")[-1].strip() if known else ""
@@ -146,6 +146,19 @@ def _open(run_dir: str | os.PathLike[str]) -> Any:
     from edgeprune.engine.rundir import RunDir
 
     return RunDir(Path(run_dir))
+
+
+def _clients(run: Any) -> list[str]:
+    try:
+        known: list[str] = run.clients()
+    except EdgePruneError as error:
+        if str(error).startswith(str(run.path)):
+            raise
+        raise EdgePruneError(
+            f"{run.path}: its checkpoint does not fit the task {run.config['task']['name']!r} of its config.toml "
+            f"({error}); put back the config.toml that the run began with"
+        ) from None
+    return known
 
 
 def _load(task: Any, data_dir: str | None) -> tuple[Any, str]:

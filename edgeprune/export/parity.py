@@ -46,8 +46,11 @@ def as_float32(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu() for x in inputs)
 
 
-def session(path: str | os.PathLike[str] | bytes, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU provider, of a file or its bytes; ``threads`` None: as the runtime likes."""
+def session(path: str | os.PathLike[str] | bytes, threads: int | None = None, what: str = "export: the file") -> Any:
+    """An ONNX Runtime session on the CPU provider, of a file or its bytes; ``threads`` None: as the runtime likes.
+
+    ``what`` begins the sentence of the EdgePruneError where the runtime does not load it.
+    """
     ort = need("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -59,8 +62,9 @@ def session(path: str | os.PathLike[str] | bytes, threads: int | None = None) ->
             path if isinstance(path, bytes) else os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the runtime's exception types are private to its extension module
-        reason = str(error).splitlines()[0]
-        raise EdgePruneError(f"export: ONNX Runtime {ort.__version__} does not load the file: {reason}") from None
+        raise EdgePruneError(
+            f"{what} is not loaded by ONNX Runtime {ort.__version__} ({first_line(error)}); export it anew"
+        ) from None
 
 
 def check_parity(

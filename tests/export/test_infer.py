@@ -143,3 +143,44 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
     np.savez(path, x=np.ones((3, 2), np.float32), y=np.ones(2, np.int64))
     with pytest.raises(EdgePruneError, match="3 rows and 2 answers"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (np.array(["a", "b"]), "y.npy: holds <U1"),
+        (np.array([1.0, np.nan]), "y must hold the number of a class"),
+        (np.array([1.0, 2.5]), "y must hold the number of a class"),
+        (np.array([1, 2**64 - 1], dtype=np.uint64), "y must hold the number of a class"),
+        (np.int64(3), "y must hold the number of a class"),
+    ],
+    ids=range(5),
+)
+def test_answers_that_are_no_classes_are_refused(y: np.ndarray, words: str, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.ones((2, 1, 8, 8), np.float32), y=y)
+    done = invoke(file, "--data", path)
+    assert isinstance(done.exception, EdgePruneError) and str(path) in str(done.exception), done.output
+    assert words in str(done.exception) and "edgeprune data fetch" not in str(done.exception)
+
+
+def test_whole_numbers_as_floats_are_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([1.0, 4.0]))
+    _, y = read_rows(tmp_path / "a.npz")
+    assert y is not None and y.dtype == torch.int64 and y.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_rows_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([[1.0, value]]))
+    with pytest.raises(EdgePruneError, match="x holds NaN, infinity or numbers beyond float32"):
+        read_rows(tmp_path / "a.npz")
+
+
+def test_a_remedy_for_ones_own_arrays_and_a_file_that_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", z=np.ones(3))
+    with pytest.raises(EdgePruneError, match="holds no 'x.npy'; write it with numpy.savez"):
+        read_rows(tmp_path / "a.npz")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(EdgePruneError, match="^infer: .*broken.onnx is not loaded by ONNX Runtime"):
+        infer(tmp_path / "broken.onnx", torch.ones(2, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,13 @@ def test_disagreement_leaves_nothing(run_dir: Path, tmp_path: Path, monkeypatch:
 
 def test_digits_has_batch_norm(run_dir: Path) -> None:
     assert has_statistics(RunDir(run_dir).model(None)[0])
+
+
+def test_a_run_whose_task_was_changed_says_so(run_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run_dir, other)
+    config = other / "config.toml"
+    config.write_text(config.read_text().replace('"digits"', '"uci-har"'))
+    with pytest.raises(EdgePruneError, match="^.*/run[:/].*config.toml") as caught:
+        export_run(other, tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["run"]

@@ -1,0 +1,73 @@
+"""Mistakes in the command line that must show before the work: where results go, and numbers that are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def edgeprune(*arguments: str, cwd: Path, path: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-B", "-m", "edgeprune", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*path, *(p for p in sys.path if p)])},
+    )
+
+
+@pytest.mark.parametrize("output", ["folder", "pipe"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "run"),
+        ("export", "run"),
+        ("infer", "m.onnx", "--data", "digits"),
+        ("profile", "digits"),
+        ("bench", "onnx", "m.onnx"),
+        ("bench", "kernels"),
+    ],
+    ids=" ".join,
+)
+def test_a_place_for_no_file_is_refused_at_once(command: tuple[str, ...], output: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = {entry.name: entry.lstat().st_mode for entry in tmp_path.iterdir()}
+    done = edgeprune(*command, "-o", output, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert ("is a folder" if output == "folder" else "is a device or a pipe") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {entry.name: entry.lstat().st_mode for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("profile", "digits", "--seconds", "nan"),
+        ("bench", "model", "digits", "--width", "nan"),
+        ("bench", "onnx", "m.onnx", "--idle", "nan"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_number_is_refused(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = edgeprune(*command, cwd=tmp_path)
+    assert done.returncode == 2 and "nan is not a finite number" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("bench",)], ids=["edgeprune", "data", "bench"])
+def test_a_group_alone_shows_its_help_in_lines(group: tuple[str, ...], tmp_path: Path) -> None:
+    alone, asked = edgeprune(*group, cwd=tmp_path), edgeprune(*group, "--help", cwd=tmp_path)
+    shown = alone.stdout + alone.stderr  # click before 8.2 prints it to the standard output
+    assert shown.strip() == asked.stdout.strip() and len(shown.splitlines()) > 8
+
+
+def test_help_of_export_does_not_need_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')\n")
+    done = edgeprune("export", "--help", cwd=tmp_path, path=(str(tmp_path),))
+    assert done.returncode == 0 and "jetpack6" in done.stdout and "int8" in done.stdout
