@@ -45,7 +45,12 @@ def sparse_wins(kind: str, positions: int, density: float, training: bool, path:
         if path != "dense":
             check_path("masked", path)
         return path == "sparse"
-    table = _state["tables"][_measured_threads()]
+    if torch.compiler.is_compiling():
+        from edgeprune.ops._compile_time import constant_threads
+
+        table = _state["tables"][constant_threads()]
+    else:
+        table = _state["tables"][measured_threads()]
     limit = 0.0
     for at_least, highest in table["step" if training else "forward"][kind]:
         if positions < at_least:
@@ -83,8 +88,7 @@ def _chosen(path: str) -> str:
     return path
 
 
-@torch.compiler.assume_constant_result
-def _measured_threads() -> int:
+def measured_threads() -> int:
     """The number of threads in the table that is nearest to torch's. A compiled graph keeps that of its making."""
     tables, threads = _state["tables"], torch.get_num_threads()
     return threads if threads in tables else min(tables, key=lambda n: (abs(n - threads), n))

@@ -101,3 +101,17 @@ def test_the_environment_forces_a_path() -> None:
     assert ask("sparse").stdout.strip() == "True" and ask("dense").stdout.strip() == "False"
     wrong = ask("fast")
     assert wrong.returncode != 0 and "EDGEPRUNE_MASKED: path is 'fast'; give one of auto, sparse, dense" in wrong.stderr
+
+
+def test_nothing_of_the_compiler_is_imported_before_something_is_compiled():
+    script = (
+        "import sys, torch, edgeprune\n"
+        "from edgeprune.ops import masked_linear\n"
+        "edgeprune.pack({'a': torch.ones(3)})\n"
+        "masked_linear(torch.ones(1, 3), torch.ones(2, 3), edgeprune.SparsityPattern.from_mask(torch.ones(2, 3)))\n"
+        "assert 'edgeprune.ops._compile_time' not in sys.modules\n"
+        "from edgeprune.ops._compile_time import constant_threads\n"
+        "assert constant_threads() == edgeprune.ops.crossover.measured_threads()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
