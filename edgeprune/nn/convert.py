@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.nn.densities import check_density, erdos_renyi_kernel, share, uniform
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear, _Masked
 from edgeprune.ops import select_largest
@@ -54,23 +54,31 @@ def sparsify(
     (such as the output of nn.MultiheadAttention), and layers whose weight is computed by a parametrisation.
     :func:`densities` names them. Hooks of replaced layers are not carried over; make optimisers afterwards.
 
-    Raises EdgePruneError when nothing is left to mask, or a weight is shared by layers, not finite, or unknown.
+    Raises EdgePruneError when nothing is left to mask, a name is that of no layer, or a weight is shared by layers or
+    not finite.
     """
     op = "sparsify"
-    if distribution not in _DISTRIBUTIONS:
-        raise EdgePruneError(f"{op}: distribution is {distribution!r}{nearest(distribution, _DISTRIBUTIONS)}")
+    _check_model(op, model)
+    if not isinstance(distribution, str) or distribution not in _DISTRIBUTIONS:
+        raise EdgePruneError(f"{op}: distribution is {shown(distribution)}{nearest(distribution, _DISTRIBUTIONS)}")
     check_density(op, density)
+    if masks is not None and not isinstance(masks, Mapping):
+        raise EdgePruneError(f"{op}: masks is {shown(masks)}; give a mask for each layer's name")
+    skip = _checked_skip(op, model, skip)
     model = model if in_place else copy.deepcopy(model)
     layers = {name: layer for name, layer in model.named_modules() if _can_be_masked(layer)}
     layers = {name: layer for name, layer in layers.items() if not _skipped(name, layer, skip)}
     if masks is not None:
         for name in masks:
             if name not in layers:
-                raise EdgePruneError(f"{op}: masks names {name!r}, which is no layer to mask{nearest(name, layers)}")
+                raise EdgePruneError(
+                    f"{op}: masks names {shown(name)}, which is no layer to mask{nearest(name, layers)}"
+                )
         layers = {name: layers[name] for name in masks}
     if not layers:
         raise EdgePruneError(f"{op}: no nn.Linear or nn.Conv2d is left to mask")
     _refuse_shared(op, model, layers)
+    _refuse_not_finite(op, layers)
     if masks is not None:
         patterns = {
             name: m if isinstance(m, SparsityPattern) else SparsityPattern.from_mask(m) for name, m in masks.items()
@@ -83,12 +91,14 @@ def sparsify(
 def densify(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     """The model with nn.Linear and nn.Conv2d in place of masked layers, dropped weights zero; a copy unless
     ``in_place``."""
+    _check_model("densify", model)
     model = model if in_place else copy.deepcopy(model)
     return _replaced(model, {layer: _dense(layer) for layer in model.modules() if isinstance(layer, _Masked)})
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """Mask of every masked layer by its name: bool, of the dense weight's shape; ``sparsify(masks=...)`` takes them."""
+    _check_model("masks", model)
     return {name: layer.mask for name, layer in model.named_modules() if isinstance(layer, _Masked)}
 
 
@@ -98,6 +108,9 @@ def set_masks(
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
 ) -> None:
     """``layer.set_mask`` for every layer named; state of the optimisers given follows. Raises before any change."""
+    _check_model("set_masks", model)
+    if not isinstance(masks, Mapping):
+        raise EdgePruneError(f"set_masks: masks is {shown(masks)}; give a mask for each layer's name")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _Masked)}
     patterns = {}
     for name, mask in masks.items():
@@ -144,10 +157,38 @@ def _can_be_masked(layer: nn.Module) -> bool:
     return weight is not None and weight.numel() > 0
 
 
+def _check_model(op: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise EdgePruneError(f"{op}: the model is {shown(model)}; give a torch.nn.Module")
+
+
+def _checked_skip(op: str, model: nn.Module, skip: Skip) -> Skip:
+    """A function, or a list of names each of which is that of a layer (of any kind) or matches one."""
+    if callable(skip):
+        return skip
+    if not isinstance(skip, Iterable):
+        raise EdgePruneError(f"{op}: skip is {shown(skip)}; give names of layers, or a function of name and layer")
+    every = [skip] if isinstance(skip, str) else list(skip)
+    layers = [name for name, layer in model.named_modules() if not list(layer.children())]
+    for each in every:
+        if not isinstance(each, str) or not any(name == each or fnmatchcase(name, each) for name in layers):
+            close = nearest(each, (name for name, layer in model.named_modules() if _can_be_masked(layer)))
+            raise EdgePruneError(f"{op}: skip names {shown(each)}, which is no layer{close}")
+    return every
+
+
 def _skipped(name: str, layer: nn.Module, skip: Skip) -> bool:
     if callable(skip):
         return bool(skip(name, layer))
-    return any(name == each or fnmatchcase(name, each) for each in ([skip] if isinstance(skip, str) else skip))
+    return any(name == each or fnmatchcase(name, each) for each in skip)
+
+
+def _refuse_not_finite(op: str, layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        weight = _weight(layer).detach()
+        # a sum is one pass without temporaries; only one that overflows must be looked into
+        if not weight.is_meta and not bool(torch.isfinite(weight.sum())) and not bool(torch.isfinite(weight).all()):
+            raise EdgePruneError(f"{op}: the weight of {name!r} holds NaN or infinity; repair it, or name it in skip")
 
 
 def _refuse_shared(op: str, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_number, shown
 
 
 def check_density(op: str, density: float) -> None:
     """Raises EdgePruneError unless 0 < density <= 1."""
-    if not 0.0 < density <= 1.0:  # also refuses NaN
-        raise EdgePruneError(f"{op}: density is {density}; give the share of weights to keep, above 0 and at most 1")
+    if not is_number(density) or not 0.0 < density <= 1.0:  # also refuses NaN
+        raise EdgePruneError(
+            f"{op}: density is {shown(density)}; give the share of weights to keep, above 0 and at most 1"
+        )
 
 
 def share(density: float, weights: int) -> int:

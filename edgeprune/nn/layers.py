@@ -213,6 +213,7 @@ class MaskedConv2d(_Masked):
         path: str = "auto",
     ) -> None:
         op = "MaskedConv2d"
+        ops.check_groups(op, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = ops.pair(op, "kernel_size", kernel_size)
         self.stride, self.dilation = ops.pair(op, "stride", stride), ops.pair(op, "dilation", dilation)

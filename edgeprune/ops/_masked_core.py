@@ -36,6 +36,8 @@ def output_shape(filter: Sequence[int], padding: Padding, x: Tensor) -> tuple[in
     if padding is None:
         return (*x.shape[:-1], filter[0])
     height, width = output_size(filter, padding, x.shape[2:])
+    if not (x.shape[2] and x.shape[3]):
+        raise EdgePruneError(f"masked_conv2d: x of shape {tuple(x.shape)} has no pixels; give at least one")
     if height < 1 or width < 1:
         raise EdgePruneError(
             f"masked_conv2d: x of shape {tuple(x.shape)} with padding {tuple(padding)} is smaller than the filter of "

@@ -6,18 +6,22 @@ are computed in float32 and rounded once. On a GPU float32 goes to kernels of it
 (edgeprune/ops/masked_cuda.py), and 16-bit types to the matrix units under one that keeps whole blocks
 (edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch; function transforms (torch.func) take
 the dense product too. Dropped weights are never read, so a NaN among them does not show, and their gradient is exactly
-zero.
+zero. Where x is infinite or NaN the two ways differ: what meets dropped weights alone counts for nothing in the sparse
+kernels, and makes NaN in the dense product, whose zeros it is multiplied with. Finite x gives the same on both.
 
 At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_whole, shown
 from edgeprune.ops import (
     _masked_core,
     crossover,
@@ -31,6 +35,8 @@ from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern, index_of
 
 Pair = tuple[int, int]
 
+_LARGEST = 1 << 20  # of strides, dilations and paddings: beyond it sizes overflow
+
 _op = masked_library.forward_op
 
 
@@ -41,10 +47,11 @@ def masked_linear(
 
     ``weight`` is dense, (outputs, inputs), and then its gradient is dense with zeros at dropped weights; or compact,
     ``[pattern.kept]`` in the order of the dense tensor, and then so is its gradient. ``path`` "sparse" or "dense"
-    overrides the automatic choice. Raises EdgePruneError for shapes, types or devices that do not go together.
+    overrides the automatic choice. An infinity or NaN of x that meets dropped weights alone adds nothing on the sparse
+    path and makes NaN on the dense one. Raises EdgePruneError for shapes, types or devices that do not go together.
     """
     op = "masked_linear"
-    _check_pattern(op, pattern, 2)
+    _check_given(op, x, weight, bias, pattern, 2)
     compiled = pattern.compiled()
     weight = _compact(op, weight, pattern, compiled)
     if not x.ndim or x.shape[-1] != pattern.shape[1]:
@@ -71,7 +78,8 @@ def masked_conv2d(
     together.
     """
     op = "masked_conv2d"
-    _check_pattern(op, pattern, 4)
+    _check_given(op, x, weight, bias, pattern, 4)
+    check_groups(op, groups)
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     compiled = pattern.compiled(groups, stride, dilation)
     weight = _compact(op, weight, pattern, compiled)
@@ -149,13 +157,28 @@ def conv2d(
 
 def pair(op: str, name: str, value: int | Pair) -> Pair:
     """(rows, columns) of a stride, dilation or padding."""
-    if isinstance(value, int):
-        return value, value
-    if len(value) == 1:
-        return int(value[0]), int(value[0])
-    if len(value) != 2:
-        raise EdgePruneError(f"{op}: {name} is {value}; give one number, or one for rows and one for columns")
-    return int(value[0]), int(value[1])
+    both: Sequence[int] = (value, value) if isinstance(value, int) else value
+    if type(both) is not tuple or len(both) != 2 or type(both[0]) is not int or type(both[1]) is not int:
+        both = _whole_pair(value)
+    if not both or max(abs(both[0]), abs(both[1])) > _LARGEST:
+        said = value if isinstance(value, tuple | list) else shown(value)
+        raise EdgePruneError(
+            f"{op}: {name} is {said}; give one whole number of at most {_LARGEST}, or one for rows and one for columns"
+        )
+    return both[0], both[1]
+
+
+def _whole_pair(value: object) -> tuple[int, ...]:
+    """Two of Python's numbers out of a list of one or two, or numpy's; () where they are none."""
+    every: list[Any] = [value, value] if is_whole(value) else list(value) if isinstance(value, Sequence) else []
+    every = every * 2 if len(every) == 1 else every
+    return tuple(map(int, every)) if len(every) == 2 and all(map(is_whole, every)) else ()
+
+
+def check_groups(op: str, groups: object) -> None:
+    """EdgePruneError unless it is a number of groups."""
+    if not isinstance(groups, int) or groups < 1:
+        raise EdgePruneError(f"{op}: groups is {shown(groups)}; give a whole number, at least 1")
 
 
 def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tuple[Pair, Pair]:
@@ -214,7 +237,14 @@ def _on_matrix_units(
     return crossover.blocks_win_on_gpu(pattern.density, path)
 
 
-def _check_pattern(op: str, pattern: SparsityPattern, dims: int) -> None:
+def _check_given(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, pattern: SparsityPattern, dims: int) -> None:
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        raise EdgePruneError(
+            f"{op}: x is {shown(x)}, weight {shown(weight)} and bias {shown(bias)}; give torch tensors, of which the "
+            "bias may be None"
+        )
+    if weight.layout is not torch.strided:
+        raise EdgePruneError(f"{op}: weight is a {weight.layout} tensor; give a dense one, the mask says what is kept")
     if not isinstance(pattern, SparsityPattern):
         raise EdgePruneError(
             f"{op}: pattern is a {type(pattern).__name__}; make one with edgeprune.SparsityPattern.from_mask(mask)"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_whole, shown
 from edgeprune.ops._core import core
 
 Pair = tuple[int, int]
@@ -22,6 +22,13 @@ Pair = tuple[int, int]
 def _refuse_tracing(call: str) -> None:
     if torch.compiler.is_compiling():
         raise EdgePruneError(f"sparsity_pattern: a mask cannot be compiled inside torch.compile; call {call} before")
+
+
+def _check_mask(mask: object) -> None:
+    if not isinstance(mask, Tensor):
+        raise EdgePruneError(f"sparsity_pattern: the mask is {shown(mask)}; give a torch tensor")
+    if mask.layout is not torch.strided or mask.is_meta:
+        raise EdgePruneError("sparsity_pattern: the mask is a sparse or meta tensor; give a dense one with values")
 
 
 @contextmanager
@@ -104,11 +111,14 @@ class SparsityPattern:
 
         Raises EdgePruneError when the bits do not fit the shape, or the shape is not one of a weight.
         """
+        if not isinstance(shape, Sequence) or not all(is_whole(size) for size in shape):
+            raise EdgePruneError(f"sparsity_pattern: shape is {shown(shape)}; give the sizes of the weight")
         shape = tuple(int(size) for size in shape)
         if len(shape) not in (2, 4):
             raise EdgePruneError(
                 f"sparsity_pattern: shape {shape} is neither (outputs, inputs) nor (outputs, inputs / groups, h, w)"
             )
+        _check_mask(bits)
         if bits.dtype is not torch.uint8 or bits.ndim != 1:
             raise EdgePruneError("sparsity_pattern: bits must be a one-dimensional uint8 tensor")
         with _plain_tensors():
@@ -117,6 +127,7 @@ class SparsityPattern:
     @classmethod
     def from_mask(cls, mask: Tensor) -> SparsityPattern:
         """From a mask of the weight's shape, of any type: kept where it is not zero. Errors as :meth:`from_bits`."""
+        _check_mask(mask)
         with _plain_tensors():
             kept = (mask.detach() != 0).cpu().numpy()
             bits = torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))

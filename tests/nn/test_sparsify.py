@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -206,3 +208,49 @@ def test_refusals_are_sentences(call: Any, sentence: str) -> None:
     with pytest.raises(EdgePruneError) as caught:
         call()
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+NETWORK = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "how", [{}, {"distribution": "global"}, {"masks": {"4": torch.ones(4, 32)}}], ids=["uniform", "global", "masks"]
+)
+def test_weights_that_are_not_finite_are_named(value, how):
+    model = nn.Sequential(*copy.deepcopy(NETWORK))
+    with torch.no_grad():
+        model[4].weight[1, 2] = value
+    with pytest.raises(EdgePruneError, match="the weight of '4' holds NaN or infinity"):
+        edgeprune.sparsify(model, **how)
+    assert masks(edgeprune.sparsify(model, skip=["4"])).keys() == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"model": None}, "the model is None"),
+        ({"density": None}, "density is None"),
+        ({"density": "a"}, "density is 'a'"),
+        ({"distribution": None}, "distribution is None"),
+        ({"distribution": []}, "distribution is a list"),
+        ({"skip": 3}, "skip is 3"),
+        ({"skip": [3]}, "skip names 3"),
+        ({"skip": ["zzz"]}, "skip names 'zzz', which is no layer"),
+        ({"skip": "zz*"}, "skip names 'zz[*]'"),
+        ({"masks": [1]}, "masks is a list"),
+        ({"masks": {"0": 1}}, "the mask is 1"),
+        ({"masks": {3: torch.ones(1)}}, "masks names 3"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_sparsify_is_given_wrongly_is_one_sentence(arguments, says):
+    with pytest.raises(EdgePruneError, match=says):
+        edgeprune.sparsify(**{"model": nn.Sequential(*NETWORK), **arguments})
+
+
+def test_a_container_is_no_layer_to_skip_but_its_layers_are():
+    model = nn.Sequential(OrderedDict(body=nn.Sequential(nn.Linear(4, 4), nn.ReLU()), head=nn.Linear(4, 2)))
+    with pytest.raises(EdgePruneError, match="skip names 'body', which is no layer; did you mean 'body.0'"):
+        edgeprune.sparsify(model, skip="body")
+    assert masks(edgeprune.sparsify(model, skip="body*")).keys() == {"head"}
