@@ -208,14 +208,14 @@ def _point(item: Mapping[str, Any]) -> Point:
 def _typed(made: T) -> T:
     """``made``, if what a file gave for its fields is what they are declared to be, and every number is finite."""
     for name, hint in get_type_hints(type(made)).items():
-        value: Any = getattr(made, name)
+        value = getattr(made, name)
         kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
         if int not in kinds and float in kinds:
             kinds.append(int)
-        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
+        known = isinstance(value, tuple(kinds)) and not isinstance(value, bool)
+        if not known:
             raise ValueError(f"{name} is {shown(value)}")
-        inner = get_args(hint)[1:] if isinstance(value, Mapping) else ()
-        numbers = [value] if isinstance(value, (int, float)) else list(value.values()) if inner == (float,) else []
+        numbers = list(value.values()) if hint == Mapping[str, float] else [value] * isinstance(value, (int, float))
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise ValueError(f"{name} holds no finite number")
     return made

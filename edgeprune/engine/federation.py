@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeprune._version import __version__
 from edgeprune.engine import checkpoint as checkpoints
-from edgeprune.engine import run
+from edgeprune.engine import run, rundir
 from edgeprune.engine.carrier import Carrier
 from edgeprune.engine.children import Child, Children, wait_for
 from edgeprune.engine.config import Experiment
@@ -123,19 +123,22 @@ def run_here(
             f"run.engine 'processes': {len(names)} devices would be as many processes; at most {MOST_PROCESSES}, or "
             "use run.engine = 'local'"
         )
-    if not resume and out.exists():
-        raise EdgePruneError(f"{out}: already there; choose another --out, or --resume that run")
     state = out.with_name(f"{out.name}.devices")
     if not resume:
+        rundir.refuse_present(out)
         shutil.rmtree(state, ignore_errors=True)
     common: dict[str, Any] = {"wait_s": 120.0, "watch": watch, "say": say}
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
-        Workers(experiment, names, Path(folder), data_dir, state=state) as workers,
-    ):
-        if resume:
-            return lead_on(out, workers.carrier(), data_dir, rounds=rounds, **common)
-        return lead(experiment, workers.carrier(), out, data_dir, **common)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
+            Workers(experiment, names, Path(folder), data_dir, state=state) as workers,
+        ):
+            if resume:
+                return lead_on(out, workers.carrier(), data_dir, rounds=rounds, **common)
+            return lead(experiment, workers.carrier(), out, data_dir, **common)
+    finally:
+        if not rundir.is_run(out):  # a mistake: no run was begun
+            shutil.rmtree(state, ignore_errors=True)
 
 
 class Workers(AbstractContextManager["Workers"]):

@@ -92,6 +92,16 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG)  # False for a name that cannot be one, too
 
 
+def refuse_present(path: Path) -> None:
+    """Refuse the folder of a new run that is there already, or cannot be."""
+    try:
+        present = path.exists()
+    except OSError as error:
+        raise EdgePruneError(f"{path}: cannot be made a folder ({error.strerror}); choose another --out") from None
+    if present:
+        raise EdgePruneError(f"{path}: already there; choose another --out, or --resume that run")
+
+
 @contextmanager
 def created(path: Path, experiment: Experiment, latency: Mapping[str, Any]) -> Iterator[None]:
     """Make the folder of a new run and have it for oneself (:func:`occupied`). One that holds anything is refused."""

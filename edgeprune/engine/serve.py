@@ -86,8 +86,8 @@ def serve(
     assert experiment is not None
     experiment = replace(experiment, run=replace(experiment.run, engine=service.engine))
     federations.check(experiment)
-    if not service.resume and service.out.exists():
-        raise EdgePruneError(f"{service.out}: already there; choose another --out, or --resume that run")
+    if not service.resume:
+        rundir.refuse_present(service.out)
     host, port = split_address(service.address)
     check_engine(service.engine)
     refuse_taken(host, port)

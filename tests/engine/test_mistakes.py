@@ -23,6 +23,7 @@ from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.config import load_experiment
+from edgeprune.engine.federation import run_here
 from edgeprune.errors import EdgePruneError
 
 SETS = ["run.rounds=2", "data.samples=100", "fleet.devices=2"]
@@ -302,6 +303,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from edgeprune import engine
+from edgeprune.engine.federation import run_here
 from edgeprune.errors import EdgePruneError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
@@ -386,3 +388,11 @@ def test_quiet_prints_the_result_and_nothing_else(tmp_path):
     assert result.exit_code == 0, result.output
     first, *rest = " ".join(result.output.split()).split("accuracy ")
     assert first == "" and len(rest) == 1 and "after 2 rounds" in rest[0] and "written to" in rest[0]
+
+
+def test_a_mistake_with_processes_leaves_nothing_either(tmp_path):
+    for name in ("run", "x" * 300):
+        experiment = load_experiment(None, [*SETS, "algorithm.name=fedavg", "algorithm.sample=3"])
+        with pytest.raises(EdgePruneError, match="the fleet has 2 devices|choose another --out"):
+            run_here(experiment, tmp_path / name, None)
+        assert not list(tmp_path.iterdir())
