@@ -39,6 +39,13 @@ class _Benches(click.Group):
             return found
         return super().get_command(ctx, cmd_name)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Those elsewhere by the help given here: their modules load torch."""
+        shown = {name: each.get_short_help_str(limit=60) for name, each in self.commands.items()}
+        shown |= {name: text for name, (_, _, text) in ELSEWHERE.items() if _present(name)}
+        with formatter.section("Commands"):
+            formatter.write_dl(list(shown.items()))
+
 
 def _present(name: str) -> bool:
     return importlib.util.find_spec(ELSEWHERE[name][0]) is not None

@@ -88,7 +88,12 @@ def _by_torchscript(
         output_names=list(names_out),
         dynamic_axes={name: {0: BATCH} for name in (*names_in, *names_out)},
     )
-    return onnx.load_from_string(draft.getvalue())
+    proto = onnx.load_from_string(draft.getvalue())
+    for node in proto.graph.node:
+        for perm in node.attribute if node.op_type == "Transpose" else ():
+            # Of movedim(-1, 1) torch leaves the -1, which ONNX does not know.
+            perm.ints[:] = [axis % len(perm.ints) for axis in perm.ints]
+    return proto
 
 
 def _by_export(

@@ -22,10 +22,10 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.export import precision as precisions
 from edgeprune.export import targets
 from edgeprune.export._need import need
+from edgeprune.export._plain import plain
 from edgeprune.export._trace import first_line, to_proto
 from edgeprune.export.parity import as_float32, check_graph
 from edgeprune.export.verify import strip_notes, verify
-from edgeprune.nn import densify
 
 RESERVED = ("precision", "torch", "version", "weights_sha256")
 LARGEST_FP16 = 65504
@@ -126,7 +126,7 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU, floating types as float32, masked layers as dense ones with the same weights."""
+    """A copy in eval mode on the CPU, floating types as float32, our own layers as torch's (``plain``)."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise EdgePruneError(f"export: the model is {what}; give an instance of torch.nn.Module")
@@ -135,7 +135,7 @@ def in_float32(model: nn.Module) -> nn.Module:
             f"export: {type(model).__name__} has lazy weights; run it once on its inputs, then export it"
         )
     try:
-        return densify(copy.deepcopy(model).cpu().eval(), in_place=True).float()
+        return plain(copy.deepcopy(model).cpu().eval()).float()
     except Exception as error:  # what a user's module holds may refuse to be copied in any way
         raise EdgePruneError(f"export: {type(model).__name__} cannot be copied: {first_line(error)}") from None
 

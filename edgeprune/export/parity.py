@@ -58,12 +58,11 @@ def session(path: str | os.PathLike[str] | bytes, threads: int | None = None, wh
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     try:
-        return ort.InferenceSession(
-            path if isinstance(path, bytes) else os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exception types are private to its extension module
         raise EdgePruneError(
-            f"{what} is not loaded by ONNX Runtime {ort.__version__} ({first_line(error)}); export it anew"
+            f"{what} is not loaded by ONNX Runtime {ort.__version__} ({first_line(error)}); "
+            "check the file and the version"
         ) from None
 
 
@@ -141,7 +140,7 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
     if importlib.util.find_spec("onnxruntime") is None:
         return
     try:
-        runtime = session(proto.SerializeToString())
+        runtime = session(proto.SerializeToString(), what="export: the graph")
     except ValueError:  # 2 GiB and more, which no file holds; the export says so when it writes
         return
     names = [entry.name for entry in runtime.get_inputs()]
