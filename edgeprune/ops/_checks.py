@@ -28,6 +28,14 @@ def check_same_shape(op: str, **tensors: Tensor) -> None:
             )
 
 
+def check_same_device(op: str, **tensors: Tensor) -> None:
+    """All tensors are where the first is."""
+    (first, base), *others = tensors.items()
+    for name, x in others:
+        if x.device != base.device:
+            raise EdgePruneError(f"{op}: {first} is on {base.device} and {name} on {x.device}; bring them together")
+
+
 def check_indices(op: str, x: Tensor, indices: Sequence[Tensor | None], increasing: bool) -> None:
     """One index for each dimension of ``x``; positions inside it and, when asked for, strictly increasing."""
     if len(indices) != x.ndim:

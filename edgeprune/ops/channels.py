@@ -43,6 +43,8 @@ def _direct(*groups: Sequence[Tensor]) -> bool:
         for x in xs:
             if type(x) is not Tensor and type(x) is not Parameter:
                 return False  # fake tensors and other subclasses
+            if x.layout is not torch.strided:
+                raise EdgePruneError(f"ops: a tensor with layout {x.layout} has no channels to walk; give a dense one")
             if x.dtype is not torch.float32 or x.is_neg() or x.requires_grad and torch.is_grad_enabled():
                 return False
             if device is None:
@@ -69,7 +71,10 @@ def _capsules(x: Tensor, index: Index, op: str, increasing: bool) -> list[object
     if x.is_cuda:
         _checks.check_indices(op, x, [None if i is None or i.is_cuda else i for i in index], increasing)
         index = [None if i is None else i.to(x.device, non_blocking=True) for i in index]
-    return [None if i is None else to_dlpack(i) for i in index]
+    try:
+        return [None if i is None else to_dlpack(i) for i in index]
+    except (BufferError, RuntimeError):
+        raise EdgePruneError(f"{op}: an index is sparse or on another device than x; give int64 positions") from None
 
 
 # ---- gather ---------------------------------------------------------------------------------------------------------
@@ -176,6 +181,7 @@ def scatter_accumulate_many_(
         if _direct(totals, counts, xs):
             return _scatter_direct(totals, counts, xs, indices, weight)
         for total, count, x, index in zip(totals, counts, xs, indices, strict=True):
+            _checks.check_same_device("scatter_accumulate", total=total, count=count, x=x)
             torch.ops.edgeprune.scatter_accumulate_(total, count, x, list(index), weight)
 
 
@@ -289,6 +295,8 @@ def merge_finish_many(bases: Sequence[Tensor], totals: Sequence[Tensor], counts:
     with torch.no_grad():
         if _direct(bases, totals, counts):
             return _finish_direct(bases, totals, counts)
+        for base, total, count in zip(bases, totals, counts, strict=True):
+            _checks.check_same_device("merge_finish", base=base, total=total, count=count)
         finish = torch.ops.edgeprune.merge_finish
         return [finish(base.detach(), t, c) for base, t, c in zip(bases, totals, counts, strict=True)]
 

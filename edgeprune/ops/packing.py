@@ -36,8 +36,8 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.ops import packing_cuda
 from edgeprune.ops._core import core
 from edgeprune.ops.packing_cuda import cuda_check
-from edgeprune.ops.packing_lent import empty_masks, lend, lend_written, plain, room, seed_of
-from edgeprune.ops.packing_types import Packed, check_dtype, mask_bytes
+from edgeprune.ops.packing_lent import checked_size, empty_masks, lend, lend_written, mask_room, plain, room, seed_of
+from edgeprune.ops.packing_types import Packed, check_dtype
 
 __all__ = [
     "Packed",
@@ -67,6 +67,7 @@ def mask_count(mask: Tensor) -> int:
 
 
 def _kept(op: str, mask: Tensor | None, n: int, said: int | None = None) -> int:
+    checked_size(op, "n", n)
     kept: int = core.mask_kept(op, lend(mask), n)
     if said is not None and said != kept:
         raise EdgePruneError(f"{op}: kept is {said}, but the mask keeps {kept}; give what the mask keeps, or nothing")
@@ -87,11 +88,12 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
 
     Raises EdgePruneError for an index outside 0 .. n - 1.
     """
+    checked_size("mask_from_indices", "n", n)
     if n < 0:
         raise EdgePruneError(f"mask_from_indices: a tensor of {n} elements; give the number of its elements")
     if indices.is_cuda:
         return packing_cuda.mask_from_indices(indices, n, wait)
-    out = torch.empty(mask_bytes(n), dtype=torch.uint8)
+    out = mask_room("mask_from_indices", n)
     core.mask_from_indices(lend(indices), n, to_dlpack(out))
     return out
 
@@ -108,6 +110,7 @@ def select_largest(xs: Sequence[Tensor], k: int, *, wait: bool = True) -> list[T
 
 
 def select_largest_direct(xs: Sequence[Tensor], k: int, wait: bool = True) -> list[Tensor]:
+    checked_size("select_largest", "k", k)
     if xs and xs[0].is_cuda:
         return packing_cuda.select_largest(xs, k, wait)
     masks = empty_masks(xs)
@@ -227,6 +230,7 @@ def unpack(
     if out is None and not plain(values, scales, mask):
         return torch.ops.edgeprune.unpack(values, scales, mask, n, dtype)
     check_dtype("unpack", dtype)
+    checked_size("unpack", "n", n)
     if n < 0 or out is not None and out.numel() != n:
         raise EdgePruneError(f"unpack: n is {n}; it must be the number of elements of the tensor, and of out")
     if values.is_cuda:
@@ -234,7 +238,10 @@ def unpack(
         out = torch.empty(n, dtype=torch.float32, device=values.device) if out is None else out
         return packing_cuda.unpack(values, scales, mask, dtype, out, wait)
     if out is None:
-        _kept("unpack", mask, n)  # before memory is taken for an n that nothing backs
+        # before memory is taken for an n that nothing backs
+        if mask is None and values.numel() < n:
+            raise EdgePruneError(f"unpack: {values.numel()} bytes cannot be {n} values; the message is damaged")
+        _kept("unpack", mask, n)
         out = torch.empty(n, dtype=torch.float32)
     to = lend_written("unpack", "out", out)
     core.unpack(lend(values), lend(scales), lend(mask), dtype, to, torch.get_num_threads())
@@ -290,6 +297,7 @@ def encode_gaps(mask: Tensor, n: int) -> tuple[Tensor, int]:
     Parameter 32 is a prefix code over the mask's bytes, shorter near density 0.38 (csrc/kernels/gaps/gaps.h states the
     format). Random masks take at most 3 % more than their entropy at densities from .001 to .5.
     """
+    checked_size("encode_gaps", "n", n)
     lent = lend(mask)
     plan = core.plan_gaps(lent, n)
     data = torch.empty(plan[2], dtype=torch.uint8)
@@ -303,8 +311,9 @@ def decode_gaps(data: Tensor, count: int, n: int, parameter: int) -> Tensor:
     Raises EdgePruneError for an unknown parameter, data that end early or late, an element beyond ``n``, or another
     count. Allocates the mask and no more; a reader of untrusted bytes bounds ``n`` before.
     """
+    checked_size("decode_gaps", "n", n)
     if not 0 <= count <= n:
         raise EdgePruneError(f"decode_gaps: {count} kept elements among {n} cannot be; the message is damaged")
-    mask = torch.zeros(mask_bytes(n), dtype=torch.uint8)
+    mask = mask_room("decode_gaps", n)
     core.decode_gaps(lend(data), count, n, parameter, to_dlpack(mask))
     return mask

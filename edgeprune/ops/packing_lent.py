@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_whole, shown
 from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, mask_bytes
 
 
@@ -19,15 +19,43 @@ def plain(*xs: Tensor | None) -> bool:
 
 
 def lend(x: Tensor | None) -> object:
-    """A tensor to be read."""
-    return None if x is None else to_dlpack(x.detach().contiguous())
+    """A tensor to be read; EdgePruneError for one without values in memory."""
+    if x is None:
+        return None
+    try:
+        return to_dlpack(x.detach().contiguous())
+    except (BufferError, RuntimeError):
+        raise _no_values(x) from None
 
 
 def lend_written(op: str, name: str, x: Tensor) -> object:
     """A tensor to be written; EdgePruneError where a copy would be written in its place."""
     if not x.is_contiguous():
         raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
-    return to_dlpack(x.detach())
+    try:
+        return to_dlpack(x.detach())
+    except (BufferError, RuntimeError):
+        raise _no_values(x) from None
+
+
+def _no_values(x: Tensor) -> EdgePruneError:
+    return EdgePruneError(
+        f"ops: a tensor on {x.device} with layout {x.layout} cannot reach the core; give a dense one on the CPU"
+    )
+
+
+def checked_size(op: str, name: str, n: object) -> None:
+    """EdgePruneError unless ``n`` is a whole number as the core takes them."""
+    if not isinstance(n, int) and not is_whole(n) or not -(1 << 63) <= n < 1 << 63:  # type: ignore[operator]
+        raise EdgePruneError(f"{op}: {name} is {shown(n)}; give a whole number of elements")
+
+
+def mask_room(op: str, n: int) -> Tensor:
+    """A mask of ``n`` elements that keeps none."""
+    try:
+        return torch.zeros(mask_bytes(n), dtype=torch.uint8)
+    except RuntimeError:
+        raise EdgePruneError(f"{op}: a mask of {n} elements does not fit the memory; check the number") from None
 
 
 def empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:

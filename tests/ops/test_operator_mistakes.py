@@ -1,0 +1,68 @@
+"""Tensors without values, on two devices, and sizes that nothing backs: one sentence from every operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgeprune import EdgePruneError, ops
+
+X, ZEROS, MASK = torch.ones(8), torch.zeros(8), torch.full((1,), 255, dtype=torch.uint8)
+CALLS = {
+    "select_largest": lambda b: ops.select_largest([b], 2),
+    "select_above": lambda b: ops.select_above([b], 2.0),
+    "pack": lambda b: ops.pack(b, None, "f32"),
+    "pack-mask": lambda b: ops.pack(X, b, "f32"),
+    "mask_count": ops.mask_count,
+    "mask_to_indices": lambda b: ops.mask_to_indices(b, 8),
+    "mask_from_indices": lambda b: ops.mask_from_indices(b, 8),
+    "feedback": lambda b: ops.pack_with_feedback_(b, ZEROS.clone(), 2),
+    "residual": lambda b: ops.pack_with_feedback_(X, b, 2),
+    "unpack": lambda b: ops.unpack(b, None, None, 2, "f32"),
+    "accumulate": lambda b: ops.accumulate_(b, ZEROS.clone(), MASK, None, None, "f32", 1.0),
+    "encode_gaps": lambda b: ops.encode_gaps(b, 8),
+    "decode_gaps": lambda b: ops.decode_gaps(b, 2, 8, 1),
+    "gather-index": lambda b: ops.gather(X, [b]),
+    "scatter-total": lambda b: ops.scatter_accumulate_(b, ZEROS.clone(), X, [None], 1.0),
+    "scatter-x": lambda b: ops.scatter_accumulate_(ZEROS.clone(), ZEROS.clone(), b, [None], 1.0),
+    "finish-base": lambda b: ops.merge_finish(b, ZEROS, X),
+    "finish-count": lambda b: ops.merge_finish(X, ZEROS, b),
+}
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_without_values_is_refused(name, kind):
+    with pytest.raises(EdgePruneError):
+        CALLS[name](X.to("meta") if kind == "meta" else X.to_sparse())
+
+
+@pytest.mark.parametrize("name", ["gather", "channel_norms"])
+def test_sparse_tensors_have_no_channels(name):
+    with pytest.raises(EdgePruneError, match="give a dense one"):
+        ops.gather(X.to_sparse(), [None]) if name == "gather" else ops.channel_norms(X.to_sparse(), 0, 1)
+
+
+@pytest.mark.parametrize("n", [2**60, 2**70, -1, 1.5, "a", None], ids=str)
+def test_sizes_that_nothing_backs_are_refused(n):
+    for call in (
+        lambda: ops.unpack(MASK, None, None, n, "f32"),
+        lambda: ops.unpack(MASK, None, MASK, n, "f32"),
+        lambda: ops.mask_from_indices(torch.tensor([1]), n),
+        lambda: ops.mask_to_indices(MASK, n),
+        lambda: ops.encode_gaps(MASK, n),
+        lambda: ops.decode_gaps(MASK, 1, n, 1),
+        lambda: ops.select_largest([X], n),
+    ):
+        with pytest.raises(EdgePruneError):
+            call()
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 2), (2, 3, 2), (2, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_unequal_shapes_end_no_merge(sizes, dtype):
+    base, total, count = (torch.ones(n, dtype=dtype) for n in sizes)
+    for call in (ops.merge_finish_many, ops.merge_finish_many_):
+        with pytest.raises(EdgePruneError):
+            call([base], [total], [count])
+    assert torch.equal(total, torch.ones_like(total))
