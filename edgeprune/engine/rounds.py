@@ -74,7 +74,10 @@ class Server:
     def rounds(self, at: Checkpoint) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
         """From ``at`` to the last round: (what to save, the round's record) after each."""
         while at.state.round < self.setting.rounds:
-            at, record = self._round(at)
+            try:
+                at, record = self._round(at)
+            except EdgePruneError as error:
+                raise EdgePruneError(f"round {at.state.round + 1}: {error}") from None
             yield at, record
 
     def _round(self, at: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
@@ -111,7 +114,7 @@ class Server:
         started = perf_counter()
         state = self.algorithm.merge(self.setting, at.state, found.updates)
         control = found.control_s + perf_counter() - started
-        self._refuse_diverged(state, round_)
+        self._refuse_diverged(state)
 
         traffic = {
             "upload_bytes": found.upload_bytes,
@@ -160,13 +163,13 @@ class Server:
         return Checkpoint(state, held, time_s, totals, devices, found.flight, at.experiment), record
 
     @staticmethod
-    def _refuse_diverged(state: State, round_: int) -> None:
+    def _refuse_diverged(state: State) -> None:
         """Every update was finite; their merge need not be. No round would come back from that."""
         for name, tensor in state.model.items():
             if tensor.is_floating_point() and not wire.all_finite(tensor):
                 raise EdgePruneError(
-                    f"round {round_}: the run diverged, the merged tensor {name!r} holds a value that is not finite; "
-                    "start it anew with a smaller lr or server_lr"
+                    f"the run diverged, the merged tensor {name!r} holds a value that is not finite; start it anew "
+                    "with a smaller lr or server_lr"
                 )
 
     def _calibrated(self, state: State, round_: int) -> tuple[State, dict[str, Any]]:
