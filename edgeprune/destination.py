@@ -58,7 +58,8 @@ def staged(path: str | os.PathLike[str], op: str) -> Iterator[Path]:
             os.replace(draft, path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise EdgePruneError(f"{op}: {path} cannot be written ({reason}); choose another place") from None
+        # Its name alone: the folder may be that of another draft.
+        raise EdgePruneError(f"{op}: {path.name} cannot be written ({reason}); choose another place") from None
 
 
 def write_text(path: str | os.PathLike[str], text: str, op: str) -> None:

@@ -49,10 +49,14 @@ def to_proto(
     """
     if exporter not in (None, *EXPORTERS):
         raise EdgePruneError(f"export: unknown exporter {exporter!r}{nearest(str(exporter), EXPORTERS)}")
-    read = value_read(model, inputs)
+    if read := value_read(model, inputs):
+        raise EdgePruneError(
+            f"export: {type(model).__name__} turns data into a Python value ({read}), so that a file could only hold "
+            "what the example inputs gave; write it with tensors, such as torch.where"
+        )
     reasons = []
     for name, route in zip(EXPORTERS, (_by_torchscript, _by_export), strict=True):
-        if exporter not in (None, name) or (read and name == "torchscript"):  # it would record the example's value
+        if exporter not in (None, name):
             continue
         try:
             with _quiet():
@@ -62,11 +66,6 @@ def to_proto(
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
             reasons.append(f"{name}: {first_line(error)}")
     newer = "" if target.opset >= _DYNAMO_OPSET else "try target jetpack7 or "
-    if read:
-        raise EdgePruneError(
-            f"export: {type(model).__name__} turns data into a Python value ({read}), so that a file could only hold "
-            "what the example inputs gave; write it with tensors, such as torch.where"
-        )
     raise EdgePruneError(
         f"export: {type(model).__name__} has no ONNX form at opset {target.opset} "
         f"({'; '.join(reasons)}); {newer}replace that operator"
