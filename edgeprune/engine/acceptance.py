@@ -14,6 +14,7 @@ from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.masks import inverse
 
 HEADER_ROOM = 1 << 16
+MOST = 1e20  # of a weight's magnitude: sums of such values, each times its samples, stay within float32
 GRADIENT = "gradient/"
 
 
@@ -23,7 +24,7 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     Raises :class:`EdgePruneError`, a sentence for the round's record, if nothing came or it cannot be trusted: over
     twice what was sent plus a header (unpacked: twice what was asked for), unreadable, for another round, plan or
     client, other names, shapes or types, another mask than was asked for or of another size, a value that is not
-    finite, a negative variance, or another sample count than the ``samples`` it enrolled with.
+    finite or beyond MOST, a negative variance, or another sample count than the ``samples`` it enrolled with.
     """
     gradients = {GRADIENT + name: asked.state[name] for name in asked.masks if asked.job.gradient}
     answered = {} if asked.job.learn else asked.state  # who learns a mask says only what stays
@@ -149,5 +150,9 @@ def _check(name: str, got: Tensor, sent: Tensor, change: bool) -> None:
         )
     if got.is_floating_point() and not wire.all_finite(got):
         raise EdgePruneError(f"tensor {name!r} holds a value that is not finite")
+    if got.is_floating_point() and got.numel() and not change:
+        low, high = got.aminmax()
+        if max(-low, high) > MOST:
+            raise EdgePruneError(f"tensor {name!r} holds a value beyond {MOST:g}, which is no weight")
     if name.endswith("running_var") and not change and bool((got < 0).any()):
         raise EdgePruneError(f"tensor {name!r} holds a negative variance")

@@ -81,6 +81,13 @@ def nan(carrier, asked, answer):
     return [rewritten(answer, blob=wire.encode(replace(update, tensors=tensors)))]
 
 
+def huge(carrier, asked, answer):
+    frame, update = update_of(answer)
+    name = next(name for name, t in sorted(update.tensors.items()) if t.is_floating_point())
+    tensors = {**update.tensors, name: torch.full_like(update.tensors[name], 3e38)}
+    return [rewritten(answer, blob=wire.encode(replace(update, tensors=tensors)))]
+
+
 def other_client(carrier, asked, answer):
     _, update = update_of(answer)
     return [rewritten(answer, blob=wire.encode(replace(update, client="device-0")))]
@@ -105,6 +112,7 @@ def forged(carrier, asked, answer):
 # name -> (what comes in place of a round's answer, words of the reason, counter that must show it)
 FAULTS = {
     "nan": (nan, "not finite", None),
+    "huge": (huge, "beyond 1e+20", None),
     "truncated": (lambda c, q, a: [replace(a, data=a.data[: len(a.data) // 2])], "truncated", None),
     "cut to nothing": (lambda c, q, a: [replace(a, data=b"")], "not the answer", "unreadable"),
     "forged": (forged, "checksum", None),
