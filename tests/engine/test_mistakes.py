@@ -64,7 +64,7 @@ def test_updates_that_are_not_finite_are_refused_and_the_old_model_stays(tmp_pat
 
 
 def test_a_loss_that_is_not_finite_is_null_in_the_record_and_the_run_resumes(tmp_path):
-    start(tmp_path / "run", "algorithm.lr=1e9", "run.evaluate_every=1")
+    start(tmp_path / "run", "algorithm.name=fedavg", "algorithm.server_lr=1e18", "run.evaluate_every=1")
     records = engine.RunDir(tmp_path / "run").metrics()
     assert [record["round"] for record in records] == [1, 2]
     assert records[-1]["loss"] is None and 0 <= records[-1]["accuracy"] <= 1
