@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -62,7 +63,29 @@ def staged(path: str | os.PathLike[str], op: str) -> Iterator[Path]:
         raise EdgePruneError(f"{op}: {path.name} cannot be written ({reason}); choose another place") from None
 
 
+def write_bytes(
+    path: str | os.PathLike[str], blob: bytes, op: str, remedy: str = "make room or choose another place"
+) -> None:
+    """``blob`` as the file ``path``, in one step: flushed to the disk under one fixed name beside it, so that a process
+    that is killed here over and over leaves one draft, then renamed.
+
+    EdgePruneError, in the name of ``op`` and with ``remedy``, where it cannot be; what was there stays.
+    """
+    path = check_destination(path, op)
+    draft = path.with_name(f".{path.name[:60]}.tmp")  # cut: a name may have 255 bytes
+    try:
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise EdgePruneError(f"{op}: {path}: cannot be written ({error.strerror}); {remedy}") from None
+
+
 def write_text(path: str | os.PathLike[str], text: str, op: str) -> None:
     """``text`` in UTF-8 as the file ``path``, in one step."""
-    with staged(path, op) as draft:
-        draft.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), op)

@@ -34,13 +34,13 @@ class FedAsync(Discounting, WholeModel):
         self.check_clients()
         if not 0 < self.mixing <= 1:
             raise EdgePruneError(f"algorithm.mixing is {self.mixing}; it is the new weights' share, in (0, 1]")
-        self.discount()
+        self.check_staleness()
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """Mix them in, one after the other."""
-        model, share = dict(state.model), self.discount()
+        model = dict(state.model)
         for update in updates:
-            alpha = self.mixing * share(update.staleness)
+            alpha = self.mixing * self.discount(update.staleness)
             for name, old in model.items():
                 new = update.state[name]
                 model[name] = torch.lerp(old, new, alpha) if old.is_floating_point() else torch.maximum(old, new)

@@ -40,7 +40,7 @@ class FedBuff(Discounting, WholeModel):
             raise EdgePruneError(f"algorithm.buffer is {self.buffer}; give a number of answers, 1 or more")
         if not self.server_lr > 0:
             raise EdgePruneError(f"algorithm.server_lr is {self.server_lr}; it must be greater than 0")
-        self.discount()
+        self.check_staleness()
         _ = self.barrier
 
     @property
@@ -52,13 +52,13 @@ class FedBuff(Discounting, WholeModel):
         """One step along the buffered changes."""
         if not updates:
             return replace(state, round=state.round + 1)
-        model, share = dict(state.model), self.discount()
+        model = dict(state.model)
         for name, old in state.model.items():
             if not old.is_floating_point():
                 model[name] = torch.stack([old, *(u.state[name] for u in updates)]).amax(0)
             elif name.endswith(STATISTICS):  # of the data: a change of them has no meaning elsewhere
                 model[name] = torch.stack([u.state[name] for u in updates]).mean(0)
             else:
-                step = sum(share(u.staleness) * (u.state[name] - u.received[name]) for u in updates)
+                step = sum(self.discount(u.staleness) * (u.state[name] - u.received[name]) for u in updates)
                 model[name] = old + self.server_lr / len(updates) * step
         return replace(state, round=state.round + 1, model=model)

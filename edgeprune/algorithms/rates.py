@@ -9,7 +9,7 @@ import torch
 
 from edgeprune.algorithms.mask_learning import cut
 from edgeprune.algorithms.protocol import Setting
-from edgeprune.fleet.reports import BYTES_PER_VALUE, HEADER_BYTES, Rung
+from edgeprune.fleet.reports import Rung
 from edgeprune.fleet.scheduler import Decision, Goal, Objective, schedule
 from edgeprune.fleet.size import size_of
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
@@ -43,8 +43,7 @@ def rungs(graph: ChannelGraph, least: float, deep: bool) -> list[Rung]:
         rate = round(1 - i * STEP, 4)
         whole = depth_plan(graph, rate) if deep else SubmodelPlan.full(graph)
         plan = cut(graph, scores, rate, whole) if rate < 1 else whole
-        size = size_of(graph, plan.counts, plan.dropped)
-        found.append(Rung(rate, size, BYTES_PER_VALUE * size.parameters + HEADER_BYTES))
+        found.append(Rung.of(rate, size_of(graph, plan.counts, plan.dropped)))
     return found
 
 

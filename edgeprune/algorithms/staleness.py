@@ -18,38 +18,27 @@ Kind = Literal["constant", "polynomial", "hinge"]
 
 
 @dataclass(frozen=True)
-class Discount:
-    """``Discount("hinge", a, b)(tau)`` is in (0, 1]."""
-
-    kind: Kind = "polynomial"
-    a: float = 0.5
-    b: int = 4
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise EdgePruneError(f"algorithm.staleness is {self.kind!r}{nearest(self.kind, get_args(Kind))}")
-        if not (math.isfinite(self.a) and self.a > 0):
-            raise EdgePruneError(f"algorithm.staleness_a is {self.a}; it must be greater than 0")
-        if self.b < 0:
-            raise EdgePruneError(f"algorithm.staleness_b is {self.b}; it is a number of rounds, 0 or more")
-
-    def __call__(self, tau: int) -> float:
-        """s(tau)."""
-        if self.kind == "constant":
-            return 1.0
-        if self.kind == "polynomial":
-            return float((tau + 1) ** -self.a)
-        return 1.0 if tau <= self.b else 1 / (self.a * (tau - self.b) + 1)
-
-
-@dataclass(frozen=True)
 class Discounting:
-    """The fields with which an algorithm's configuration chooses s."""
+    """The fields with which an algorithm's configuration chooses s: its kind, a and b."""
 
     staleness: Kind = "polynomial"
     staleness_a: float = 0.5
     staleness_b: int = 4
 
-    def discount(self) -> Discount:
-        """s."""
-        return Discount(self.staleness, self.staleness_a, self.staleness_b)
+    def check_staleness(self) -> None:
+        """One sentence of EdgePruneError for a configuration that means nothing."""
+        if self.staleness not in get_args(Kind):
+            raise EdgePruneError(f"algorithm.staleness is {self.staleness!r}{nearest(self.staleness, get_args(Kind))}")
+        if not (math.isfinite(self.staleness_a) and self.staleness_a > 0):
+            raise EdgePruneError(f"algorithm.staleness_a is {self.staleness_a}; it must be greater than 0")
+        if self.staleness_b < 0:
+            raise EdgePruneError(f"algorithm.staleness_b is {self.staleness_b}; it is a number of rounds, 0 or more")
+
+    def discount(self, tau: int) -> float:
+        """s(tau), in (0, 1]."""
+        if self.staleness == "constant":
+            return 1.0
+        if self.staleness == "polynomial":
+            return float((tau + 1) ** -self.staleness_a)
+        late = tau - self.staleness_b
+        return 1.0 if late <= 0 else 1 / (self.staleness_a * late + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor, zeros_like
@@ -148,11 +149,12 @@ def _check(name: str, got: Tensor, sent: Tensor, change: bool) -> None:
             f"tensor {name!r} has shape {tuple(got.shape)} and type {got.dtype}, "
             f"asked was {tuple(sent.shape)} and {sent.dtype}"
         )
-    if got.is_floating_point() and not wire.all_finite(got):
+    if not got.is_floating_point() or not got.numel():
+        return
+    low, high = (float(end) for end in got.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise EdgePruneError(f"tensor {name!r} holds a value that is not finite")
-    if got.is_floating_point() and got.numel() and not change:
-        low, high = got.aminmax()
-        if max(-low, high) > MOST:
-            raise EdgePruneError(f"tensor {name!r} holds a value beyond {MOST:g}, which is no weight")
-    if name.endswith("running_var") and not change and bool((got < 0).any()):
+    if max(-low, high) > MOST:
+        raise EdgePruneError(f"tensor {name!r} holds a value beyond {MOST:g}, which is no weight")
+    if name.endswith("running_var") and not change and low < 0:
         raise EdgePruneError(f"tensor {name!r} holds a negative variance")

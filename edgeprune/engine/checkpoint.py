@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from edgeprune.algorithms.protocol import Assignment, Job, Recipe, State
+from edgeprune.destination import write_bytes
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
@@ -192,25 +191,9 @@ def _section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_atomically(path: Path, blob: bytes) -> None:
-    """``blob`` into ``path`` through a temporary file beside it, flushed to the disk before it takes the name.
-
-    Raises :class:`EdgePruneError`, and leaves what was there, where it cannot be written."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        regular(path)
-        beside.unlink(missing_ok=True)  # of a process that was killed here
-        with open(beside, "xb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise EdgePruneError(
-            f"{path}: cannot be written ({error.strerror}); make room or choose another folder; a run goes on with "
-            "--resume"
-        ) from None
+    """A file of a run. Raises :class:`EdgePruneError`, and leaves what was there, where it cannot be written."""
+    regular(path)
+    write_bytes(path, blob, "run", "make room or choose another folder; a run goes on with --resume")
 
 
 def regular(path: Path) -> None:

@@ -35,7 +35,7 @@ import torch
 from edgeprune._version import __version__
 from edgeprune.algorithms.training import LocalData
 from edgeprune.device.energy import EnergyMeter
-from edgeprune.device.power import SOURCES, Sampler, open_sampler
+from edgeprune.device.power import SOURCES, open_sampler
 from edgeprune.engine import frames
 from edgeprune.engine.checkpoint import write_atomically
 from edgeprune.engine.config import Experiment, load_experiment
@@ -82,7 +82,7 @@ class Resident:
         self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
         self._client = client
         self._about = {**about, "samples": len(data)}
-        self._meter = meter or EnergyMeter(unmeasured)
+        self._meter = meter or EnergyMeter(partial(open_sampler, "none"))
         self._state = state
         self._plan = "" if plan is None else plan.id
         self._given: OrderedDict[str, Frame] = OrderedDict()
@@ -139,11 +139,6 @@ def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, 
             return plan, {name: file.get_tensor(name) for name in file.keys()}, int(told["round"])  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, EdgePruneError):
         return None, {}, 0
-
-
-def unmeasured() -> Sampler:
-    """The source of power of a worker that was not told to measure it."""
-    return open_sampler("none")
 
 
 def _cpu_s() -> float:

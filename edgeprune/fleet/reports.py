@@ -35,6 +35,11 @@ class Rung:
     size: ModelSize
     nbytes: int
 
+    @classmethod
+    def of(cls, retention: float, size: ModelSize) -> Rung:
+        """That of a sub-model whose weights travel as float32."""
+        return cls(retention, size, BYTES_PER_VALUE * size.parameters + HEADER_BYTES)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -88,7 +93,7 @@ def ladder(graph: ChannelGraph, order: Ranking, least: float = 0.05, step: float
         plan = SubmodelPlan.full(graph) if i == 0 else order.plan(keep)
         if plan.id not in found:
             size = size_of(graph, plan.counts)
-            found[plan.id] = Rung(keep, size, BYTES_PER_VALUE * size.parameters + HEADER_BYTES)
+            found[plan.id] = Rung.of(keep, size)
     return list(found.values())
 
 

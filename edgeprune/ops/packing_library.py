@@ -19,11 +19,6 @@ def _select_largest_op(xs: Sequence[Tensor], k: int) -> list[Tensor]:
     return packing.select_largest_direct(xs, k)
 
 
-@_select_largest_op.register_fake
-def _select_largest_fake(xs: Sequence[Tensor], k: int) -> list[Tensor]:
-    return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
-
-
 @torch.library.custom_op(
     "edgeprune::select_above", mutates_args=(), schema="(Tensor[] xs, float threshold) -> Tensor[]"
 )
@@ -31,8 +26,9 @@ def _select_above_op(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
     return packing.select_above_direct(xs, threshold)
 
 
+@_select_largest_op.register_fake
 @_select_above_op.register_fake
-def _select_above_fake(xs: Sequence[Tensor], threshold: float) -> list[Tensor]:
+def _masks_fake(xs: Sequence[Tensor], _: float) -> list[Tensor]:
     return [x.new_empty([mask_bytes(x.numel())], dtype=torch.uint8) for x in xs]
 
 

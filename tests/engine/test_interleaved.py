@@ -15,7 +15,7 @@ from edgeprune.algorithms.fedasync import FedAsync
 from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.algorithms.fedbuff import FedBuff
 from edgeprune.algorithms.protocol import Recipe, Setting, State, Update
-from edgeprune.algorithms.staleness import Discount
+from edgeprune.algorithms.staleness import Discounting
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
@@ -121,14 +121,14 @@ def test_more_answers_wanted_than_devices_is_everybody():
 @pytest.mark.parametrize(
     ("discount", "expected"),
     [
-        (Discount("constant"), [1, 1, 1, 1]),
-        (Discount("polynomial", 0.5), [1, 2**-0.5, 3**-0.5, 11**-0.5]),
-        (Discount("hinge", 10, 1), [1, 1, 1 / 11, 1 / 91]),
+        (Discounting("constant"), [1, 1, 1, 1]),
+        (Discounting("polynomial", 0.5), [1, 2**-0.5, 3**-0.5, 11**-0.5]),
+        (Discounting("hinge", 10, 1), [1, 1, 1 / 11, 1 / 91]),
     ],
     ids=["constant", "polynomial", "hinge"],
 )
 def test_discounts_by_hand(discount, expected):
-    assert [discount(tau) for tau in (0, 1, 2, 10)] == pytest.approx(expected)
+    assert [discount.discount(tau) for tau in (0, 1, 2, 10)] == pytest.approx(expected)
 
 
 def test_batch_norm_statistics_are_averaged_not_stepped():
