@@ -31,6 +31,7 @@ PYBIND11_MODULE(_core, module) {
     edgeprune::bind_masked(module);
     edgeprune::bind_masked_blocks(module);
     edgeprune::bind_masked_cuda(module);
+    edgeprune::bind_max_pool(module);
     edgeprune::bind_packing(module);
     edgeprune::bind_packing_cuda(module);
 }

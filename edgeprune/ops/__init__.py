@@ -37,6 +37,7 @@ from edgeprune.ops.packing import (
     select_largest,
     unpack,
 )
+from edgeprune.ops.pooling import max_pool, max_pool_backward
 from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.ops.status import info, self_test
 
@@ -59,6 +60,8 @@ __all__ = [
     "mask_to_indices",
     "masked_conv2d",
     "masked_linear",
+    "max_pool",
+    "max_pool_backward",
     "merge_finish",
     "merge_finish_many",
     "merge_finish_many_",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from edgeprune.nn.pooling import MaxPool2d, _MaxPool
 
 
+@settings(deadline=None)
 @given(n=st.integers(0, 3), c=st.integers(1, 3), h=st.integers(5, 9), w=st.integers(5, 9), size=st.integers(2, 5),
        few=st.booleans(), seed=st.integers(0, 9))  # fmt: skip
 def test_values_and_gradients_are_torchs(n, c, h, w, size, few, seed):
@@ -20,7 +21,7 @@ def test_values_and_gradients_are_torchs(n, c, h, w, size, few, seed):
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     ours, theirs = MaxPool2d(size, 1)(a), nn.MaxPool2d(size, 1)(b)
     assert torch.equal(ours, theirs)
-    grad = torch.randint(-8, 9, ours.shape).float()  # whole numbers: sums are exact in any order
+    grad = torch.randn(ours.shape)
     ours.backward(grad)
     theirs.backward(grad)
     assert torch.equal(a.grad, b.grad)
