@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edgeprune.bench.options import Finite
 from edgeprune.device.power import SOURCES
 
 
@@ -19,7 +20,7 @@ from edgeprune.device.power import SOURCES
 @click.option(
     "--idle",
     "idle_s",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=86400.0,
     show_default=True,
     metavar="SECONDS",

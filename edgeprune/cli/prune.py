@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprune.bench.options import Finite
 from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ TAYLOR_BATCHES = 8
 @click.command(name="prune")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--keep", type=float, help="Share of the channels to keep; 0.5 when there is no --budget.")
+@click.option("--keep", type=Finite(), help="Share of the channels to keep; 0.5 when there is no --budget.")
 @click.option(
     "--budget",
     "budgets",
@@ -40,7 +41,7 @@ TAYLOR_BATCHES = 8
 @click.option("--order", type=click.Path(path_type=Path), help="A frozen ranking: nested plans. Written if not there.")
 @click.option("--round-to", type=click.IntRange(1), default=1, show_default=True, help="Widths in such multiples.")
 @click.option("--min-channels", type=click.IntRange(1), default=1, show_default=True, help="In every group.")
-@click.option("--min-keep", type=click.FloatRange(0, 1), default=0.0, help="Share of every group's channels.")
+@click.option("--min-keep", type=Finite(0, 1), default=0.0, help="Share of every group's channels.")
 @click.option("--protect", multiple=True, metavar="NAME", help="A layer, or a pattern such as 'head.*', left whole.")
 @click.option(
     "--input", "shapes", multiple=True, metavar="SHAPE", help="Of a plain module: 2,3,224,224 or 2,128:int64."

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import click
 
+from edgeprune.bench.options import Finite
 from edgeprune.errors import EdgePruneError
 
 
@@ -22,7 +23,7 @@ from edgeprune.errors import EdgePruneError
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; kits go beside it.")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder that holds the data sets.")
 @click.option("--own-data", is_flag=True, help="The devices have data of their own, not a part of the server's.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=1), default=600.0, show_default=True, metavar="SECONDS")
+@click.option("--wait", "wait_s", type=Finite(min=1), default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--kits", "only_kits", is_flag=True, help="Make the kits and stop.")
 @click.option("--resume", "resuming", is_flag=True, help="Go on with the run in --out; the devices may still be there.")
 @click.option("--quiet", is_flag=True, help="Print the result only.")
