@@ -1,6 +1,6 @@
 """Co-S2P's claims, cell by cell (docs/algorithms/cos2p.md): resumable, all methods with the same splits.
 
-    python benchmarks/papers/cos2p.py run [--grid har,vit,text] [--processes 2] [--seeds 0]
+    python benchmarks/papers/cos2p.py run [--grid har,vit,text,crossings] [--processes 2] [--seeds 0]
     python benchmarks/papers/cos2p.py list [--grid ...]
     python benchmarks/papers/cos2p.py table
 

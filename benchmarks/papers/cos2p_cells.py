@@ -79,6 +79,15 @@ def barriers(task: str, seed: int) -> Iterator[Cell]:
         yield ours(task, f"k{k}", seed, k, 'algorithm.staleness="relative"')
 
 
+def crossings(task: str, seed: int) -> Iterator[Cell]:
+    """Rates by each device's measured profile in place of the table; K of N with workers that this made equally fast.
+    All four on the profile's clock."""
+    clock = ('algorithm.staleness="relative"', 'fleet.latency="profile"')
+    for k in (10, CLIENTS):
+        yield ours(task, f"table-on-profile-k{k}", seed, k, *clock)
+        yield ours(task, f"rates-by-profile-k{k}", seed, k, *clock, 'algorithm.rates_by="profile"')
+
+
 def one_seed(task: str, seed: int, full: bool) -> Iterator[Cell]:
     """The paper's formula, ours, the baselines; then each part less."""
     yield ours(task, "cos2p", seed, 10)
@@ -95,6 +104,7 @@ def cells(grid: str = "all") -> list[Cell]:
         "har": [one_seed("har", seed, True) for seed in SEEDS],
         "vit": [one_seed("vit", seed, True) for seed in SEEDS],
         "text": [one_seed("text", seed, True) for seed in SEEDS],
+        "crossings": [crossings("har", seed) for seed in SEEDS],
     }
     chosen = parts.values() if grid == "all" else [parts[name] for name in grid.split(",")]
     return list(itertools.chain.from_iterable(itertools.chain.from_iterable(chosen)))

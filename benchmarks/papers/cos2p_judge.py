@@ -34,6 +34,7 @@ def judge(rows: Rows) -> dict[str, Any]:
             gaps += accuracy(found, task, of)
             engine_claims(found, task, of)
             ablations(found, task, of)
+            crossings(found, task, of)
     if gaps:
         found["B2 all"] = claim(
             "points over the best equal-budget baseline of the cell: best, mean, worst",
@@ -163,6 +164,28 @@ def ablations(found: dict[str, Any], task: str, of: Rows) -> None:
         ]
         if gaps:
             found[f"B6 {task} {name}"] = claim("points ahead of it", spread(gaps), "reported", None)
+
+
+def crossings(found: dict[str, Any], task: str, of: Rows) -> None:
+    """What rates by profile change, waiting for 10 or for all, and what K of N still saves where workers are equal."""
+    for label, ours, theirs in (
+        ("rates by profile, K 10", "rates-by-profile-k10", "table-on-profile-k10"),
+        ("rates by profile, all", "rates-by-profile-k16", "table-on-profile-k16"),
+        ("K 10 of a table's workers", "table-on-profile-k10", "table-on-profile-k16"),
+        ("K 10 of equalised workers", "rates-by-profile-k10", "rates-by-profile-k16"),
+    ):
+        pairs = [(a, b) for a in of.get(ours, []) for b in of.get(theirs, []) if a["cell"]["seed"] == b["cell"]["seed"]]
+        if pairs:
+            found[f"X {task} {label}"] = claim(
+                f"{ours} against {theirs}: time, utilisation, points with interval",
+                [
+                    statistics.fmean(a["virtual_s"] / b["virtual_s"] for a, b in pairs),
+                    statistics.fmean(a["utilisation"] / b["utilisation"] for a, b in pairs),
+                    *spread([final_accuracy(a) - final_accuracy(b) for a, b in pairs]),
+                ],
+                "reported",
+                None,
+            )
 
 
 def spread(values: list[float]) -> list[float]:
