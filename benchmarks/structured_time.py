@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.pruning import ChannelGraph, Merger, SubmodelPlan, extract
+from edgeprune.pruning import ChannelGraph, SubmodelPlan, extract, merge
 
 
 def random_plan(graph: ChannelGraph, counts: dict[str, int], rng: np.random.Generator) -> SubmodelPlan:
@@ -50,9 +50,7 @@ def timing(repeats: int) -> dict[str, Any]:
         return {n: t[mesh(t)].clone() if t.dim() else t.clone() for n, t in state.items() for mesh in (_mesh(plan, n),)}
 
     def merged() -> dict[str, Tensor]:
-        merger = Merger(state)
-        merger.add(plan, local, 4.0)
-        return merger.finish()
+        return merge(state, [(plan, local, 4.0)])
 
     def merged_by_index() -> dict[str, Tensor]:
         result = dict(state)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.algorithms.protocol import Update
 from edgeprune.errors import EdgePruneError, nearest
-from edgeprune.pruning.merging import MergeMode, Merger
+from edgeprune.pruning.merging import MergeMode, Merger, merge_all
 from edgeprune.pruning.robust import check_trim, clip_update, merge_robust
 
 MergeRule = Literal["mean", "median", "trimmed"]
@@ -38,7 +38,9 @@ def average(
     sent = ((u, dict(u.state) if not clip_norm else clip_update(model, u.plan, u.state, clip_norm)) for u in updates)
     if rule != "mean":
         return merge_robust(model, [(u.plan, state) for u, state in sent], rule, trim=trim, mode=mode)
-    merger = Merger(dict(model))
+    if not clip_norm:
+        return merge_all(model, [(update.plan, state, float(update.samples)) for update, state in sent], mode)
+    merger = Merger(model)  # one clipped update in memory at a time
     for update, state in sent:
         merger.add(update.plan, state, float(update.samples))
     return merger.finish(mode)

@@ -35,10 +35,10 @@ from edgeprune.algorithms.mask_learning import cut
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.nn.exits import Reduction
-from edgeprune.pruning import Merger, SubmodelPlan
+from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.coverage import coverage
 from edgeprune.pruning.importance import scores
-from edgeprune.pruning.merging import MergeMode
+from edgeprune.pruning.merging import MergeMode, merge_all
 from edgeprune.pruning.robust import STATISTICS
 from edgeprune.pruning.surgery import extract_state
 
@@ -155,12 +155,11 @@ class CoS2P(ClientSide):
             moved = [on_top(state.model, update) for update in trained]
             held = state.memory["rates"]
             found = [self._weight(u, now, held[u.client]) for u, (now, _) in zip(trained, moved, strict=True)]
-            merger = Merger(dict(state.model))
-            for update, share, (_, local) in zip(trained, found, moved, strict=True):
-                if share > 0:
-                    merger.add(update.plan, local, share)
+            each = zip(trained, found, moved, strict=True)
             if sum(found) > 0:
-                model = merger.finish(self.merge_by)
+                model = merge_all(
+                    state.model, [(u.plan, local, share) for u, share, (_, local) in each if share > 0], self.merge_by
+                )
                 weights = {u.client: w / sum(found) for u, w in zip(trained, found, strict=True)}
         memory = {**state.memory, "weights": weights}
         state = replace(state, round=state.round + 1, model=model, memory=memory)

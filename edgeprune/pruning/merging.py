@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +17,9 @@ MergeMode = Literal["unit", "worker", "delta"]
 
 _WEIGHTS = (1e-30, 1e30)  # beyond them weight * value leaves float32 for values as networks have them
 _ROOM = 1 - 2.0**-20  # of a type's largest number, for what many sums round up
+_GROUP = 1 << 18  # elements; sums and counts of so many are 2 MiB, a second-level cache's size
+
+Sent = tuple[SubmodelPlan, Mapping[str, Tensor], float]
 
 
 class Merger:
@@ -27,16 +30,8 @@ class Merger:
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
-        if not isinstance(state, Mapping):
-            raise EdgePruneError(f"merge: the state is {shown(state)}; give the full model's state_dict()")
-        self._base = dict(state)
-        self._floats = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
-        wide = {n: torch.float64 if state[n].dtype == torch.float64 else torch.float32 for n in self._floats}
-        self._totals = {n: torch.zeros(state[n].shape, dtype=wide[n], device=state[n].device) for n in self._floats}
-        self._counts = {n: torch.zeros_like(t) for n, t in self._totals.items()}
-        self._largest: dict[str, Tensor] = {}
-        self._reached = dict.fromkeys(self._floats, 0.0)
-        self._weight = 0.0
+        self._gate = _Gate(state)
+        self._sums = _Sums(state)
 
     def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
         """Add one sub-model with its weight (a number of samples).
@@ -44,6 +39,63 @@ class Merger:
         Raises EdgePruneError, with nothing added, when a name, shape or type does not fit, a value is not finite or so
         large that the sums could overflow, or the weight is not a number from 1e-30 to 1e30.
         """
+        self._sums.add(plan, local_state, self._gate.admit(plan, local_state, weight))
+
+    def finish(self, mode: MergeMode = "unit") -> dict[str, Tensor]:
+        """The new full state (new memory, the base's types and order).
+
+        "unit": each element divided by the weight of those who hold it; what nobody holds keeps its old value bit for
+        bit. "worker": divided by the weight of all, so that a missing element counts as zero. "delta": divided by the
+        weight of all, a missing element counting as unchanged; what few hold moves slowly but does not shrink.
+        """
+        return self._sums.finish(mode, self._gate.closed(mode))
+
+
+def merge_all(state: Mapping[str, Tensor], updates: Sequence[Sent], mode: MergeMode = "unit") -> dict[str, Tensor]:
+    """What a Merger makes of ``updates``, (plan, local state, weight) each, to the bit; nothing is summed before all of
+    them are checked.
+
+    A few tensors at a time, all updates of them: their sums stay in the cache, and besides the result there is no
+    memory as large as the model.
+    """
+    gate = _Gate(state)
+    weights = [gate.admit(*update) for update in updates]
+    total = gate.closed(mode)
+    merged: dict[str, Tensor] = {}
+    for some in _groups(state):
+        sums = _Sums(some)
+        for (plan, local, _), weight in zip(updates, weights, strict=True):
+            sums.add(plan, local, weight)
+        merged.update(sums.finish(mode, total))
+    return merged
+
+
+def _groups(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state in order, in parts of at least _GROUP elements."""
+    some: dict[str, Tensor] = {}
+    elements = 0
+    for name, t in state.items():
+        some[name] = t
+        elements += t.numel() if isinstance(t, Tensor) else 0
+        if elements >= _GROUP:
+            yield some
+            some, elements = {}, 0
+    if some:
+        yield some
+
+
+class _Gate:
+    """What may be summed: names, shapes and types of the model's, finite, and never so much that a sum overflows."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        if not isinstance(state, Mapping):
+            raise EdgePruneError(f"merge: the state is {shown(state)}; give the full model's state_dict()")
+        self._base = state
+        self._reached = {n: 0.0 for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
+        self._weight = 0.0
+
+    def admit(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> float:
+        """The weight as a number, counted; EdgePruneError, with nothing counted, for what may not be added."""
         weight = checked_weight(weight)
         if not isinstance(plan, SubmodelPlan) or not isinstance(local_state, Mapping):
             raise EdgePruneError(
@@ -68,36 +120,65 @@ class Merger:
                 raise EdgePruneError(f"the sub-model's {name!r} is {local_state[name].dtype}, the model's {base.dtype}")
         if unknown := [n for n in local_state if n not in self._base]:
             raise EdgePruneError(f"the sub-model has {unknown[0]!r}, which the model lacks")
-        reached = {name: self._reach(name, value, weight) for name, value in largest.items()}
-        self._add(plan, local_state, weight)
-        self._reached.update(reached)
+        self._reached.update({name: self._reach(name, value, weight) for name, value in largest.items()})
+        self._weight += weight
+        return weight
+
+    def closed(self, mode: MergeMode) -> float:
+        """The weight of all; EdgePruneError where there is nothing to merge, no such mode, or, for "delta", where the
+        base, which counts in the sums too, would make them overflow."""
+        if mode not in get_args(MergeMode):
+            raise EdgePruneError(f"the merge mode must be 'unit', 'worker' or 'delta', not {mode!r}")
+        if not self._weight:
+            raise EdgePruneError("there is nothing to merge; add at least one sub-model")
+        if mode == "delta":
+            for name in self._reached:
+                if self._base[name].numel():
+                    self._reach(name, float(self._base[name].detach().abs().max()), self._weight, "model")
+        return self._weight
 
     def _reach(self, name: str, largest: float, weight: float, whose: str = "sub-model") -> float:
         """What the sums of a tensor may come to with one more; EdgePruneError where they could overflow."""
-        reached, total = self._reached[name] + largest * weight, self._totals[name].dtype
-        if largest > torch.finfo(self._base[name].dtype).max or reached > torch.finfo(total).max * _ROOM:
+        own = self._base[name].dtype
+        reached, total = self._reached[name] + largest * weight, _summed_as(own)
+        if largest > torch.finfo(own).max or reached > torch.finfo(total).max * _ROOM:
             raise EdgePruneError(
                 f"the {whose}'s {name!r} holds {largest:.4g}, too large to be summed as {total} with the weight "
                 f"{weight:.4g}; leave it out"
             )
         return reached
 
-    def _add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
-        by_dtype: dict[torch.dtype, list[str]] = {}
-        for name in filter(plan.holds, self._floats):
-            by_dtype.setdefault(self._totals[name].dtype, []).append(name)
-        for dtype, names in by_dtype.items():
+
+class _Sums:
+    """Weighted sums of the tensors of ``state``, and the weight of every element's holders."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._base = dict(state)
+        self._by_dtype: dict[torch.dtype, list[str]] = {}
+        for name, t in state.items():
+            if isinstance(t, Tensor) and t.is_floating_point():
+                self._by_dtype.setdefault(_summed_as(t.dtype), []).append(name)
+        self._totals = {
+            n: torch.zeros(state[n].shape, dtype=dtype, device=state[n].device)
+            for dtype, names in self._by_dtype.items()
+            for n in names
+        }
+        self._counts = {n: torch.zeros_like(t) for n, t in self._totals.items()}
+        self._largest: dict[str, Tensor] = {}
+
+    def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
+        for dtype, names in self._by_dtype.items():
+            held = [name for name in names if plan.holds(name)]
             ops.scatter_accumulate_many_(
-                [self._totals[n] for n in names],
-                [self._counts[n] for n in names],
-                [local_state[n].detach().to(self._totals[n].device, dtype) for n in names],
-                [plan.indices(n) for n in names],
+                [self._totals[n] for n in held],
+                [self._counts[n] for n in held],
+                [local_state[n].detach().to(self._totals[n].device, dtype) for n in held],
+                [plan.indices(n) for n in held],
                 weight,
             )
         for name, base in self._base.items():
             if isinstance(base, Tensor) and not base.is_floating_point() and plan.holds(name):
                 self._raise(name, base, plan.indices(name), local_state[name].detach().to(base.device, base.dtype))
-        self._weight += weight
 
     def _raise(self, name: str, base: Tensor, indices: tuple[Tensor | None, ...], x: Tensor) -> None:
         """Integer buffers: the largest of the base and all sub-models."""
@@ -109,29 +190,16 @@ class Merger:
         at = tuple(mesh) if mesh else ...
         held[at] = held[at] | x if held.dtype == torch.bool else torch.maximum(held[at], x)
 
-    def finish(self, mode: MergeMode = "unit") -> dict[str, Tensor]:
-        """The new full state (new memory, the base's types and order).
-
-        "unit": each element divided by the weight of those who hold it; what nobody holds keeps its old value bit for
-        bit. "worker": divided by the weight of all, so that a missing element counts as zero. "delta": divided by the
-        weight of all, a missing element counting as unchanged; what few hold moves slowly but does not shrink.
-        """
-        if mode not in get_args(MergeMode):
-            raise EdgePruneError(f"the merge mode must be 'unit', 'worker' or 'delta', not {mode!r}")
-        if not self._weight:
-            raise EdgePruneError("there is nothing to merge; add at least one sub-model")
+    def finish(self, mode: MergeMode, weight: float) -> dict[str, Tensor]:
+        """The mean, in new memory and the base's order; ``weight``: of all updates."""
         merged: dict[str, Tensor] = {}
-        by_dtype: dict[torch.dtype, list[str]] = {}
-        for name in self._floats:
-            by_dtype.setdefault(self._totals[name].dtype, []).append(name)
-        for dtype, names in by_dtype.items():
+        for dtype, names in self._by_dtype.items():
             counts, totals = [self._counts[n] for n in names], [self._totals[n] for n in names]
             bases = [self._base[n].detach().to(dtype) for n in names]
             if mode == "delta":
-                self._check_delta(names, bases)
-                totals = [t + (self._weight - c) * b for t, c, b in zip(totals, counts, bases, strict=True)]
+                totals = [t + (weight - c) * b for t, c, b in zip(totals, counts, bases, strict=True)]
             if mode != "unit":
-                counts = [torch.full_like(c, self._weight) for c in counts]
+                counts = [torch.full_like(c, weight) for c in counts]
             done = ops.merge_finish_many(bases, totals, counts)
             merged.update({n: t.to(self._base[n].dtype) for n, t in zip(names, done, strict=True)})
         for name, base in self._base.items():
@@ -139,11 +207,9 @@ class Merger:
                 merged[name] = self._largest.get(name, base).clone()
         return {n: merged.get(n, t) for n, t in self._base.items()}
 
-    def _check_delta(self, names: list[str], bases: list[Tensor]) -> None:
-        """The base counts in the sums too."""
-        for name, base in zip(names, bases, strict=True):
-            if base.numel():
-                self._reach(name, float(base.abs().max()), self._weight, "model")
+
+def _summed_as(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def checked_weight(weight: object) -> float:

@@ -111,7 +111,7 @@ def test_coverage_agrees_with_what_a_merge_counts(vit):
     merger = Merger(model.state_dict())
     for plan in plans:
         merger.add(plan, extract_state(model.state_dict(), plan), 1.0)
-    for name, count in merger._counts.items():
+    for name, count in merger._sums._counts.items():
         assert torch.equal(count.long(), holders(graph, name, plans)), name
 
 

@@ -12,7 +12,7 @@ from pruning_cases import CASES, positions, random_plan, traced
 
 import edgeprune
 from edgeprune import EdgePruneError
-from edgeprune.pruning import Merger, SubmodelPlan, extract_state
+from edgeprune.pruning import Merger, SubmodelPlan, extract_state, merging
 from edgeprune.pruning.axes import AxisMap, Segment
 
 NAN = float("nan")
@@ -258,3 +258,19 @@ def test_what_is_no_update_is_said_in_a_sentence():
     ):
         with pytest.raises(EdgePruneError, match="^merge: |not a tensor"):
             bad()
+
+
+@pytest.mark.parametrize("mode", ["unit", "worker", "delta"])
+@pytest.mark.parametrize("elements", [1, 500, 1 << 18])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_all_at_once_is_one_at_a_time_to_the_bit(name, elements, mode, monkeypatch):
+    monkeypatch.setattr(merging, "_GROUP", elements)
+    model, _, graph = traced(name)
+    state = model.state_dict()
+    updates = [(p := random_plan(graph, s), extract_state(state, p), s + 0.5) for s in range(4)]
+    merger = Merger(state)
+    for update in updates:
+        merger.add(*update)
+    single, together = merger.finish(mode), merging.merge_all(state, updates, mode)
+    assert list(single) == list(together)
+    assert all(torch.equal(single[n], together[n]) and single[n].dtype == together[n].dtype for n in state)
