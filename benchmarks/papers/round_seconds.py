@@ -36,6 +36,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "fedavgm-int8": (*CIFAR, "algorithm.name=fedavg", "algorithm.upload=int8"),
     "topk": (*CIFAR, "algorithm.name=fedavg", "algorithm.density=0.1", "algorithm.feedback=true"),
     "feddst-100-clients": (*CIFAR, *DST, "algorithm.sample=100"),
+    "feddst-1000-clients": (*CIFAR, *DST, "fleet.devices=1000", "algorithm.sample=1000"),
+    "feddst-fifth-of-the-weights": (*CIFAR, *DST, "task.name=feddst_tasks:small"),
+    "feddst-four-times-the-weights": (*CIFAR, *DST, "task.name=feddst_tasks:large"),
     "mpfl-search": (*NODES, "algorithm.iterations=7"),
     "mpfl-training": (*NODES, "algorithm.iterations=1", "algorithm.step=0.7"),
 }
