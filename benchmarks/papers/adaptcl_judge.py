@@ -208,6 +208,15 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
         extra = max(row["extra_bytes_share"] for row in plain)
         claim("A9", "control + rebuild over virtual time; extra bytes over all bytes; worst run", [overhead, extra],
               "<= 0.01; <= 0.001", overhead <= 0.01 and extra <= 0.001)  # fmt: skip
+    for split, own in (("sorted80", "worker"), ("iid", "unit")):
+        there = [row for row in rows if row["split"] == split and row["noise"] == 0.05 and row["task"] == "digits"]
+        others = [row for row in there if row["label"] in ("unit", "worker", "delta")]
+        for sigma in sorted({row["sigma"] for row in others}):
+            for label in ("", *sorted({row["label"] for row in others})):
+                some = [row["accuracy_change"] for row in there if (row["sigma"], row["label"]) == (sigma, label)]
+                by = label or own
+                claim(f"merging by {by}, digits {split}, sigma {sigma:g}", "accuracy against FedAvg, points",
+                      interval(some), "none", None)  # fmt: skip
     for task in sorted({row["task"] for row in rows}):
         curve = knob(rows, task)
         if len(curve) >= 4:
