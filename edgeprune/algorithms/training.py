@@ -82,6 +82,13 @@ def _train(
     return Trained(total / max(seen, 1), steps)
 
 
+def planned_steps(samples: int, recipe: Recipe) -> int:
+    """Optimiser steps that ``train_local`` takes over so many samples."""
+    full, left = divmod(samples, recipe.batch_size)
+    steps = max(1, recipe.epochs * (full + (1 if left > 1 else 0)))
+    return min(steps, recipe.steps) if recipe.steps else steps
+
+
 class Step:
     """One optimiser step on one batch, with a fresh momentum buffer: ``step(x, y)`` gives the detached loss.
 

@@ -84,8 +84,9 @@ class EventTransport(LocalTransport):
             key = f"{reply.client}/{PENDING}{pending.number}"
             times = [pending.at_s, pending.round, reply.update_time_s, *(reply.parts_s[part] for part in PARTS)]
             kept[f"{key}.times"] = torch.tensor(times, dtype=torch.float64)
-            if reply.blob is not None:
-                kept[f"{key}.bytes"] = torch.frombuffer(bytearray(reply.blob), dtype=torch.uint8)
+            for part, held in (("bytes", reply.blob), ("fault", reply.fault.encode())):
+                if held:
+                    kept[f"{key}.{part}"] = torch.frombuffer(bytearray(held), dtype=torch.uint8)
         return kept
 
     def recall(self, kept: Mapping[str, Tensor]) -> None:
@@ -98,13 +99,14 @@ class EventTransport(LocalTransport):
             client, _, name = key.partition("/")
             if not (name.startswith(PENDING) and name.endswith(".times")):
                 continue
-            blob = kept.get(f"{key.removesuffix('.times')}.bytes")
+            blob, fault = (kept.get(f"{key.removesuffix('.times')}.{part}") for part in ("bytes", "fault"))
             at_s, round_, update_time_s, *parts = times.tolist()
             reply = Reply(
                 client,
                 None if blob is None else blob.numpy().tobytes(),
                 update_time_s,
                 dict(zip(PARTS, parts, strict=True)),
+                "" if fault is None else fault.numpy().tobytes().decode(),
             )
             number = int(name.removeprefix(PENDING).removesuffix(".times"))
             insort(self._queue, _Pending(at_s, number, int(round_), reply))

@@ -21,12 +21,14 @@ from edgeprune.pruning import SubmodelPlan
 
 KEPT = 4  # batched networks: each as large as its clients' together
 Loss = Callable[[Tensor, Tensor], Tensor]
+Outcome = Done | EdgePruneError
 
 
 class Executor(Protocol):
-    """Does orders; each comes back once, beside what came of it, which is good until the next one is asked for."""
+    """Does orders; each comes back once, beside what came of it, which is good until the next one is asked for, or
+    beside the sentence that says why nothing did."""
 
-    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]: ...
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]: ...
 
 
 def executor(kind: str, device: str, shelf: ModelShelf, loss_of: Loss) -> Executor:
@@ -48,9 +50,13 @@ class Serial:
     def __init__(self, shelf: ModelShelf, loss_of: Loss) -> None:
         self._shelf, self._loss_of = shelf, loss_of
 
-    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]:
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         for order in orders:
-            yield order, train_one(self._shelf, order, self._loss_of)
+            try:
+                done: Outcome = train_one(self._shelf, order, self._loss_of)
+            except EdgePruneError as error:  # one device's data or weights: the others go on
+                done = error
+            yield order, done
 
 
 class Batched:
@@ -62,7 +68,7 @@ class Batched:
         self._serial = Serial(shelf, loss_of)
         self._models: OrderedDict[tuple[str, int], nn.Module] = OrderedDict()
 
-    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Done]]:
+    def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         waiting = iter(orders)
         while some := list(islice(waiting, self._width)):
             groups: dict[object, list[Order]] = {}
@@ -72,8 +78,13 @@ class Batched:
             for group in groups.values():
                 if self._one_by_one(group[0]):
                     yield from self._serial(group)
+                    continue
+                try:
+                    done = self._together(group)
+                except EdgePruneError:  # whose it was is found out one by one
+                    yield from self._serial(group)
                 else:
-                    yield from zip(group, self._together(group), strict=True)
+                    yield from zip(group, done, strict=True)
 
     def _one_by_one(self, order: Order) -> bool:
         """Several outputs, gates and thresholds are not batched."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from edgeprune import wire
+from edgeprune.algorithms.training import planned_steps
 from edgeprune.engine.executor import Executor
 from edgeprune.engine.transport import Collected, Reply
 from edgeprune.engine.worker import Answer, Order, Worker
+from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
 from edgeprune.pruning import ChannelGraph
 
@@ -49,6 +51,8 @@ class LocalTransport:
     def pull(self, clients: Sequence[str], patience: float) -> Collected:
         """Train and charge; the wait ends with the last arrival, or with the end of patience if one is missing."""
         replies = self._answers(clients)
+        if replies and all(reply.fault for reply in replies):  # nothing of this fleet can go on
+            raise EdgePruneError(f"{replies[0].client}: {replies[0].fault}")
         arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
         waited = max(arrived or [reply.update_time_s for reply in replies] or [0.0])
         if len(arrived) < len(replies):
@@ -69,6 +73,7 @@ class LocalTransport:
         """Everybody's reply, in the order asked for."""
         sent = {client: self._sent.pop(client) for client in clients}
         answers: dict[str, Answer] = {}
+        failed: dict[str, Reply] = {}
 
         def orders() -> Iterator[Order]:
             for client, blob in sent.items():
@@ -80,21 +85,34 @@ class LocalTransport:
 
         for order, done in self._executor(orders()):
             client = order.message.client
-            answers[client] = self._workers[client].close(order, done)
-        return [self._charged(client, sent[client], answers[client]) for client in clients]
+            try:
+                if isinstance(done, EdgePruneError):
+                    raise done
+                answers[client] = self._workers[client].close(order, done)
+            except EdgePruneError as error:  # as on a device of its own: it says why it has no answer
+                nothing = Answer(b"", order.plan, planned_steps(len(order.data), order.recipe), 0, order.rebuilt)
+                failed[client] = replace(self._charged(client, sent[client], nothing), fault=str(error))
+        return [
+            failed[client] if client in failed else self._answered(client, sent[client], answers[client])
+            for client in clients
+        ]
+
+    def _answered(self, client: str, sent: bytes, answer: Answer) -> Reply:
+        blob = _spoiled(answer, self._fleet[client], self._round)
+        return replace(self._charged(client, sent, answer), blob=blob)
 
     def _charged(self, client: str, sent: bytes, answer: Answer) -> Reply:
-        device = self._fleet[client]
+        """What the answer took, still without its bytes."""
         size = size_of(self._graph, answer.plan.counts, answer.plan.dropped)
         work = Work(len(sent), len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
-        cost = charge(device, work, self._table, round_=self._round, seed=self._seed)
+        cost = charge(self._fleet[client], work, self._table, round_=self._round, seed=self._seed)
         parts = {
             "download": cost.download_s,
             "compute": cost.compute_s,
             "rebuild": cost.rebuild_s,
             "upload": cost.upload_s,
         }
-        return Reply(client, _spoiled(answer, device, self._round), cost.total, parts)
+        return Reply(client, None, cost.total, parts)
 
 
 def _spoiled(answer: Answer, device: Device, round_: int) -> bytes | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.algorithms.protocol import Recipe
+from edgeprune.algorithms.training import planned_steps
 from edgeprune.device.profile import DeviceProfile, read_profile
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Device, Fleet, ProfileTimes, Times
@@ -25,7 +26,7 @@ def fleet_reports(
     """
     found = []
     for device in fleet.devices:
-        steps = _steps(samples[device.name], recipe)
+        steps = planned_steps(samples[device.name], recipe)
         needs = _needs(device, times, profile_noise, seed)
         if needs is None:
             return ()
@@ -72,9 +73,3 @@ def _check(profile: DeviceProfile, name: str, times: Times) -> None:
             f"fleet.device {name!r}: its profile is of {profile.task!r} with batches of {profile.batch_size}, the "
             f"experiment trains {times.task!r} with {times.batch_size}; measure it again"
         )
-
-
-def _steps(samples: int, recipe: Recipe) -> int:
-    """Optimiser steps of one round: a last batch of a single sample is dropped."""
-    full, left = divmod(samples, recipe.batch_size)
-    return max(1, recipe.epochs * (full + (1 if left > 1 else 0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -62,8 +62,10 @@ def merge_all(state: Mapping[str, Tensor], updates: Sequence[Sent], mode: MergeM
     weights = [gate.admit(*update) for update in updates]
     total = gate.closed(mode)
     merged: dict[str, Tensor] = {}
+    room = _Room()
     for some in _groups(state):
-        sums = _Sums(some)
+        room.clear()
+        sums = _Sums(some, room.zeros)
         for (plan, local, _), weight in zip(updates, weights, strict=True):
             sums.add(plan, local, weight)
         merged.update(sums.finish(mode, total))
@@ -149,21 +151,44 @@ class _Gate:
         return reached
 
 
-class _Sums:
-    """Weighted sums of the tensors of ``state``, and the weight of every element's holders."""
+class _Room:
+    """Zeros out of memory that is kept from one group of tensors to the next: new memory costs the system's zeroing of
+    its pages, several times what the sums themselves take."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._used: dict[tuple[torch.dtype, torch.device], int] = {}
+
+    def clear(self) -> None:
+        """What was handed out is no longer needed."""
+        self._used.clear()
+
+    def zeros(self, shape: torch.Size, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key, used = (dtype, device), self._used.get((dtype, device), 0)
+        size = shape.numel()
+        if key not in self._held or len(self._held[key]) < used + size:
+            # What was handed out before lives on in the tensors that view it.
+            self._held[key], used = torch.empty(max(size, 4 * _GROUP), dtype=dtype, device=device), 0
+        self._used[key] = used + size
+        return self._held[key][used : used + size].view(shape).zero_()
+
+
+class _Sums:
+    """Weighted sums of the tensors of ``state``, and the weight of every element's holders. ``zeros``: torch.zeros, or
+    where the sums need not outlive the next ones."""
+
+    def __init__(self, state: Mapping[str, Tensor], zeros: Callable[..., Tensor] = torch.zeros) -> None:
         self._base = dict(state)
         self._by_dtype: dict[torch.dtype, list[str]] = {}
         for name, t in state.items():
             if isinstance(t, Tensor) and t.is_floating_point():
                 self._by_dtype.setdefault(_summed_as(t.dtype), []).append(name)
         self._totals = {
-            n: torch.zeros(state[n].shape, dtype=dtype, device=state[n].device)
+            n: zeros(state[n].shape, dtype=dtype, device=state[n].device)
             for dtype, names in self._by_dtype.items()
             for n in names
         }
-        self._counts = {n: torch.zeros_like(t) for n, t in self._totals.items()}
+        self._counts = {n: zeros(t.shape, dtype=t.dtype, device=t.device) for n, t in self._totals.items()}
         self._largest: dict[str, Tensor] = {}
 
     def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:

@@ -12,7 +12,7 @@ from pruning_cases import CASES, positions, random_plan, traced
 
 import edgeprune
 from edgeprune import EdgePruneError
-from edgeprune.pruning import Merger, SubmodelPlan, extract_state, merging
+from edgeprune.pruning import Merger, SubmodelPlan, extract_state, merging, robust
 from edgeprune.pruning.axes import AxisMap, Segment
 
 NAN = float("nan")
@@ -236,7 +236,7 @@ def test_a_double_that_float32_cannot_hold_and_a_model_too_large_for_delta():
     with pytest.raises(EdgePruneError, match="too large"):
         edgeprune.merge(state, [(plan, wide, 1)])
     with pytest.raises(EdgePruneError, match="too large"):
-        edgeprune.pruning.robust.merge_robust(state, [(plan, wide)] * 3, "median")
+        robust.merge_robust(state, [(plan, wide)] * 3, "median")
     half, (plan, wide) = one([1e5, 0.0], into=torch.float16)
     with pytest.raises(EdgePruneError, match="too large"):
         edgeprune.merge(half, [(plan, wide, 1)])
