@@ -301,15 +301,22 @@ def merge_finish_many(bases: Sequence[Tensor], totals: Sequence[Tensor], counts:
         return [finish(base.detach(), t, c) for base, t, c in zip(bases, totals, counts, strict=True)]
 
 
-def merge_finish_many_(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> None:
-    """``merge_finish`` of many tensors written into ``totals``: no second copy of a large model's sums."""
-    _checks.check_lengths("merge_finish_many_", bases=bases, totals=totals, counts=counts)
+def merge_finish_many_(
+    bases: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    outs: Sequence[Tensor] | None = None,
+) -> None:
+    """``merge_finish`` of many tensors written into ``totals``, no second copy of a large model's sums, or into
+    ``outs``, which have the same shapes."""
+    outs = totals if outs is None else outs
+    _checks.check_lengths("merge_finish_many_", bases=bases, totals=totals, counts=counts, outs=outs)
     with torch.no_grad():
-        if _direct(bases, totals, counts) and all(total.is_contiguous() for total in totals):
-            _finish_into(totals, bases, totals, counts)
+        if _direct(bases, totals, counts, outs) and all(out.is_contiguous() for out in outs):
+            _finish_into(outs, bases, totals, counts)
             return
-        for total, result in zip(totals, merge_finish_many(bases, totals, counts), strict=True):
-            total.copy_(result)
+        for out, result in zip(outs, merge_finish_many(bases, totals, counts), strict=True):
+            out.copy_(result)
 
 
 def _finish_direct(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:

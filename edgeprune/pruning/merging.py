@@ -17,8 +17,10 @@ MergeMode = Literal["unit", "worker", "delta"]
 
 _WEIGHTS = (1e-30, 1e30)  # beyond them weight * value leaves float32 for values as networks have them
 _ROOM = 1 - 2.0**-20  # of a type's largest number, for what many sums round up
-_GROUP = 1 << 18  # elements; sums and counts of so many are 2 MiB, a second-level cache's size
+_GROUP = 1 << 19  # elements; of smaller parts the calls cost more than their place in the cache gives
 
+Index = tuple[Tensor | None, ...]
+Rows = tuple[int, int] | None  # of a tensor's first dimension; None: all of it
 Sent = tuple[SubmodelPlan, Mapping[str, Tensor], float]
 
 
@@ -39,7 +41,8 @@ class Merger:
         Raises EdgePruneError, with nothing added, when a name, shape or type does not fit, a value is not finite or so
         large that the sums could overflow, or the weight is not a number from 1e-30 to 1e30.
         """
-        self._sums.add(plan, local_state, self._gate.admit(plan, local_state, weight))
+        weight = self._gate.admit(plan, local_state, weight)
+        self._sums.add({n: (t, plan.indices(n)) for n, t in local_state.items() if isinstance(t, Tensor)}, weight)
 
     def finish(self, mode: MergeMode = "unit") -> dict[str, Tensor]:
         """The new full state (new memory, the base's types and order).
@@ -55,35 +58,70 @@ def merge_all(state: Mapping[str, Tensor], updates: Sequence[Sent], mode: MergeM
     """What a Merger makes of ``updates``, (plan, local state, weight) each, to the bit; nothing is summed before all of
     them are checked.
 
-    A few tensors at a time, all updates of them: their sums stay in the cache, and besides the result there is no
-    memory as large as the model.
+    A few rows at a time, all updates of them: their sums stay in the cache, and besides the result there is no memory
+    as large as the model.
     """
     gate = _Gate(state)
     weights = [gate.admit(*update) for update in updates]
     total = gate.closed(mode)
-    merged: dict[str, Tensor] = {}
+    merged = _like(state)
     room = _Room()
-    for some in _groups(state):
+    for group in _groups(state):
         room.clear()
-        sums = _Sums(some, room.zeros)
+        sums = _Sums({name: _rows(state[name], rows) for name, rows in group.items()}, room.zeros)
         for (plan, local, _), weight in zip(updates, weights, strict=True):
-            sums.add(plan, local, weight)
-        merged.update(sums.finish(mode, total))
-    return merged
+            held = {n: _held(local[n], plan.indices(n), rows) for n, rows in group.items() if plan.holds(n)}
+            sums.add({n: part for n, part in held.items() if part[0].numel() or not part[0].dim()}, weight)
+        sums.finish_into({name: _rows(merged[name], rows) for name, rows in group.items()}, mode, total)
+    return {name: merged.get(name, t) for name, t in state.items()}
 
 
-def _groups(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state in order, in parts of at least _GROUP elements."""
-    some: dict[str, Tensor] = {}
+def _groups(state: Mapping[str, Tensor]) -> Iterator[dict[str, Rows]]:
+    """The state's tensors in order, in parts of about _GROUP elements; a large one by its rows (on a GPU whole)."""
+    some: dict[str, Rows] = {}
     elements = 0
     for name, t in state.items():
-        some[name] = t
-        elements += t.numel() if isinstance(t, Tensor) else 0
-        if elements >= _GROUP:
-            yield some
-            some, elements = {}, 0
+        if not isinstance(t, Tensor):
+            continue
+        for rows in _parts(t):
+            some[name] = rows
+            elements += t.numel() if rows is None else (rows[1] - rows[0]) * t[0].numel()
+            if elements >= _GROUP:
+                yield some
+                some, elements = {}, 0
     if some:
         yield some
+
+
+def _parts(t: Tensor) -> Iterator[Rows]:
+    """Rows of at least _GROUP elements each, but for the last."""
+    if t.device.type != "cpu" or not t.is_floating_point() or t.dim() < 2 or t.numel() < 2 * _GROUP:
+        yield None
+        return
+    step = -(-_GROUP // t[0].numel())
+    for first in range(0, t.shape[0], step):
+        yield first, min(first + step, t.shape[0])
+
+
+def _like(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New memory for every tensor of ``state``, contiguous."""
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    return {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in tensors.items()}
+
+
+def _rows(t: Tensor, rows: Rows) -> Tensor:
+    return t if rows is None else t[rows[0] : rows[1]]
+
+
+def _held(x: Tensor, indices: Index, rows: Rows) -> tuple[Tensor, Index]:
+    """What a sub-model holds of these rows, and where in them."""
+    if rows is None:
+        return x, indices
+    kept = indices[0]
+    if kept is None:
+        return x[rows[0] : rows[1]], indices
+    first, last = torch.searchsorted(kept, torch.tensor(rows)).tolist()
+    return x[first:last], (kept[first:last] - rows[0], *indices[1:])
 
 
 class _Gate:
@@ -191,21 +229,23 @@ class _Sums:
         self._counts = {n: zeros(t.shape, dtype=t.dtype, device=t.device) for n, t in self._totals.items()}
         self._largest: dict[str, Tensor] = {}
 
-    def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
+    def add(self, parts: Mapping[str, tuple[Tensor, Index]], weight: float) -> None:
+        """``parts``: by name, what an update holds of the tensor, and where."""
         for dtype, names in self._by_dtype.items():
-            held = [name for name in names if plan.holds(name)]
+            held = [name for name in names if name in parts]
             ops.scatter_accumulate_many_(
                 [self._totals[n] for n in held],
                 [self._counts[n] for n in held],
-                [local_state[n].detach().to(self._totals[n].device, dtype) for n in held],
-                [plan.indices(n) for n in held],
+                [parts[n][0].detach().to(self._totals[n].device, dtype) for n in held],
+                [parts[n][1] for n in held],
                 weight,
             )
         for name, base in self._base.items():
-            if isinstance(base, Tensor) and not base.is_floating_point() and plan.holds(name):
-                self._raise(name, base, plan.indices(name), local_state[name].detach().to(base.device, base.dtype))
+            if name in parts and not base.is_floating_point():
+                x, indices = parts[name]
+                self._raise(name, base, indices, x.detach().to(base.device, base.dtype))
 
-    def _raise(self, name: str, base: Tensor, indices: tuple[Tensor | None, ...], x: Tensor) -> None:
+    def _raise(self, name: str, base: Tensor, indices: Index, x: Tensor) -> None:
         """Integer buffers: the largest of the base and all sub-models."""
         held = self._largest.setdefault(name, base.clone())
         mesh = []
@@ -217,7 +257,12 @@ class _Sums:
 
     def finish(self, mode: MergeMode, weight: float) -> dict[str, Tensor]:
         """The mean, in new memory and the base's order; ``weight``: of all updates."""
-        merged: dict[str, Tensor] = {}
+        merged = _like(self._base)
+        self.finish_into(merged, mode, weight)
+        return {n: merged.get(n, t) for n, t in self._base.items()}
+
+    def finish_into(self, into: Mapping[str, Tensor], mode: MergeMode, weight: float) -> None:
+        """The mean, written into tensors like the base's."""
         for dtype, names in self._by_dtype.items():
             counts, totals = [self._counts[n] for n in names], [self._totals[n] for n in names]
             bases = [self._base[n].detach().to(dtype) for n in names]
@@ -225,12 +270,10 @@ class _Sums:
                 totals = [t + (weight - c) * b for t, c, b in zip(totals, counts, bases, strict=True)]
             if mode != "unit":
                 counts = [torch.full_like(c, weight) for c in counts]
-            done = ops.merge_finish_many(bases, totals, counts)
-            merged.update({n: t.to(self._base[n].dtype) for n, t in zip(names, done, strict=True)})
+            ops.merge_finish_many_(bases, totals, counts, [into[n] for n in names])
         for name, base in self._base.items():
-            if name not in merged and isinstance(base, Tensor):
-                merged[name] = self._largest.get(name, base).clone()
-        return {n: merged.get(n, t) for n, t in self._base.items()}
+            if isinstance(base, Tensor) and not base.is_floating_point():
+                into[name].copy_(self._largest.get(name, base))
 
 
 def _summed_as(dtype: torch.dtype) -> torch.dtype:

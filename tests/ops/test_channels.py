@@ -52,6 +52,9 @@ def test_many_equals_one_by_one() -> None:
     merged = ops.merge_finish_many(xs, totals, counts)
     assert all(torch.equal(got, x) for got, x in zip(merged, xs, strict=True))  # 2x / 2, or the base
     turned = [torch.zeros(*total.shape[::-1]).permute(2, 1, 0).copy_(total) for total in totals]  # not contiguous
+    outs = [torch.full_like(x, float("nan")) for x in xs]
+    ops.merge_finish_many_(xs, totals, counts, outs)
+    assert all(torch.equal(got, x) for got, x in zip(outs, xs, strict=True))
     for sums in (turned, totals):
         ops.merge_finish_many_(xs, sums, counts)
         assert all(torch.equal(got, x) for got, x in zip(sums, xs, strict=True))
