@@ -137,6 +137,7 @@ class AdaptCL:
             return replace(state, memory=_to_memory(workers, target, order))
         frozen = self.rank(setting.graph, state.model) if order is None else Ranking.from_json(order, setting.graph)
         workers, target = self.learn(workers, target, scale(setting.graph, frozen, self.size_by))
+        workers = self.within_limits(setting, workers, frozen)
         plans = self._plans(setting, state.plans, workers, frozen)
         return replace(state, plans=plans, memory=_to_memory(workers, target, frozen.to_json()))
 
@@ -145,6 +146,10 @@ class AdaptCL:
         scores = channel_importance.scores(model, graph, how=self.importance)
         # Batch-norm scales compare across layers as they are; norms only relative to their layer's mean.
         return ranking(graph, scores, self.min_channels, normalise=self.importance != "bn")
+
+    def within_limits(self, setting: Setting, workers: Mapping[str, Worker], frozen: Ranking) -> dict[str, Worker]:
+        """``workers`` with no retention that its device cannot hold; here nothing is known of devices."""
+        return dict(workers)
 
     def _average(self, model: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
         return average(model, updates, self.merge_by, rule=self.merge_rule, trim=self.trim, clip_norm=self.clip_norm)

@@ -6,7 +6,8 @@
     a profile    measured anew (the run was stopped and resumed): what was learnt of the old one is forgotten
     every PI     scheduled anew with the corrected times; at the first such stage channels are ranked by what was learnt
 
-``correct = "learner"`` leaves all that follows the first assignment to AdaptCL's rate learner.
+``correct = "learner"`` leaves all that follows the first assignment to AdaptCL's rate learner, within the devices'
+memory.
 The merge, the ranking and the recipe are AdaptCL's (adaptcl.py). Ours, not the paper's.
 """
 
@@ -20,14 +21,14 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from edgeprune.algorithms import adaptcl
-from edgeprune.algorithms.adaptcl import AdaptCL
+from edgeprune.algorithms.adaptcl import AdaptCL, Worker
 from edgeprune.algorithms.clients import assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import ProfileTimes
 from edgeprune.fleet.correction import Belief, reasons_to_profile, updated
 from edgeprune.fleet.reports import Report, Rung, ladder
-from edgeprune.fleet.scheduler import Decision, Goal, Objective, schedule, target_s
+from edgeprune.fleet.scheduler import Decision, Goal, Objective, fits, schedule, target_s
 from edgeprune.pruning import Ranking, SubmodelPlan, ranking
 from edgeprune.pruning import importance as channel_importance
 
@@ -114,6 +115,17 @@ class Scheduled(AdaptCL):
         plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
         return replace(state, plans=plans, memory=self._memory(setting, order, ranked, beliefs, decisions))
 
+    def within_limits(
+        self, setting: Setting, workers: Mapping[str, Worker], frozen: Ranking
+    ) -> dict[str, Worker]:
+        """What the rate learner asks for, or the largest retention that fits the device's memory."""
+        rungs = ladder(setting.graph, frozen, self.gamma_min)
+        most = {
+            report.name: next((rung.retention for rung in rungs if fits(report, rung)), rungs[-1].retention)
+            for report in _reports(setting)
+        }
+        return {name: replace(worker, gamma=min(worker.gamma, most[name])) for name, worker in workers.items()}
+
     def facts(self, setting: Setting, state: State) -> dict[str, Any]:
         """Whom to profile again, and why: for the round's record."""
         if self.correct == "learner":
@@ -189,7 +201,7 @@ class Scheduled(AdaptCL):
         reports = {report.name: report for report in _reports(setting)}
         chosen = {client: decisions[client].rung or rungs[-1] for client in setting.clients}
         workers = {
-            client: adaptcl.Worker(rung.retention, unpruned=reports[client].update_time_s(rungs[0]))
+            client: Worker(rung.retention, unpruned=reports[client].update_time_s(rungs[0]))
             for client, rung in chosen.items()
         }
         plans = {client: plan_of(setting, order, rung) for client, rung in chosen.items()}

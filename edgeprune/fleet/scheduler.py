@@ -122,7 +122,7 @@ def _decide(report: Report, rungs: Sequence[Rung], goal: Goal, target: float, pr
         return _out(report, heat)
     most = max(1, math.floor(report.steps * share))
     least = min(most, max(1, math.ceil(report.steps * goal.least_work)))
-    fitting = [rung for rung in rungs if _fits(report, rung)]
+    fitting = [rung for rung in rungs if fits(report, rung)]
     if not fitting:
         return _out(report, f"even {_percent(rungs[-1])} of the channels needs more than its memory")
     affordable = [rung for rung in fitting if _energy(report, rung, most) <= report.energy_j]
@@ -247,14 +247,15 @@ def _share_by_heat(report: Report) -> tuple[float, str]:
 def _cap(report: Report, rung: Rung, rungs: Sequence[Rung], steps: int) -> str:
     """Which limit keeps a client from a larger model."""
     larger, share = rungs[rungs.index(rung) - 1], _percent(rung)
-    if not _fits(report, larger):
+    if not fits(report, larger):
         limit, need = report.memory_bytes / 2**20, (report.needs.memory(rungs[0].size) or 0) / 2**20
         return f"memory: {share} of the channels fits in {limit:.0f} MiB, the whole model needs {need:.0f}"
     need_j = _energy(report, rungs[0], steps)
     return f"energy: {share} of the channels keeps within {report.energy_j:.3g} J, the whole model needs {need_j:.3g}"
 
 
-def _fits(report: Report, rung: Rung) -> bool:
+def fits(report: Report, rung: Rung) -> bool:
+    """Whether the rung's peak, as the client's profile has it, is within its memory."""
     need = report.needs.memory(rung.size)
     return report.memory_bytes == math.inf or (need is not None and need <= report.memory_bytes)
 

@@ -173,6 +173,18 @@ def test_adaptcls_learner_can_take_over(profile: Path, tmp_path: Path) -> None:
     assert spread(records[0]) < 1.25 and spread(records[-1]) < 1.25
 
 
+def test_the_learner_asks_for_no_more_than_fits(profile: Path, tmp_path: Path) -> None:
+    options = [item for item in sets(profile, algorithm__interval=2, run__rounds=5) if "fleet.devices" not in item]
+    options.append('fleet.device=[{name="a", slowdown=2.0}, {name="b", memory_mib=210}]')  # b is idle half of the time
+    kept = {}
+    for name, memory in (("limited", "210"), ("free", "100000")):
+        free = [item.replace("210", memory) for item in options]
+        records = run(tmp_path / name, [*free, 'algorithm.correct="learner"'])
+        kept[name] = [record["retention"]["b"] for record in records]
+    assert kept["free"][0] == 1.0 and max(kept["limited"]) == kept["limited"][0] < 0.9
+    assert len(set(kept["limited"])) == 1, "what fits is known before the first round"
+
+
 def test_limits_and_absence(profile: Path, tmp_path: Path) -> None:
     fleet = tmp_path / "fleet.toml"
     fleet.write_text(
