@@ -115,9 +115,7 @@ class Scheduled(AdaptCL):
         plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
         return replace(state, plans=plans, memory=self._memory(setting, order, ranked, beliefs, decisions))
 
-    def within_limits(
-        self, setting: Setting, workers: Mapping[str, Worker], frozen: Ranking
-    ) -> dict[str, Worker]:
+    def within_limits(self, setting: Setting, workers: Mapping[str, Worker], frozen: Ranking) -> dict[str, Worker]:
         """What the rate learner asks for, or the largest retention that fits the device's memory."""
         rungs = ladder(setting.graph, frozen, self.gamma_min)
         most = {
