@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from edgeprune._version import __version__
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import channels, masked_self_test, packing_self_test, reference
+from edgeprune.ops import channels, masked_self_test, packing_self_test, pooling, reference
 from edgeprune.ops._core import core
 
 
@@ -65,12 +66,23 @@ def _cases(device: torch.device) -> dict[str, Callable[[], bool]]:
     return {"gather": gather, "channel_norms": norms, "scatter_accumulate": merge}
 
 
+def _max_pool() -> bool:
+    x = torch.linspace(-40, 40, 3 * 6 * 19).sin().reshape(3, 6, 19).requires_grad_()
+    expected = max_pool2d(x, 3, 1)
+    grad = torch.linspace(-1, 1, expected.numel()).reshape(expected.shape)
+    (theirs,) = torch.autograd.grad(expected, x, grad)
+    out, where = pooling.max_pool(x, 3)
+    ours = pooling.max_pool_backward(grad, where, tuple(x.shape), 3)
+    return torch.equal(out, expected) and torch.equal(ours, theirs)
+
+
 def self_test() -> dict[str, str]:
     """Runs the operators on a small input, on the CPU and on a GPU that the core was built for.
 
     Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
     """
     cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases(torch.device("cpu"))
+    cases["max_pool"] = _max_pool
     if core.cuda_built() and torch.cuda.is_available():
         gpu = torch.device("cuda")
         there = _cases(gpu) | masked_self_test.cases(gpu) | packing_self_test.cases(gpu)

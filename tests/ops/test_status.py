@@ -22,7 +22,7 @@ def test_info_and_self_test() -> None:
     assert info["chosen"] in info["present"] and set(info["present"]) <= set(info["compiled"])
     assert info["cuda"] and info["compiler"]
     assert {"gather", "channel_norms", "scatter_accumulate", "masked_linear", "masked_conv2d"} <= set(info["self_test"])
-    assert {"select", "pack", "unpack", "feedback", "gaps"} <= set(info["self_test"])
+    assert {"select", "pack", "unpack", "feedback", "gaps", "max_pool"} <= set(info["self_test"])
     assert set(info["self_test"].values()) == {"ok"}
 
 
