@@ -254,9 +254,9 @@ def paired(
 
 
 def rounded(value: Any) -> Any:
-    """``value`` with every number to six digits: the files are for reading and for git."""
+    """``value`` with every number to six digits, none for one that is not finite: the files are for reading and git."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
