@@ -82,10 +82,10 @@ def final_accuracy(outcome: dict[str, Any]) -> float:
     return 100 * statistics.fmean(list(outcome["accuracy"].values())[-3:])
 
 
-def fedavg_at(fedavg: dict[str, Any], times: list[float], moment: float) -> float:
+def fedavg_at(fedavg: dict[str, Any], times: list[float], moment: float) -> float | None:
     """FedAvg's accuracy, in per cent, at the last evaluation before ``moment`` on the clock of ``times``."""
     reached = [value for round_, value in fedavg["accuracy"].items() if times[int(round_) - 1] <= moment]
-    return 100 * reached[-1] if reached else math.nan
+    return 100 * reached[-1] if reached else None
 
 
 def true_times(outcome: dict[str, Any]) -> list[list[float]]:
