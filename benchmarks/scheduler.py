@@ -228,6 +228,13 @@ def as_it_was(self: object, model: Mapping[str, torch.Tensor], updates: object) 
     return dict(model)
 
 
+def train_nothing() -> None:
+    """On one thread: no averages, and what depends on untrained weights made once."""
+    torch.set_num_threads(1)
+    AdaptCL._average = as_it_was  # type: ignore[method-assign, assignment]
+    clients.extract_state, scheduled.ladder = cut_once, ladder_once  # type: ignore[assignment, attr-defined]
+
+
 def measured_memory(task: str, kept: bytes, limit_mib: float) -> dict[str, float]:
     """Peak of a fresh process that trains this sub-model, beside the limit of the device it was given to."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -357,9 +364,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--resume", action="store_true", help="keep the cells that the result file has")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    AdaptCL._average = as_it_was  # type: ignore[method-assign, assignment]
-    clients.extract_state, scheduled.ladder = cut_once, ladder_once  # type: ignore[assignment, attr-defined]
+    train_nothing()
     about = harness.machine()
     path = written = harness.RESULTS / "scheduler.json"
     rows = json.loads(written.read_text())["cells"] if arguments.resume and written.exists() else []

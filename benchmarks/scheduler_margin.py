@@ -14,10 +14,7 @@ from typing import Any
 
 import harness
 import scheduler
-import torch
 
-from edgeprune.algorithms import clients, scheduled
-from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.scheduled import Scheduled
 
 MARGINS = (0.0, 0.5, 1.0)
@@ -49,9 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    AdaptCL._average = scheduler.as_it_was  # type: ignore[method-assign, assignment]
-    clients.extract_state, scheduled.ladder = scheduler.cut_once, scheduler.ladder_once  # type: ignore[assignment, attr-defined]
+    scheduler.train_nothing()
     about, rows = harness.machine(), []
     for task in arguments.tasks.split(","):
         for devices, sigma in FLEETS:

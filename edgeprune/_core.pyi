@@ -20,6 +20,9 @@ def accumulate_exact(
     threads: int,
     variant: str = "",
 ) -> None: ...
+
+max_pool_max_size: int
+
 def max_pool(x: object, out: object, where: object, size: int, threads: int, variant: str = "") -> None: ...
 def max_pool_backward(grad: object, where: object, dx: object, size: int, threads: int, variant: str = "") -> None: ...
 def gather_many(

@@ -9,7 +9,7 @@ from typing import Any
 import paper_runs
 from adaptcl_judge import interval
 from cos2p_cells import SETTINGS
-from paper_runs import RESULTS, claims, final_accuracy
+from paper_runs import RESULTS, claims, final_accuracy, pairs
 
 Rows = dict[str, list[dict[str, Any]]]
 LIMITED = (0.75, 0.5, 0.25)
@@ -138,12 +138,9 @@ def engine_claims(found: dict[str, Any], task: str, of: Rows) -> None:
     if "k16" not in of:
         return
     for name in ("k8", "relative", "k14"):
-        if name in of:
-            pairs = [(a, b) for a in of[name] for b in of["k16"] if a["cell"]["seed"] == b["cell"]["seed"]]
-            if not pairs:
-                continue
-            time = statistics.fmean(a["virtual_s"] / b["virtual_s"] for a, b in pairs)
-            points = statistics.fmean(final_accuracy(a) - final_accuracy(b) for a, b in pairs)
+        if both := pairs(of, name, "k16"):
+            time = statistics.fmean(a["virtual_s"] / b["virtual_s"] for a, b in both)
+            points = statistics.fmean(final_accuracy(a) - final_accuracy(b) for a, b in both)
             found[f"B7 {task} {name}"] = claim(
                 "time and points against waiting for all, at equally many updates",
                 [time, points],
@@ -156,12 +153,7 @@ def ablations(found: dict[str, Any], task: str, of: Rows) -> None:
     """B6: points that the whole is ahead of itself with one component less (of the row 'relative'; 'no-staleness' of
     the paper's formula as well)."""
     for name in ABLATIONS:
-        gaps = [
-            final_accuracy(a) - final_accuracy(b)
-            for a in of.get("relative", [])
-            for b in of.get(name, [])
-            if a["cell"]["seed"] == b["cell"]["seed"]
-        ]
+        gaps = [final_accuracy(a) - final_accuracy(b) for a, b in pairs(of, "relative", name)]
         if gaps:
             found[f"B6 {task} {name}"] = claim("points ahead of it", spread(gaps), "reported", None)
 
@@ -174,14 +166,13 @@ def crossings(found: dict[str, Any], task: str, of: Rows) -> None:
         ("K 10 of a table's workers", "table-on-profile-k10", "table-on-profile-k16"),
         ("K 10 of equalised workers", "rates-by-profile-k10", "rates-by-profile-k16"),
     ):
-        pairs = [(a, b) for a in of.get(ours, []) for b in of.get(theirs, []) if a["cell"]["seed"] == b["cell"]["seed"]]
-        if pairs:
+        if both := pairs(of, ours, theirs):
             found[f"X {task} {label}"] = claim(
                 f"{ours} against {theirs}: time, utilisation, points with interval",
                 [
-                    statistics.fmean(a["virtual_s"] / b["virtual_s"] for a, b in pairs),
-                    statistics.fmean(a["utilisation"] / b["utilisation"] for a, b in pairs),
-                    *spread([final_accuracy(a) - final_accuracy(b) for a, b in pairs]),
+                    statistics.fmean(a["virtual_s"] / b["virtual_s"] for a, b in both),
+                    statistics.fmean(a["utilisation"] / b["utilisation"] for a, b in both),
+                    *spread([final_accuracy(a) - final_accuracy(b) for a, b in both]),
                 ],
                 "reported",
                 None,

@@ -9,7 +9,7 @@ from typing import Any
 import paper_runs
 from adaptcl_judge import interval
 from mpfl_cells import NODES, PRUNED, SPLITS, TASKS
-from paper_runs import final_accuracy
+from paper_runs import final_accuracy, pairs
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -60,12 +60,6 @@ def at_sparsity(found: dict[str, Any], name: str, of: Rows, tag: str) -> None:
             "bar": "both better",
             "holds": means["exact"] > means["oneshot"] and spread["exact"] < spread["oneshot"],
         }
-
-
-def pairs(of: Rows, ours: str, theirs: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Outcomes of the same seeds."""
-    other = {o["cell"]["seed"]: o for o in of.get(theirs, [])}
-    return [(o, other[o["cell"]["seed"]]) for o in of.get(ours, []) if o["cell"]["seed"] in other]
 
 
 def gap(

@@ -240,6 +240,12 @@ def final_accuracy(outcome: dict[str, Any]) -> float:
     return 100 * statistics.fmean(list(outcome["accuracy"].values())[-3:])
 
 
+def pairs(of: dict[str, list[dict[str, Any]]], ours: str, theirs: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Outcomes of the same seeds, of the two rows."""
+    other = {o["cell"]["seed"]: o for o in of.get(theirs, [])}
+    return [(o, other[o["cell"]["seed"]]) for o in of.get(ours, []) if o["cell"]["seed"] in other]
+
+
 def paired(
     ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], cap: float, their_cap: float
 ) -> list[float]:

@@ -20,6 +20,8 @@ struct PoolBackwardCall {
     View dx;     // f32, like x
 };
 
+constexpr int64_t kPoolMaxSize = 15;  // a place in a window fits a byte
+
 void max_pool(const PoolCall& call, int64_t size, const CpuOptions& options);
 void max_pool_backward(const PoolBackwardCall& call, int64_t size, const CpuOptions& options);
 

@@ -11,29 +11,27 @@ namespace py = pybind11;
 namespace edgeprune {
 namespace {
 
-void py_max_pool(py::handle x, py::handle out, py::handle where, int64_t size, int threads,
-                 const std::string& variant) {
-    const char* const op = "max_pool";
-    const Borrowed read = borrow(op, "x", x), values = borrow(op, "out", out), places = borrow(op, "where", where);
-    const py::gil_scoped_release unlocked;
-    max_pool({read.view, values.view, places.view}, size, {threads, variant});
-}
-
-void py_max_pool_backward(py::handle grad, py::handle where, py::handle dx, int64_t size, int threads,
+// Binds `run` as `name`: three tensors, in the order of Call's members and called `a`, `b` and `c`, and the window.
+template <class Call>
+void bind(py::module_& module, const char* name, void (*run)(const Call&, int64_t, const CpuOptions&), const char* a,
+          const char* b, const char* c) {
+    const auto call = [=](py::handle first, py::handle second, py::handle third, int64_t size, int threads,
                           const std::string& variant) {
-    const char* const op = "max_pool";
-    const Borrowed read = borrow(op, "grad", grad), places = borrow(op, "where", where), values = borrow(op, "dx", dx);
-    const py::gil_scoped_release unlocked;
-    max_pool_backward({read.view, places.view, values.view}, size, {threads, variant});
+        const Borrowed one = borrow("max_pool", a, first), two = borrow("max_pool", b, second),
+                       three = borrow("max_pool", c, third);
+        const py::gil_scoped_release unlocked;
+        run({one.view, two.view, three.view}, size, {threads, variant});
+    };
+    module.def(name, call, py::arg(a), py::arg(b), py::arg(c), py::arg("size"), py::arg("threads"),
+               py::arg("variant") = "");
 }
 
 }  // namespace
 
 void bind_max_pool(py::module_& module) {
-    module.def("max_pool", &py_max_pool, py::arg("x"), py::arg("out"), py::arg("where"), py::arg("size"),
-               py::arg("threads"), py::arg("variant") = "");
-    module.def("max_pool_backward", &py_max_pool_backward, py::arg("grad"), py::arg("where"), py::arg("dx"),
-               py::arg("size"), py::arg("threads"), py::arg("variant") = "");
+    module.attr("max_pool_max_size") = kPoolMaxSize;
+    bind(module, "max_pool", &max_pool, "x", "out", "where");
+    bind(module, "max_pool_backward", &max_pool_backward, "grad", "where", "dx");
 }
 
 }  // namespace edgeprune

@@ -35,7 +35,7 @@ from edgeprune.algorithms.rate_learner import Limits, Point, Scale
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning import importance as channel_importance
-from edgeprune.pruning.merging import MergeMode
+from edgeprune.pruning.merge_gate import MergeMode
 from edgeprune.pruning.plan import Ranking, ranking
 
 SizeBy = Literal["work", "channels"]

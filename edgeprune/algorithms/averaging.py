@@ -10,7 +10,8 @@ from torch import Tensor
 
 from edgeprune.algorithms.protocol import Update
 from edgeprune.errors import EdgePruneError, nearest
-from edgeprune.pruning.merging import MergeMode, Merger, merge_all
+from edgeprune.pruning.merge_gate import MergeMode
+from edgeprune.pruning.merging import Merger, merge_all
 from edgeprune.pruning.robust import check_trim, clip_update, merge_robust
 
 MergeRule = Literal["mean", "median", "trimmed"]

@@ -38,7 +38,8 @@ from edgeprune.nn.exits import Reduction
 from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.coverage import coverage
 from edgeprune.pruning.importance import scores
-from edgeprune.pruning.merging import MergeMode, merge_all
+from edgeprune.pruning.merge_gate import MergeMode
+from edgeprune.pruning.merging import merge_all
 from edgeprune.pruning.robust import STATISTICS
 from edgeprune.pruning.surgery import extract_state
 

@@ -117,12 +117,13 @@ class Scheduled(AdaptCL):
 
     def within_limits(self, setting: Setting, workers: Mapping[str, Worker], frozen: Ranking) -> dict[str, Worker]:
         """What the rate learner asks for, or the largest retention that fits the device's memory."""
-        rungs = ladder(setting.graph, frozen, self.gamma_min)
-        most = {
-            report.name: next((rung.retention for rung in rungs if fits(report, rung)), rungs[-1].retention)
-            for report in _reports(setting)
-        }
-        return {name: replace(worker, gamma=min(worker.gamma, most[name])) for name, worker in workers.items()}
+        limited = [report for report in _reports(setting) if report.memory_bytes < math.inf]
+        rungs = ladder(setting.graph, frozen, self.gamma_min) if limited else []
+        within = dict(workers)
+        for report in limited:
+            most = next((rung.retention for rung in rungs if fits(report, rung)), rungs[-1].retention)
+            within[report.name] = replace(within[report.name], gamma=min(within[report.name].gamma, most))
+        return within
 
     def facts(self, setting: Setting, state: State) -> dict[str, Any]:
         """Whom to profile again, and why: for the round's record."""

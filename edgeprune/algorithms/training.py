@@ -85,7 +85,7 @@ def _train(
 def planned_steps(samples: int, recipe: Recipe) -> int:
     """Optimiser steps that ``train_local`` takes over so many samples."""
     full, left = divmod(samples, recipe.batch_size)
-    steps = max(1, recipe.epochs * (full + (1 if left > 1 else 0)))
+    steps = recipe.epochs * max(1, full + (left > 1))
     return min(steps, recipe.steps) if recipe.steps else steps
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune import wire
 from edgeprune.algorithms.training import planned_steps
-from edgeprune.engine.executor import Executor
+from edgeprune.engine.executor import Executor, Outcome
 from edgeprune.engine.transport import Collected, Reply
 from edgeprune.engine.worker import Answer, Order, Worker
 from edgeprune.errors import EdgePruneError
@@ -72,30 +72,35 @@ class LocalTransport:
     def _answers(self, clients: Sequence[str]) -> list[Reply]:
         """Everybody's reply, in the order asked for."""
         sent = {client: self._sent.pop(client) for client in clients}
-        answers: dict[str, Answer] = {}
-        failed: dict[str, Reply] = {}
+        replies: dict[str, Reply] = {}
 
         def orders() -> Iterator[Order]:
             for client, blob in sent.items():
                 opened = self._workers[client].open(blob)
                 if isinstance(opened, Answer):
-                    answers[client] = opened
+                    replies[client] = self._answered(client, blob, opened)
                 else:
                     yield opened
 
         for order, done in self._executor(orders()):
             client = order.message.client
-            try:
-                if isinstance(done, EdgePruneError):
-                    raise done
-                answers[client] = self._workers[client].close(order, done)
-            except EdgePruneError as error:  # as on a device of its own: it says why it has no answer
-                nothing = Answer(b"", order.plan, planned_steps(len(order.data), order.recipe), 0, order.rebuilt)
-                failed[client] = replace(self._charged(client, sent[client], nothing), fault=str(error))
-        return [
-            failed[client] if client in failed else self._answered(client, sent[client], answers[client])
-            for client in clients
-        ]
+            replies[client] = self._closed(client, sent[client], order, done)
+        return [replies[client] for client in clients]
+
+    def _closed(self, client: str, sent: bytes, order: Order, done: Outcome) -> Reply:
+        """The answer to an order, or as from a device of its own why there is none."""
+        if isinstance(done, EdgePruneError):
+            return self._failed(client, sent, order, done)
+        try:
+            answer = self._workers[client].close(order, done)
+        except EdgePruneError as error:
+            return self._failed(client, sent, order, error)
+        return self._answered(client, sent, answer)
+
+    def _failed(self, client: str, sent: bytes, order: Order, error: EdgePruneError) -> Reply:
+        """No bytes, after the time that the work would have taken."""
+        nothing = Answer(b"", order.plan, planned_steps(len(order.data), order.recipe), 0, order.rebuilt)
+        return replace(self._charged(client, sent, nothing), fault=str(error))
 
     def _answered(self, client: str, sent: bytes, answer: Answer) -> Reply:
         blob = _spoiled(answer, self._fleet[client], self._round)

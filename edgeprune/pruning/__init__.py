@@ -17,7 +17,8 @@ from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
 from edgeprune.pruning.files import load, save
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
 from edgeprune.pruning.importance import Measure, scores
-from edgeprune.pruning.merging import MergeMode, Merger, merge_all
+from edgeprune.pruning.merge_gate import MergeMode, check_state
+from edgeprune.pruning.merging import Merger, merge_all
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import REPAIRS, expand_state, extract, extract_state, load_local
 from edgeprune.pruning.taylor import Batches, Loss
@@ -137,8 +138,7 @@ def merge(
     ``updates``: (plan, the sub-model's state dict, number of samples) each; see Merger.finish for ``mode``. Without
     updates the state comes back as it is.
     """
-    if not isinstance(state, Mapping):
-        raise EdgePruneError(f"merge: the state is {shown(state)}; give the full model's state_dict()")
+    check_state(state)
     if not isinstance(updates, Iterable) or isinstance(updates, Mapping | str):
         raise EdgePruneError(f"merge: updates is {shown(updates)}; give a list of (plan, state_dict, samples)")
     updates = list(updates)

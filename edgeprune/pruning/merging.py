@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError, shown
+from edgeprune.pruning.merge_gate import Gate, MergeMode, summed_as
 from edgeprune.pruning.submodel import SubmodelPlan
 
-MergeMode = Literal["unit", "worker", "delta"]
-
-_WEIGHTS = (1e-30, 1e30)  # beyond them weight * value leaves float32 for values as networks have them
-_ROOM = 1 - 2.0**-20  # of a type's largest number, for what many sums round up
 _GROUP = 1 << 19  # elements; of smaller parts the calls cost more than their place in the cache gives
 
 Index = tuple[Tensor | None, ...]
@@ -32,7 +26,7 @@ class Merger:
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._gate = _Gate(state)
+        self._gate = Gate(state)
         self._sums = _Sums(state)
 
     def add(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> None:
@@ -61,7 +55,7 @@ def merge_all(state: Mapping[str, Tensor], updates: Sequence[Sent], mode: MergeM
     A few rows at a time, all updates of them: their sums stay in the cache, and besides the result there is no memory
     as large as the model.
     """
-    gate = _Gate(state)
+    gate = Gate(state)
     weights = [gate.admit(*update) for update in updates]
     total = gate.closed(mode)
     merged = _like(state)
@@ -71,7 +65,7 @@ def merge_all(state: Mapping[str, Tensor], updates: Sequence[Sent], mode: MergeM
         sums = _Sums({name: _rows(state[name], rows) for name, rows in group.items()}, room.zeros)
         for (plan, local, _), weight in zip(updates, weights, strict=True):
             held = {n: _held(local[n], plan.indices(n), rows) for n, rows in group.items() if plan.holds(n)}
-            sums.add({n: part for n, part in held.items() if part[0].numel() or not part[0].dim()}, weight)
+            sums.add({n: part for n, part in held.items() if part[0].numel()}, weight)
         sums.finish_into({name: _rows(merged[name], rows) for name, rows in group.items()}, mode, total)
     return {name: merged.get(name, t) for name, t in state.items()}
 
@@ -124,71 +118,6 @@ def _held(x: Tensor, indices: Index, rows: Rows) -> tuple[Tensor, Index]:
     return x[first:last], (kept[first:last] - rows[0], *indices[1:])
 
 
-class _Gate:
-    """What may be summed: names, shapes and types of the model's, finite, and never so much that a sum overflows."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        if not isinstance(state, Mapping):
-            raise EdgePruneError(f"merge: the state is {shown(state)}; give the full model's state_dict()")
-        self._base = state
-        self._reached = {n: 0.0 for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
-        self._weight = 0.0
-
-    def admit(self, plan: SubmodelPlan, local_state: Mapping[str, Tensor], weight: float) -> float:
-        """The weight as a number, counted; EdgePruneError, with nothing counted, for what may not be added."""
-        weight = checked_weight(weight)
-        if not isinstance(plan, SubmodelPlan) or not isinstance(local_state, Mapping):
-            raise EdgePruneError(
-                f"merge: an update is {shown(plan)} and {shown(local_state)}; give a sub-model's plan (sub.plan) and "
-                "its state_dict()"
-            )
-        largest = plan.check_local(local_state)
-        for name, base in self._base.items():
-            if not isinstance(base, Tensor):
-                continue
-            if not plan.holds(name):
-                continue
-            if name not in local_state:
-                raise EdgePruneError(f"the sub-model lacks {name!r}")
-            if plan.map.shape(name) != tuple(base.shape):
-                raise EdgePruneError(
-                    f"the plan was made for {name!r} of shape {plan.map.shape(name)}, not {tuple(base.shape)}"
-                )
-            if not isinstance(local_state[name], Tensor):
-                raise EdgePruneError(f"the sub-model's {name!r} is {shown(local_state[name])}, not a tensor")
-            if local_state[name].is_floating_point() != base.is_floating_point():
-                raise EdgePruneError(f"the sub-model's {name!r} is {local_state[name].dtype}, the model's {base.dtype}")
-        if unknown := [n for n in local_state if n not in self._base]:
-            raise EdgePruneError(f"the sub-model has {unknown[0]!r}, which the model lacks")
-        self._reached.update({name: self._reach(name, value, weight) for name, value in largest.items()})
-        self._weight += weight
-        return weight
-
-    def closed(self, mode: MergeMode) -> float:
-        """The weight of all; EdgePruneError where there is nothing to merge, no such mode, or, for "delta", where the
-        base, which counts in the sums too, would make them overflow."""
-        if mode not in get_args(MergeMode):
-            raise EdgePruneError(f"the merge mode must be 'unit', 'worker' or 'delta', not {mode!r}")
-        if not self._weight:
-            raise EdgePruneError("there is nothing to merge; add at least one sub-model")
-        if mode == "delta":
-            for name in self._reached:
-                if self._base[name].numel():
-                    self._reach(name, float(self._base[name].detach().abs().max()), self._weight, "model")
-        return self._weight
-
-    def _reach(self, name: str, largest: float, weight: float, whose: str = "sub-model") -> float:
-        """What the sums of a tensor may come to with one more; EdgePruneError where they could overflow."""
-        own = self._base[name].dtype
-        reached, total = self._reached[name] + largest * weight, _summed_as(own)
-        if largest > torch.finfo(own).max or reached > torch.finfo(total).max * _ROOM:
-            raise EdgePruneError(
-                f"the {whose}'s {name!r} holds {largest:.4g}, too large to be summed as {total} with the weight "
-                f"{weight:.4g}; leave it out"
-            )
-        return reached
-
-
 class _Room:
     """Zeros out of memory that is kept from one group of tensors to the next: new memory costs the system's zeroing of
     its pages, several times what the sums themselves take."""
@@ -220,7 +149,7 @@ class _Sums:
         self._by_dtype: dict[torch.dtype, list[str]] = {}
         for name, t in state.items():
             if isinstance(t, Tensor) and t.is_floating_point():
-                self._by_dtype.setdefault(_summed_as(t.dtype), []).append(name)
+                self._by_dtype.setdefault(summed_as(t.dtype), []).append(name)
         self._totals = {
             n: zeros(state[n].shape, dtype=dtype, device=state[n].device)
             for dtype, names in self._by_dtype.items()
@@ -274,21 +203,3 @@ class _Sums:
         for name, base in self._base.items():
             if isinstance(base, Tensor) and not base.is_floating_point():
                 into[name].copy_(self._largest.get(name, base))
-
-
-def _summed_as(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def checked_weight(weight: object) -> float:
-    """The weight of an update as a number; EdgePruneError unless it is one from 1e-30 to 1e30."""
-    try:
-        number = math.nan if isinstance(weight, str | bytes) else float(weight)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = math.nan
-    if not _WEIGHTS[0] <= number <= _WEIGHTS[1]:
-        raise EdgePruneError(
-            f"the weight of a sub-model must be a positive number from 1e-30 to 1e30, such as its samples, not "
-            f"{shown(weight)}"
-        )
-    return number

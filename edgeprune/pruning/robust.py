@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgePruneError, nearest
-from edgeprune.pruning.merging import MergeMode
+from edgeprune.pruning.merge_gate import MergeMode
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract_state
 

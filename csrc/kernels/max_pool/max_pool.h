@@ -8,8 +8,7 @@
 
 namespace edgeprune {
 
-constexpr int64_t kPoolMaxSize = 15;  // a place in a window fits a byte
-constexpr int32_t kPoolNowhere = 255;
+constexpr int32_t kPoolNowhere = 255;  // no place in a window: size is at most 15
 
 // x (planes, height, width), row-major, to windows of size x size: out and where (planes, height - size + 1,
 // width - size + 1). where = row * size + column, in the window, of its largest element: of equal ones the first, and
