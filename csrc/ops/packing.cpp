@@ -86,6 +86,8 @@ void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochasti
         MaskPlan plan = plan_mask(kernels, mask_of(call.mask), n, options.threads, static_cast<int>(i));
         check_values(op, call.values, call.scales, coding, plan.kept);
         if (coding == Coding::i8) align_to_blocks(plan, mask_of(call.mask), n);
+        // What a residual is added up in should still be in the second cache afterwards: a joined piece would not be.
+        if (!has_residual) join_few(plan, options.threads);
         pieces.insert(pieces.end(), plan.pieces.begin(), plan.pieces.end());
         tasks[i] = {static_cast<const float*>(call.x.data),
                     static_cast<float*>(call.residual.data),
@@ -139,7 +141,8 @@ void accumulate(const View& total, const View& weight_sum, const View& values, c
         fail("%s: total has %lld elements and weight_sum %lld; they belong to one tensor", op, number(n),
              number(weight_sum.size()));
     check_packing_mask(op, mask, n);
-    const MaskPlan plan = plan_mask(kernels, mask_of(mask), n, options.threads);
+    MaskPlan plan = plan_mask(kernels, mask_of(mask), n, options.threads);
+    join_few(plan, options.threads);
     check_values(op, values, scales, coding, plan.kept);
     const AccumulateTask task = {packed_values(values, scales, mask, coding, n, plan.kept),
                                  static_cast<float*>(total.data), static_cast<float*>(weight_sum.data), weight};

@@ -73,6 +73,26 @@ MaskPlan plan_mask(const PackingKernels& kernels, const uint8_t* mask, int64_t n
     return plan;
 }
 
+void join_few(MaskPlan& plan, int threads) {
+    constexpr size_t each = 8;  // pieces, so that the last to finish is not waited for long
+    const size_t most = plan.pieces.size() / (each * static_cast<size_t>(std::max(threads, 1)));
+    if (most < 2) return;
+    std::vector<PackingPiece> joined;
+    size_t parts = 0;
+    for (const PackingPiece& piece : plan.pieces) {
+        if (!joined.empty() && parts < most &&
+            few(piece.last_rank - joined.back().rank, piece.last - joined.back().first)) {
+            joined.back().last = piece.last;
+            joined.back().last_rank = piece.last_rank;
+            ++parts;
+        } else {
+            joined.push_back(piece);
+            parts = 1;
+        }
+    }
+    plan.pieces.swap(joined);
+}
+
 void align_to_blocks(MaskPlan& plan, const uint8_t* mask, int64_t n) {
     std::vector<PackingPiece> aligned;
     int64_t first = 0, rank = 0;

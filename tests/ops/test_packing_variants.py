@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from packing_cases import DENSITIES, DTYPES, SIZES, clustered_mask, random_mask, raw, values
+from packing_cases import DENSITIES, DTYPES, SIZES, clustered_mask, mask_of, random_mask, raw, values
 from torch import Tensor
 
 from edgeprune import EdgePruneError, _core
@@ -169,3 +169,20 @@ def test_nan_is_refused_wherever_it_stands(variant: str, threads: int) -> None:
             x[at] = -math.nan
             with pytest.raises(EdgePruneError, match="holds NaN"):
                 _core.select_largest([x], n // 2, empty_masks([x]), threads, variant)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_long_tensor_with_few_kept(dtype: str, variant: str, threads: int) -> None:
+    """Long enough for each of four threads to get several pieces of few, with stretches of none and of many between."""
+    n = 70 * 65_536 + 321
+    share = np.repeat([0.004, 0.0, 0.012, 0.03, 0.0001, 0.009, 0.4], -(-n // 7))[:n]
+    mask = mask_of(np.random.default_rng(5).random(n) < share)
+    x = values(n, 6)
+    expected = reference.pack(x, mask, dtype)
+    packed = pack(x, mask, dtype, None, variant, threads)
+    assert (raw(packed.values), raw(packed.scales)) == (raw(expected.values), raw(expected.scales))
+    total, weight_sum = values(n, 7), torch.zeros(n)
+    wanted, wanted_sum = total.clone(), weight_sum.clone()
+    _core.accumulate(total, weight_sum, *packed, mask, dtype, 2.0, threads, variant)
+    reference.accumulate_(wanted, wanted_sum, *expected, mask, dtype, 2.0)
+    assert torch.equal(total, wanted) and torch.equal(weight_sum, wanted_sum)

@@ -84,11 +84,6 @@ inline int64_t compress_words(const Words& words, const float* x, float* dst) {
 
 // ---- few kept elements: moved one by one, so that lines of memory without any are not read --------------------------
 
-constexpr int64_t kFew = 2048;   // at most so many in a range,
-constexpr int64_t kSparse = 64;  // and at most one in so many
-
-inline bool few(int64_t kept, int64_t elements) { return kept <= kFew && kept * kSparse <= elements; }
-
 // The positions in one word, which begins at `start`; returns behind the last. A word rarely holds more than two, and
 // whether it holds any cannot be foretold: two are written always.
 inline uint32_t* list_word(uint64_t word, uint32_t start, uint32_t* where) {
@@ -141,33 +136,41 @@ inline uint32_t* list_words(const uint8_t* bytes, int64_t words, uint32_t start,
 
 // Lines that will be needed are asked for into the second-level cache. It can wait for several times as many as the
 // first level, whose dozen of outstanding misses is what limits plain reads of scattered values.
-constexpr int64_t kAhead = 128;  // values between asking and reading
+constexpr int64_t kAhead = 256;  // values between asking and reading
 
 inline void ask_for(const float* line) { __builtin_prefetch(line, 0, 2); }
 
-// Lists the few kept elements of a range and calls visit(i) for each, ask(i) some way ahead of it: i counts them, and
-// where[i] is its position, counted from `first`. Room for kFew + 2.
-template <class Ask, class Visit>
-inline void visit_few(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where, Ask ask,
-                      Visit visit) {
-    int64_t asked = 0, seen = 0;
-    uint32_t* listed = where;
+// Lists the kept elements of a range, counted from `first`; returns behind the last.
+inline uint32_t* list_range(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where) {
     for (int64_t at = first; at < last;) {
         const int64_t w = at / kWord;
         const auto start = static_cast<uint32_t>(w * kWord - first);
         if (at % kWord == 0 && last - at >= kWord) {
             const int64_t words = last - at >= kBatch * kWord ? kBatch : (last - at) / kWord;
-            listed = list_words(mask + 8 * w, words, start, listed);
+            where = list_words(mask + 8 * w, words, start, where);
             at += words * kWord;
         } else {
-            listed = list_word(word_at(mask, n, w, first, last), start, listed);
+            where = list_word(word_at(mask, n, w, first, last), start, where);
             at = (w + 1) * kWord;
         }
-        const int64_t count = listed - where;
-        for (; asked < count; ++asked) ask(asked);
-        for (; seen + kAhead < count; ++seen) visit(seen);
     }
-    for (; seen < asked; ++seen) visit(seen);
+    return where;
+}
+
+// Lists the few kept elements of a range and calls visit(i) for each, ask(i) some way ahead of it: i counts them, and
+// where[i] is its position, counted from `first`. Room for kFew + 2. One asks and one is visited in turn: that keeps
+// the same number of lines on their way, where asking in bursts leaves the memory idle between them.
+template <class Ask, class Visit>
+inline void visit_few(const uint8_t* mask, int64_t n, int64_t first, int64_t last, uint32_t* where, Ask ask,
+                      Visit visit) {
+    const int64_t count = list_range(mask, n, first, last, where) - where;
+    const int64_t ahead = count < kAhead ? count : kAhead;
+    for (int64_t i = 0; i < ahead; ++i) ask(i);
+    for (int64_t i = 0; i < count - ahead; ++i) {
+        ask(i + ahead);
+        visit(i);
+    }
+    for (int64_t i = count - ahead; i < count; ++i) visit(i);
 }
 
 inline int64_t count_bits(const uint8_t* bytes, int64_t count) {
