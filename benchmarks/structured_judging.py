@@ -29,7 +29,9 @@ def grids(full: nn.Module, tags: nn.Module) -> dict[str, list[Tensor]] | None:
     for name, t in tensors(tags):
         if name not in shapes or t.dim() != len(shapes[name]):
             return None
-        at = np.unravel_index(t.detach().long().numpy(), shapes[name]) if t.dim() else ()
+        # One dimension at a time: numpy (2.4.6) is wrong for arrays of several that hold more than a buffer of 8,192.
+        flat = np.unravel_index(t.detach().long().numpy().ravel(), shapes[name]) if t.dim() else ()
+        at = [a.reshape(t.shape) for a in flat]
         grid = [np.unique(a) for a in at]
         if t.dim() and not all(
             (a == g.reshape([-1 if e == d else 1 for e in range(t.dim())])).all() if a.shape[d] == len(g) else False

@@ -37,12 +37,16 @@ from edgeprune.pruning import importance as channel_importance
 class Scheduled(AdaptCL):
     """AdaptCL's fields, and the goal's (fleet/scheduler.py). ``rerank``: rank channels anew at the first stage, by the
     trained scales; before it they are ranked by their initial weights.
+
+    ``first_margin``: the margin of the first assignment for equal times. Nothing has been observed then, and what errs
+    most, the profiles, errs for the fastest client as for the others: being ahead of it is as likely to part them.
     """
 
     objective: Objective = "equal"
     deadline_s: float = 0.0
     least_work: float = 0.25
     margin: float = 1.0
+    first_margin: float = 0.0
     fill_work: float = 0.75
     correct: Literal["profile", "learner"] = "profile"
     rerank: bool = True
@@ -59,7 +63,14 @@ class Scheduled(AdaptCL):
                 f"algorithm.deadline_s is {self.deadline_s}; the objective 'deadline' needs a round's length in "
                 "seconds, more than 0"
             )
-        self.goal()
+        self.goal(), self.first_goal()
+
+    def first_goal(self) -> Goal:
+        """What the first assignment is made for. The learner knows nothing of steps: it may not count on fewer."""
+        goal = self.goal()
+        if goal.objective == "equal":
+            goal = replace(goal, margin=self.first_margin)
+        return goal if self.correct == "profile" else replace(goal, fill_work=1.0)
 
     def goal(self) -> Goal:
         """What is scheduled for."""
@@ -73,9 +84,7 @@ class Scheduled(AdaptCL):
         """Everybody its part from the first round on."""
         order = initial_ranking(setting, model, self.min_channels)
         rungs = ladder(setting.graph, order, self.gamma_min)
-        # The learner knows nothing of steps: its first assignment may not count on fewer.
-        goal = self.goal() if self.correct == "profile" else replace(self.goal(), fill_work=1.0)
-        decisions = schedule(_reports(setting), rungs, goal)
+        decisions = schedule(_reports(setting), rungs, self.first_goal())
         if self.correct == "learner":
             return self._for_the_learner(setting, model, order, rungs, decisions)
         beliefs = {client: Belief() for client in setting.clients}

@@ -75,7 +75,7 @@ def explained(prepared: Prepared) -> FleetPlan:
     setting = prepared.setting
     order = initial_ranking(setting, prepared.model.state_dict(), algorithm.min_channels)
     rungs = ladder(setting.graph, order, algorithm.gamma_min)
-    decisions = schedule(setting.reports, rungs, algorithm.goal())
+    decisions = schedule(setting.reports, rungs, algorithm.first_goal())
     whole = {report.name: report.update_time_s(rungs[0]) for report in setting.reports}
     rows = tuple(_row(report, decisions[report.name], whole[report.name]) for report in setting.reports)
     times = [decision.update_time_s for decision in decisions.values() if decision.rung is not None]

@@ -85,6 +85,20 @@ def test_the_first_round_is_balanced_already(profile: Path, tmp_path: Path) -> N
     assert kept[0] == 1.0 and kept == sorted(kept, reverse=True) and kept[-1] < 0.6
 
 
+def test_pruned_devices_are_planned_ahead_once_they_were_observed(profile: Path, tmp_path: Path) -> None:
+    options = sets(profile, run__rounds=5, fleet__noise=0.1)
+    plain = [record["retention"] for record in run(tmp_path / "a", options)]
+    ahead = [record["retention"] for record in run(tmp_path / "b", [*options, "algorithm.first_margin=1.0"])]
+    pruned = [name for name, kept in plain[0].items() if kept < 1]
+    assert len(pruned) == 4 and all(ahead[0][name] < 0.97 * plain[0][name] for name in pruned)
+    assert all(ahead[4][name] == pytest.approx(plain[4][name], rel=0.05) for name in pruned)
+    until = {"algorithm__objective": "deadline", "algorithm__deadline_s": 2.0}
+    deadline = sets(profile, run__rounds=1, fleet__noise=0.1, **until)
+    given = [run(tmp_path / name, [*deadline, f"algorithm.first_margin={margin}"])[0]["retention"]
+             for name, margin in (("c", 0.0), ("d", 1.0))]  # fmt: skip
+    assert given[0] == given[1], "a deadline has its margin from the first round on"
+
+
 def test_a_device_that_slows_down_is_given_less_before_the_next_stage(profile: Path, tmp_path: Path) -> None:
     options = sets(profile, run__rounds=5, algorithm__interval=50)
     options.append('fleet.event=[{device="device-2", round=2, slowdown=2.0}]')
