@@ -2,9 +2,9 @@
 
     python benchmarks/onnx_readers.py [--old-python PATH] [--quick]
 
-Every network of tests/pruning (the small ones and the zoo) and, without --quick, those of structured_networks, cut to
-half of its channels, by each exporter and for jetpack6 (opset 17, IR 8) and jetpack7; agreement with torch at batches
-1, 2 and 7. ONNX Runtime 1.16, what JetPack 5 boards carry, needs a Python of its own (3.8 to 3.11, numpy 1): the one
+Every network of tests/pruning (the small ones and the zoo) and, without --quick, those of structured_networks and the
+installed ones of structured_zoo, cut to half of its channels, by each exporter and for jetpack6 (opset 17, IR 8) and
+jetpack7; agreement with torch at batches 1, 2 and 7. Where no file with a free batch can be had, one for a single row. ONNX Runtime 1.16, what JetPack 5 boards carry, needs a Python of its own (3.8 to 3.11, numpy 1): the one
 given, which must have it, else a virtual environment that pip fills. Where that fails it says so and skips that reader.
 Writes benchmarks/results/onnx_readers.json.
 """
@@ -26,6 +26,7 @@ import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pruning"))
+import structured_zoo  # noqa: E402
 from structured_networks import NETWORKS  # noqa: E402
 
 from edgeprune import EdgePruneError  # noqa: E402
@@ -80,6 +81,9 @@ def networks(quick: bool) -> dict[str, Any]:
 
     small = {n: (f, lambda s=s: (torch.randn(s),)) for n, (f, s) in pruning_cases.CASES.items()}
     large = {} if quick else {n: (f, lambda: (torch.randn(2, 3, 224, 224),)) for n, f in NETWORKS.items()}
+    if not quick:
+        full = {n: f for n, f in structured_zoo.networks().items() if not n.startswith("tests/")}
+        large |= {n: (lambda f=f: f()[0], lambda f=f: f()[1]) for n, f in full.items() if n not in large}
     return {**small, **{f"zoo {n}": v for n, v in test_zoo.ZOO.items()}, **large}
 
 
@@ -88,23 +92,28 @@ def export(name: str, factory: Any, inputs: Any, folder: Path) -> list[dict[str,
     model, x = factory().eval(), inputs()
     sub = prune(model, x, keep=0.5)
     small = sub.model.eval()
-    with torch.no_grad():
-        out = small(*x)
-    arrays = folder / f"{name}.npz"
-    out = out if isinstance(out, torch.Tensor) else out[0]
-    np.savez(arrays, out=out.numpy(), **{f"in{i}": t.numpy() for i, t in enumerate(x)})
+    name = name.replace("/", " ")
+    answers = {batch: folder / f"{name}-{batch}.npz" for batch in (None, 1)}
+    for batch, arrays in answers.items():
+        feed = tuple(t[:batch] for t in x)
+        with torch.no_grad():
+            out = small(*feed)
+        out = out if isinstance(out, torch.Tensor) else out[0]
+        np.savez(arrays, out=out.numpy(), **{f"in{i}": t.numpy() for i, t in enumerate(feed)})
     rows = []
     for target in ("jetpack6", "jetpack7"):
         for exporter in EXPORTERS:
             path = folder / f"{name}-{target}-{exporter}.onnx"
             row: dict[str, Any] = {"network": name, "target": target, "exporter": exporter}
-            try:
-                export_onnx(small, x, path, target, exporter=exporter)
-                row["agrees"] = True
-                row["max_abs_diff"] = check_parity(small, path, x).max_abs_diff
-                row["path"], row["arrays"] = str(path), str(arrays)
-            except EdgePruneError as error:
-                row["agrees"], row["why"] = False, str(error)[:240].replace(str(folder), "")
+            for batch, arrays in answers.items():
+                try:
+                    export_onnx(small, x, path, target, exporter=exporter, batch=batch)
+                    row |= {"agrees": True, "max_abs_diff": check_parity(small, path, x).max_abs_diff, "batch": batch}
+                    row["path"], row["arrays"] = str(path), str(arrays)
+                    break
+                except EdgePruneError as error:
+                    why = str(error)[:240].replace(str(folder), "")
+                    row |= {"agrees": False, "why": row.get("why", why)}
             rows.append(row)
     return rows
 
@@ -147,7 +156,11 @@ def main() -> None:
             mine = [r for r in rows if (r.get("target"), r.get("exporter")) == (target, exporter)]
             good = [r for r in mine if r["agrees"]]
             old = [r for r in good if r.get("onnxruntime_1_16") == "agrees"]
-            print(f"{target} {exporter:12s} {len(good)} of {len(mine)} agree, {len(old)} of them in ONNX Runtime 1.16")
+            one = sum(r["batch"] == 1 for r in good)
+        print(
+            f"{target} {exporter:12s} {len(good)} of {len(mine)} agree ({one} for one row only), {len(old)} of them in "
+            "ONNX Runtime 1.16"
+        )
     for row in rows:
         old = row.get("onnxruntime_1_16", "agrees")
         if not row["agrees"] or old != "agrees":

@@ -90,6 +90,8 @@ def _made_up(entry: Any, batch: int, path: Path) -> np.ndarray:
     kind = _TYPES.get(entry.type)
     if kind is None:
         raise EdgePruneError(f"{path}: input {entry.name!r} is {entry.type}, which cannot be made up")
+    if entry.shape and isinstance(entry.shape[0], int) and entry.shape[0] != batch:
+        raise EdgePruneError(f"{path}: takes batches of {entry.shape[0]} alone; give --batch {entry.shape[0]}")
     shape = [size if isinstance(size, int) else (batch if i == 0 else 1) for i, size in enumerate(entry.shape)]
     random = np.random.default_rng(0)
     return random.integers(0, 2, shape).astype(kind) if kind is np.int64 else random.standard_normal(shape).astype(kind)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Estimate batch-norm statistics anew on the task's training data; a sub-model inherits the merged ones.",
 )
+@click.option("--batch", type=click.IntRange(1), help="The file takes exactly so many rows (default: any number).")
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are, for a comparison on real inputs.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="For the latency figures.")
 @click.option("--pruned", type=click.Path(path_type=Path), help="Of a MODEL: the folder that 'edgeprune prune' wrote.")
@@ -59,6 +60,7 @@ def command(
     target: str,
     precision: str,
     recalibrate: bool,
+    batch: int | None,
     data_dir: str | None,
     threads: int,
     pruned: Path | None,
@@ -67,7 +69,7 @@ def command(
 ) -> None:
     """Write the model of RUN_DIR, or a user's MODEL (module:function), as ONNX and show that it computes the same.
 
-    The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 before it gets its name.
+    The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 (or --batch) before it gets its name.
     """
     from rich.console import Console
 
@@ -76,7 +78,7 @@ def command(
     if not Path(source).is_dir() and ":" in source:
         if client is not None or recalibrate:
             raise EdgePruneError(f"export: --client and --recalibrate are for runs; {source} is a model")
-        _of_model(source, output, target, precision, pruned, shapes, calibration)
+        _of_model(source, output, target, precision, batch, pruned, shapes, calibration)
         return
     if pruned is not None or shapes or calibration is not None:
         raise EdgePruneError("export: --pruned, --input and --calibration are for a MODEL (module:function), not a run")
@@ -87,6 +89,7 @@ def command(
         target=target,
         precision=precision,
         recalibrate=recalibrate,
+        batch=batch,
         data_dir=data_dir,
         threads=threads,
     )
@@ -101,6 +104,7 @@ def _of_model(
     output: Path,
     target: str,
     precision: str,
+    batch: int | None,
     pruned: Path | None,
     shapes: tuple[str, ...],
     calibration: Path | None,
@@ -126,7 +130,7 @@ def _of_model(
     if rows is not None and not rows.is_floating_point():
         raise EdgePruneError(f"{calibration}: x is {rows.dtype}; give float32 rows, ready for the network")
     with staged(output, "export") as draft:
-        done = export_onnx(model, found.inputs, draft, target, details, precision, rows)
+        done = export_onnx(model, found.inputs, draft, target, details, precision, rows, batch=batch)
         inputs = found.inputs if rows is None else (rows,)
         parity = check_parity(model, draft, inputs, real=rows is not None, precision=precision)
     click.echo(
@@ -161,7 +165,7 @@ def _table(done: RunExport) -> Table:
     row("parameters", lambda side: side.parameters, ",d")
     row("multiply-adds, one input", lambda side: side.macs, ",d")
     row("file size, KB", lambda side: side.size_bytes / 1e3, ",.1f")
-    row(f"ONNX Runtime, batch 1, {threads}, ms", lambda side: side.latency_s * 1e3, ".3f")
+    row(f"ONNX Runtime, batch {done.file.batch or 1}, {threads}, ms", lambda side: side.latency_s * 1e3, ".3f")
     if done.whole.accuracy is not None:
         found = [side.accuracy for side in (done.whole, done.part) if side is not None and side.accuracy is not None]
         table.add_row(f"accuracy, {done.accuracy_rows:,} test rows", *(f"{value:.2%}" for value in found))

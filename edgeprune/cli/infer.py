@@ -50,7 +50,7 @@ def command(
     else:
         say(f"{done.rows:,} rows; no answers to compare with")
     median = statistics.median(done.times_s)
-    rows = min(batch, done.rows)
+    rows = min(done.batch, done.rows)
     plural = "" if threads == 1 else "s"
     say(f"median {median * 1e3:.3f} ms for a batch of {rows}, {rows / median:,.0f} rows/s, {threads} thread{plural}")
     say(f"precision of the file: {done.precision}")

@@ -2,7 +2,7 @@
 
 The TorchScript exporter comes first: it writes opset 17 / IR 8 directly, folds batch norm into the convolution before
 it and needs nothing but onnx. torch calls it deprecated since 2.9. The torch.export one writes opset 18 / IR 10 at
-the least; for an older target its graph is converted down, which works for plain CNNs and not for everything.
+the least; for an older target its graph is rewritten (_older.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export._data_flow import value_read
 from edgeprune.export._need import need
+from edgeprune.export._older import to_opset_17
 from edgeprune.export.targets import Target
 
 BATCH = "batch"
@@ -39,13 +40,14 @@ def to_proto(
     names_out: Sequence[str],
     target: Target,
     exporter: str | None = None,
+    fixed: bool = False,
 ) -> Any:
     """The model as a ModelProto at exactly ``target.opset``; EdgePruneError when neither exporter manages.
 
     ``exporter``: one of EXPORTERS and no other; None tries both.
 
     ``model`` is in eval mode and may be changed by the exporter: pass a copy. Dimension 0 of every input and output
-    is ``batch``.
+    is ``batch``, or, with ``fixed``, the number of rows that ``inputs`` have.
     """
     if exporter not in (None, *EXPORTERS):
         raise EdgePruneError(f"export: unknown exporter {exporter!r}{nearest(str(exporter), EXPORTERS)}")
@@ -60,7 +62,7 @@ def to_proto(
             continue
         try:
             with _quiet():
-                return route(model, inputs, names_in, names_out, target)
+                return route(model, inputs, names_in, names_out, target, fixed)
         except EdgePruneError:
             raise
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
@@ -73,7 +75,12 @@ def to_proto(
 
 
 def _by_torchscript(
-    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names_in: Sequence[str],
+    names_out: Sequence[str],
+    target: Target,
+    fixed: bool,
 ) -> Any:
     onnx = need("onnx")
     draft: Any = io.BytesIO()  # torch's own annotation leaves it out
@@ -85,7 +92,7 @@ def _by_torchscript(
         opset_version=target.opset,
         input_names=list(names_in),
         output_names=list(names_out),
-        dynamic_axes={name: {0: BATCH} for name in (*names_in, *names_out)},
+        dynamic_axes=None if fixed else {name: {0: BATCH} for name in (*names_in, *names_out)},
     )
     proto = onnx.load_from_string(draft.getvalue())
     for node in proto.graph.node:
@@ -96,7 +103,12 @@ def _by_torchscript(
 
 
 def _by_export(
-    model: nn.Module, inputs: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str], target: Target
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names_in: Sequence[str],
+    names_out: Sequence[str],
+    target: Target,
+    fixed: bool,
 ) -> Any:
     need("onnxscript")
     batch = torch.export.Dim(BATCH)
@@ -108,7 +120,7 @@ def _by_export(
         opset_version=max(target.opset, _DYNAMO_OPSET),
         input_names=list(names_in),
         output_names=list(names_out),
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        dynamic_shapes=None if fixed else tuple({0: batch} for _ in inputs),
         external_data=False,
         verbose=False,
     )
@@ -116,20 +128,11 @@ def _by_export(
         raise RuntimeError("the exporter returned nothing")
     proto = exported.model_proto
     written = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return proto if written == target.opset else _converted_down(proto, target.opset)
-
-
-def _converted_down(proto: Any, opset: int) -> Any:
-    """``proto`` at an older opset, checked there, since onnx's converter may leave attributes the old opset lacks."""
-    onnx = need("onnx")
-    converted = need("onnx.version_converter").convert_version(proto, opset)
-    for node in converted.graph.node:
-        # Reductions of opset 18 carry this flag; at its default of 0 the older form means the same without it.
-        kept = [a for a in node.attribute if not (a.name == "noop_with_empty_axes" and a.i == 0)]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    onnx.checker.check_model(converted, full_check=True)
-    return converted
+    if written == target.opset:
+        return proto
+    older = to_opset_17(proto)
+    need("onnx").checker.check_model(older, full_check=True)
+    return older
 
 
 @contextlib.contextmanager

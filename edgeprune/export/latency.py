@@ -7,9 +7,10 @@ import statistics
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from edgeprune.export.parity import session
+from edgeprune.export.parity import fixed_batch, session
 
 
 def median_latencies(
@@ -21,15 +22,18 @@ def median_latencies(
     warmup: int = 5,
     least: int = 20,
 ) -> list[float]:
-    """Median seconds of one run with the first row of ``inputs``, one figure per file.
+    """Median seconds of one run with the first row of ``inputs``, one figure per file (or as many rows as it takes).
 
     The files take turns run by run, so that a machine that slows down slows all of them. ``seconds`` is the budget per
     file; ``least`` runs are made whatever they cost.
     """
     rows = (inputs,) if isinstance(inputs, Tensor) else inputs
-    arrays = [x[:1].detach().cpu().numpy() for x in rows]
     sessions = [session(path, threads) for path in paths]
-    feeds = [dict(zip((entry.name for entry in s.get_inputs()), arrays, strict=True)) for s in sessions]
+    feeds = []
+    for runtime in sessions:
+        asked = torch.arange(fixed_batch(runtime) or 1)
+        names = [entry.name for entry in runtime.get_inputs()]
+        feeds.append({name: x[asked % len(x)].detach().cpu().numpy() for name, x in zip(names, rows, strict=True)})
     for runtime, feed in zip(sessions, feeds, strict=True):
         for _ in range(warmup):
             runtime.run(None, feed)

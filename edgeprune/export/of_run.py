@@ -66,6 +66,7 @@ def export_run(
     target: str = targets.DEFAULT_TARGET,
     precision: str = "fp32",
     recalibrate: bool = False,
+    batch: int | None = None,
     data_dir: str | None = None,
     threads: int = 1,
     seconds: float = 0.5,
@@ -76,7 +77,8 @@ def export_run(
     before it gets its name. ``recalibrate``: batch-norm statistics are estimated anew on the task's training data,
     which must be here; agreement and accuracy are then those of the recalibrated model.
     ``precision`` int8 needs the task's data too, CALIBRATION_ROWS of its training split; the accuracy in the metadata
-    is then the file's own. ``threads`` and ``seconds`` (per model) are for the latency figures only.
+    is then the file's own. ``batch``: the file takes exactly so many rows. ``threads`` and ``seconds`` (per model) are
+    for the latency figures only.
     Raises EdgePruneError: not a run directory, unknown client, and all that ``export_onnx`` and ``check_parity`` raise.
     """
     targets.get(target)
@@ -105,7 +107,7 @@ def export_run(
     accuracy = _accuracy(model, task, dataset)
     details = {**_describe(run, plan, accuracy, dataset), "recalibrated": recalibrate}
     with staged(destination, "export") as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        form: dict[str, Any] = {"target": target, "precision": precision, "calibration": calibration}
+        form: dict[str, Any] = {"target": target, "precision": precision, "calibration": calibration, "batch": batch}
         file = export_onnx(model, examples, draft, metadata=details, **form)
         if rows is None:
             parity = check_parity(model, draft, examples, precision=precision)

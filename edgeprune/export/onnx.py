@@ -25,7 +25,7 @@ from edgeprune.export._need import need
 from edgeprune.export._plain import plain
 from edgeprune.export._trace import first_line, to_proto
 from edgeprune.export.parity import as_float32, check_graph
-from edgeprune.export.verify import strip_notes, verify
+from edgeprune.export.verify import rows_taken, strip_notes, verify
 
 RESERVED = ("precision", "torch", "version", "weights_sha256")
 LARGEST_FP16 = 65504
@@ -33,7 +33,10 @@ LARGEST_FP16 = 65504
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: sizes in bytes, names as they stand in the file, ``metadata`` with its full keys."""
+    """What was written: sizes in bytes, names as they stand in the file, ``metadata`` with its full keys.
+
+    ``batch``: the only number of rows that it takes, None for any.
+    """
 
     path: Path
     target: str
@@ -43,6 +46,7 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     metadata: dict[str, str]
+    batch: int | None = None
 
 
 def export_onnx(
@@ -54,10 +58,12 @@ def export_onnx(
     precision: str = "fp32",
     calibration: Tensor | tuple[Tensor, ...] | None = None,
     exporter: str | None = None,
+    batch: int | None = None,
 ) -> Exported:
     """Write ``model`` in eval mode to ``path`` as ONNX for ``target`` and check the written file.
 
-    ``example_inputs``: one tensor or a tuple of tensors whose dimension 0 is the batch, which stays free in the file.
+    ``example_inputs``: one tensor or a tuple of tensors whose dimension 0 is the batch, which stays free in the file;
+    with ``batch`` the file takes exactly so many rows, which some runtimes want and some models need.
     Weights and inputs of other floating types become fp32, masked layers dense ones.
     ``precision``: "fp32", "fp16" or "int8" inside; inputs and outputs are fp32. "int8" needs ``calibration``: real
     inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
@@ -76,17 +82,17 @@ def export_onnx(
     precisions.check_precision(precision)
     destination = check_destination(path, "export")
     frozen = in_float32(model)
-    inputs = _two_rows(example_inputs)
+    inputs = _example_rows(example_inputs, batch)
     own = {"version": __version__, "torch": torch.__version__, "weights_sha256": weights_digest(model)}
     entries = {**_prefixed(metadata or {}), **_prefixed({**own, "precision": precision})}
     if reserved := sorted({*RESERVED} & {*(metadata or {})}):
         raise EdgePruneError(f"export: metadata {reserved[0]!r} is written by the export itself; choose another key")
     _check_weights(frozen, precision)
-    batches = precisions.batches_of(calibration, inputs) if precision == "int8" else []
+    batches = precisions.batches_of(calibration, inputs, batch) if precision == "int8" else []
     names_in, names_out = _names(frozen, inputs)
 
     with torch.no_grad():
-        proto = to_proto(frozen, inputs, names_in, names_out, profile, exporter)
+        proto = to_proto(frozen, inputs, names_in, names_out, profile, exporter, fixed=batch is not None)
     _floats_are_fp32(proto)
     # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
     # verify() runs the full checker on the result.
@@ -107,11 +113,10 @@ def export_onnx(
             onnx.save_model(proto, str(draft))
         except ValueError as error:  # protobuf refuses messages from 2 GiB on
             raise EdgePruneError(f"export: the model does not fit one ONNX file ({error})") from None
-        verify(draft, profile)
+        verify(draft, profile, batch)
         size = draft.stat().st_size
-    return Exported(
-        destination, profile.name, profile.opset, profile.ir_version, size, tuple(names_in), tuple(names_out), entries
-    )
+    names = tuple(names_in), tuple(names_out)
+    return Exported(destination, profile.name, profile.opset, profile.ir_version, size, *names, entries, batch)
 
 
 def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
@@ -121,7 +126,7 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
     entries = {**exported.metadata, **_prefixed(metadata)}
     onnx.helper.set_model_props(proto, entries)
     onnx.save_model(proto, str(exported.path))
-    verify(exported.path, targets.get(exported.target))
+    verify(exported.path, targets.get(exported.target), rows_taken(proto))
     return replace(exported, size_bytes=exported.path.stat().st_size, metadata=entries)
 
 
@@ -140,14 +145,18 @@ def in_float32(model: nn.Module) -> nn.Module:
         raise EdgePruneError(f"export: {type(model).__name__} cannot be copied: {first_line(error)}") from None
 
 
-def _two_rows(example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs on the CPU with exactly two rows: both exporters bake a batch of one into the graph as a constant."""
+def _example_rows(example_inputs: Tensor | tuple[Tensor, ...], batch: int | None) -> tuple[Tensor, ...]:
+    """The inputs on the CPU with ``batch`` rows; two where it stays free: both exporters bake a batch of one in."""
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise EdgePruneError(f"export: a batch of {batch!r}; give the number of rows, 1 or more, or leave it free")
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if not inputs or not all(isinstance(x, Tensor) and x.ndim >= 1 and x.shape[0] >= 1 for x in inputs):
         raise EdgePruneError(
             "export: example inputs must be tensors with at least one row each; dimension 0 is the batch"
         )
-    return as_float32(tuple(torch.cat([x[:1], x[-1:]]) for x in inputs))
+    if batch is None:
+        return as_float32(tuple(torch.cat([x[:1], x[-1:]]) for x in inputs))
+    return as_float32(tuple(x[torch.arange(batch) % len(x)] for x in inputs))
 
 
 def _check_weights(model: nn.Module, precision: str) -> None:

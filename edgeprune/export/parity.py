@@ -79,6 +79,8 @@ def check_parity(
 ) -> Parity:
     """Compare every output at each batch size; EdgePruneError on the first disagreement.
 
+    A file that takes one batch size only is compared at that, as often as ``batches`` has sizes.
+
     ``example_inputs`` are tensors [N, ...]. ``real=True``: they are real data; every row is compared, in the batch
     sizes asked for and then in larger ones, and rows repeat where there are too few. Otherwise they give shapes and
     types only, and the values are drawn at random with a fixed seed.
@@ -95,9 +97,12 @@ def check_parity(
     if len(names) != len(inputs):
         raise EdgePruneError(f"export: the file takes {len(names)} inputs, {len(inputs)} were given to compare on")
 
+    fixed = fixed_batch(runtime)
+    if fixed is not None:
+        batches = (fixed,) * len(batches)
     if not real:
         inputs = tuple(_random_like(x, sum(batches)) for x in inputs)
-    rows = [_rows(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]))]
+    rows = [_rows(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]), fixed)]
     worst, agreed, judged = 0.0, 0, 0
     noise = signal = 0.0
     for index in rows:
@@ -134,8 +139,8 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
     """EdgePruneError unless the graph's floating outputs are those of ``model`` on ``inputs`` and on random ones.
 
     Coarser than :func:`check_parity`, since nobody vouches for the random inputs: it finds a graph that computes
-    something else. Draws on which the model does not run or gives no finite number are left out; without ONNX Runtime
-    nothing is compared.
+    something else, or that does not run with another number of rows where that is free. Draws on which the model does
+    not run or gives no finite number are left out; without ONNX Runtime nothing is compared.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return
@@ -146,7 +151,9 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
     names = [entry.name for entry in runtime.get_inputs()]
     if len(names) != len(inputs):
         raise EdgePruneError(f"export: forward uses {len(names)} of its {len(inputs)} inputs; give it those alone")
-    for feed in (inputs, *(tuple(_random_like(x, 2, seed) for x in inputs) for seed in (1, 2))):
+    fixed = fixed_batch(runtime)
+    draws = [(1, len(inputs[0])), (2, len(inputs[0]))] if fixed else [(1, 1), (2, 3)]
+    for feed in (inputs, *(tuple(_random_like(x, rows, seed) for x in inputs) for seed, rows in draws)):
         try:
             with torch.no_grad():
                 expected = model(*feed)
@@ -156,7 +163,11 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
         try:
             found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})
         except Exception as error:  # as in session()
-            raise EdgePruneError(f"export: ONNX Runtime fails on the graph: {first_line(error)}") from None
+            size = len(feed[0])
+            why = "" if size == len(inputs[0]) else "; forward may hard-code a batch size: export for one (batch=)"
+            raise EdgePruneError(
+                f"export: ONNX Runtime fails on the graph at batch {size}: {first_line(error)}{why}"
+            ) from None
         for want, got in zip(expected, found, strict=True):
             if not want.is_floating_point() or not want.numel() or not bool(torch.isfinite(want).all()):
                 continue
@@ -169,13 +180,21 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
                 )
 
 
-def _chunks(batches: Sequence[int], available: int) -> list[tuple[int, int]]:
-    """(first row, rows): the asked batches one after the other, then what is left in blocks."""
+def fixed_batch(runtime: Any) -> int | None:
+    """The one batch size that a loaded file takes; None where it takes any."""
+    sizes = {entry.shape[0] if entry.shape else None for entry in runtime.get_inputs()}
+    only = sizes.pop() if len(sizes) == 1 else None
+    return only if isinstance(only, int) else None
+
+
+def _chunks(batches: Sequence[int], available: int, fixed: int | None) -> list[tuple[int, int]]:
+    """(first row, rows): the asked batches one after the other, then what is left in blocks, or in ``fixed`` ones."""
     chunks, start = [], 0
     for size in batches:
         chunks.append((start, size))
         start += size
-    chunks += [(at, min(_SWEEP, available - at)) for at in range(start, available, _SWEEP)]
+    step = fixed or _SWEEP
+    chunks += [(at, fixed or min(step, available - at)) for at in range(start, available, step)]
     return chunks
 
 

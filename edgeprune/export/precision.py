@@ -89,8 +89,12 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
     return quantised
 
 
-def batches_of(rows: Tensor | tuple[Tensor, ...] | None, examples: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def batches_of(
+    rows: Tensor | tuple[Tensor, ...] | None, examples: Sequence[Tensor], size: int | None = None
+) -> list[tuple[Tensor, ...]]:
     """Calibration rows [N, ...] in batches, small ones so that a pass over them does not need much memory.
+
+    Or all of ``size`` rows, the last one filled up with the first rows again.
 
     EdgePruneError unless they are finite and of the shapes and types of ``examples``.
     """
@@ -108,8 +112,10 @@ def batches_of(rows: Tensor | tuple[Tensor, ...] | None, examples: Sequence[Tens
         raise EdgePruneError("export: the calibration inputs differ in their number of rows")
     if not all(bool(torch.isfinite(x).all()) for x in parts):
         raise EdgePruneError("export: the calibration inputs hold NaN or infinity; leave those rows out")
-    starts = range(0, len(parts[0]), CALIBRATION_BATCH)
-    return [tuple(x[i : i + CALIBRATION_BATCH] for x in parts) for i in starts]
+    total, step = len(parts[0]), size or CALIBRATION_BATCH
+    if size is None:
+        return [tuple(x[i : i + step] for x in parts) for i in range(0, total, step)]
+    return [tuple(x[torch.arange(i, i + step) % total] for x in parts) for i in range(0, total, step)]
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from edgeprune.export.targets import Target
 BATCH = "batch"
 
 
-def verify(path: Path, target: Target) -> Any:
+def verify(path: Path, target: Target, batch: int | None = None) -> Any:
     """Read ``path`` and return its ModelProto, or raise EdgePruneError naming the first property that fails.
 
     Asserted: valid and with shapes that fit (``checker(full_check=True)``), opset and IR version exactly the target's,
     only the default operator domain and no local functions, weights inside the file, dimension 0 of every input and
-    output free, no doc strings and no metadata but the model's own.
+    output free (or ``batch``), no doc strings and no metadata but the model's own.
     """
     onnx = need("onnx")
     # Without this, a file that refers to external data would quietly pick up what lies beside it.
@@ -35,10 +35,19 @@ def verify(path: Path, target: Target) -> Any:
     if proto.ir_version != target.ir_version:
         raise EdgePruneError(f"export: the file is IR {proto.ir_version}, {target.name} wants {target.ir_version}")
     _own_operators_only(proto)
-    _batch_is_free(proto)
+    if batch is None:
+        _batch_is_free(proto)
+    elif rows_taken(proto) != batch:
+        raise EdgePruneError(f"export: the file takes batches of {rows_taken(proto) or 'any size'}, not of {batch}")
     if leftover := sorted(_texts(proto.graph)):
         raise EdgePruneError(f"export: the file still carries the exporter's notes ({leftover[0][:60]!r})")
     return proto
+
+
+def rows_taken(proto: Any) -> int | None:
+    """The one batch size of a graph; None where it is free."""
+    sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in proto.graph.input}
+    return sizes.pop() or None if len(sizes) == 1 else None
 
 
 def strip_notes(message: Any) -> None:
@@ -67,7 +76,7 @@ def _batch_is_free(proto: Any) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         dims = value.type.tensor_type.shape.dim
         if not dims or dims[0].dim_param != BATCH:
-            raise EdgePruneError(f"export: {value.name!r} has no free batch dimension")
+            raise EdgePruneError(f"export: {value.name!r} has no free batch dimension; export for one size (batch=)")
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     del bare.graph.value_info[:]
@@ -79,7 +88,7 @@ def _batch_is_free(proto: Any) -> None:
         if dims and dims[0].HasField("dim_value"):
             raise EdgePruneError(
                 f"export: {value.name!r} always has {dims[0].dim_value} rows, whatever the batch; "
-                "the model's forward hard-codes a batch size (write view(x.shape[0], ...))"
+                "the model's forward hard-codes a batch size (write view(x.shape[0], ...), or export for one: batch=)"
             )
 
 

@@ -1,0 +1,193 @@
+"""A graph of opset 18 in the words of opset 17, for what onnx's own converter has no adapter for.
+
+torch.export writes opset 18 at the least. Of its operators only those below are another thing one opset earlier; each
+is rewritten where that is possible, and what is not raises ``CannotBeOlder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgeprune.export._need import need
+
+OLDER_OPSET = 17  # what is written
+NEW_IN_18 = frozenset(
+    [
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "CenterCropPad",
+        "Col2Im",
+        "GroupNormalization",
+        "LpPool",
+        "Mish",
+        "OptionalGetElement",
+        "OptionalHasElement",
+    ]
+)
+
+
+class CannotBeOlder(Exception):
+    """A node that means something which opset 17 has no words for."""
+
+
+def to_opset_17(proto: Any) -> Any:
+    """A copy of ``proto``, a model of opset 18; CannotBeOlder says which node has no older form."""
+    written = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != OLDER_OPSET + 1:
+        raise CannotBeOlder(f"a graph of opset {written}")
+    older = need("onnx").ModelProto()
+    older.CopyFrom(proto)
+    known = _Known(older)
+    _rewrite(older.graph, known)
+    for entry in older.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OLDER_OPSET
+    return older
+
+
+class _Known:
+    """Constants and shapes of a graph by name, and new constants."""
+
+    def __init__(self, proto: Any) -> None:
+        onnx = need("onnx")
+        self.graph = proto.graph
+        inferred = onnx.shape_inference.infer_shapes(proto)
+        self.shapes: dict[str, list[int | None]] = {}
+        for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+            tensor = value.type.tensor_type
+            if tensor.HasField("shape"):
+                self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        self.constants: dict[str, Any] = {t.name: t for t in proto.graph.initializer}
+        for node in proto.graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        for name, tensor in self.constants.items():
+            self.shapes.setdefault(name, list(tensor.dims))
+
+    def integers(self, name: str, node: Any) -> list[int]:
+        if name not in self.constants:
+            raise CannotBeOlder(f"{node.op_type} of opset 18 with {name!r} computed at run time")
+        return [int(i) for i in need("onnx").numpy_helper.to_array(self.constants[name]).ravel()]
+
+    def add(self, like: str, values: list[int]) -> str:
+        onnx = need("onnx")
+        taken = {t.name for t in self.graph.initializer} | self.shapes.keys()
+        name = next(n for i in range(len(taken) + 1) if (n := f"{like}_{i}") not in taken)
+        self.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
+        self.shapes[name] = [len(values)]
+        return name
+
+
+def _rewrite(graph: Any, known: _Known) -> None:
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in NEW_IN_18:
+            raise CannotBeOlder(f"{node.op_type} is new in opset 18")
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise CannotBeOlder(f"{node.op_type} holds a graph of its own")
+        if change := _CHANGED.get(node.op_type):
+            change(node, known)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    helper = need("onnx").helper
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _drop(node: Any, defaults: Mapping[str, object]) -> None:
+    """Removes attributes that opset 17 does not know, where they are at what it does anyway."""
+    kept = []
+    for attribute in node.attribute:
+        if attribute.name not in defaults:
+            kept.append(attribute)
+        elif _attributes(node)[attribute.name] != defaults[attribute.name]:
+            raise CannotBeOlder(f"{node.op_type} with {attribute.name} is new in opset 18")
+    kept = [type(a).FromString(a.SerializeToString()) for a in kept]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _split(node: Any, known: _Known) -> None:
+    """18 may say how many parts; 17 makes as many as there are outputs, equal ones unless it is told the sizes."""
+    said = _attributes(node)
+    parts = int(said.get("num_outputs", len(node.output)))
+    _drop(node, {"num_outputs": parts})
+    if len(node.input) > 1 and node.input[1]:
+        return
+    shape, axis = known.shapes.get(node.input[0]), int(said.get("axis", 0))
+    size = shape[axis] if shape else None
+    if size is None:
+        raise CannotBeOlder("Split of a dimension whose size is not known")
+    each = -(-size // parts)
+    sizes = [max(0, min(each, size - i * each)) for i in range(parts)]
+    del node.input[1:]
+    node.input.append(known.add("split_sizes", sizes))
+
+
+def _pad(node: Any, known: _Known) -> None:
+    """18 may say which axes the paddings are of; 17 wants two for every dimension."""
+    if _attributes(node).get("mode") == b"wrap":
+        raise CannotBeOlder("Pad that wraps is new in opset 19")
+    if len(node.input) < 4:
+        return
+    axes = node.input[3]
+    if axes:
+        rank = len(known.shapes.get(node.input[0]) or [])
+        if not rank:
+            raise CannotBeOlder("Pad of some axes of a tensor whose rank is not known")
+        given, pads = known.integers(axes, node), known.integers(node.input[1], node)
+        whole = [0] * (2 * rank)
+        for i, axis in enumerate(given):
+            whole[axis % rank], whole[rank + axis % rank] = pads[i], pads[len(given) + i]
+        node.input[1] = known.add("pads", whole)
+    del node.input[3:]
+
+
+def _reduce(node: Any, known: _Known) -> None:
+    """18 takes the axes as an input; 17, but for sums, as an attribute."""
+    onnx = need("onnx")
+    if _attributes(node).get("noop_with_empty_axes", 0):
+        raise CannotBeOlder(f"{node.op_type} that does nothing without axes is new in opset 18")
+    _drop(node, {"noop_with_empty_axes": 0})
+    if len(node.input) > 1:
+        if node.input[1]:
+            node.attribute.append(onnx.helper.make_attribute("axes", known.integers(node.input[1], node)))
+        del node.input[1:]
+
+
+def _resize(node: Any, known: _Known) -> None:
+    _drop(node, {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"})
+    if "axes" in _attributes(node):
+        raise CannotBeOlder("Resize of some axes is new in opset 18")
+
+
+def _scatter(node: Any, known: _Known) -> None:
+    if _attributes(node).get("reduction", b"none") not in (b"none", b"add", b"mul"):
+        raise CannotBeOlder(f"{node.op_type} that keeps the larger or smaller is new in opset 18")
+
+
+_CHANGED: dict[str, Callable[[Any, _Known], None]] = {
+    "Split": _split,
+    "Pad": _pad,
+    "Resize": _resize,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
+    **dict.fromkeys(
+        [
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSumSquare",
+        ],
+        _reduce,
+    ),
+}
