@@ -4,8 +4,9 @@
 
 Every network of tests/pruning (the small ones and the zoo) and, without --quick, those of structured_networks and the
 installed ones of structured_zoo, cut to half of its channels, by each exporter and for jetpack6 (opset 17, IR 8) and
-jetpack7; agreement with torch at batches 1, 2 and 7. Where no file with a free batch can be had, one for a single row. ONNX Runtime 1.16, what JetPack 5 boards carry, needs a Python of its own (3.8 to 3.11, numpy 1): the one
-given, which must have it, else a virtual environment that pip fills. Where that fails it says so and skips that reader.
+jetpack7; agreement with torch at batches 1, 2 and 7. Where no file with a free batch can be had, one for a single row.
+ONNX Runtime 1.16, what JetPack 5 boards carry, needs a Python of its own (3.8 to 3.11, numpy 1): the one given, which
+must have it, else a virtual environment that pip fills. Where that fails it says so and skips that reader.
 Writes benchmarks/results/onnx_readers.json.
 """
 
