@@ -68,6 +68,7 @@ SHAPES = (
     *(Shape("conv1x1", batch, 128, 128, size) for batch, size in ((1, 4), (1, 16), (32, 16))),
     *(Shape("conv", 1, width, width, size, 3) for width, size in ((256, 4), (128, 16))),
     *(Shape("conv", 32, width, width, size, 3) for width, size in ((256, 4), (64, 16))),
+    *(Shape("conv_odd", batch, 24, 24, size, 3) for batch, size in ((1, 4), (1, 16), (32, 32))),
     *(Shape("grouped", batch, 128, 128, 16, 3, 1, 128) for batch in (1, 32)),
 )
 

@@ -25,7 +25,8 @@ import torch
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
 
-KINDS = ("linear", "conv1x1", "conv", "grouped")
+FORMAT = 2  # of the file
+KINDS = ("linear", "conv1x1", "conv", "conv_odd", "grouped")
 PATHS = ("auto", "sparse", "dense")
 _WORK = ("forward", "step")
 
@@ -34,6 +35,16 @@ Curve = tuple[tuple[float, float], ...]
 
 Tables = dict[int, dict[str, dict[str, Curve]]]
 """threads -> "forward" or "step" (with gradients) -> kind of layer -> curve."""
+
+
+def conv_kind(outputs: int, taps: int, groups: int) -> str:
+    """The kind of a convolution. "conv_odd": dense products work on outputs in blocks of 16 and would leave a quarter or
+    more of them empty (few outputs, or what pruning left)."""
+    if groups > 1:
+        return "grouped"
+    if taps == 1:
+        return "conv1x1"
+    return "conv_odd" if 3 * (-(-outputs // 16) * 16) >= 4 * outputs else "conv"
 
 
 def sparse_wins(kind: str, positions: int, density: float, training: bool, path: str = "auto") -> bool:
@@ -138,7 +149,7 @@ def fingerprint() -> dict[str, Any]:
 def to_json(tables: Tables, machine: Mapping[str, Any] | None = None) -> str:
     """The table as the file holds it, with the machine it was measured on."""
     body = {
-        "format": 1,
+        "format": FORMAT,
         "machine": dict(fingerprint() if machine is None else machine),
         "threads": {str(threads): table for threads, table in sorted(tables.items())},
     }
@@ -161,7 +172,7 @@ def from_json(text: str) -> tuple[Tables, dict[str, Any]]:
     """(tables, machine) of a file's text. Raises EdgePruneError for anything that :func:`to_json` does not write."""
     try:
         body = json.loads(text)
-        if body["format"] != 1:
+        if body["format"] != FORMAT:
             raise ValueError(f"format {body['format']}")
         tables: Tables = {
             int(threads): {
@@ -193,7 +204,7 @@ def load() -> None:
     except OSError:
         reason = "the package's; 'edgeprune bench kernels' measures this machine's"
     except EdgePruneError:
-        reason = "the package's, since the file in the cache directory is damaged"
+        reason = "the package's, since the file in the cache directory is damaged or of another version"
     tables, _ = from_json(Path(__file__).with_name("crossover.json").read_text(encoding="utf-8"))
     _state.update(tables=tables, source=reason)
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError, is_whole, shown
+from edgeprune.ops import crossover
 from edgeprune.ops._core import core
 
 Pair = tuple[int, int]
@@ -50,7 +51,7 @@ class CompiledPattern:
         self.kept = kept
         self.outputs, self.inputs = filter[:2]
         groups, taps = filter[2], filter[3] * filter[4]
-        self.kind = "grouped" if groups > 1 else "conv" if taps > 1 else "conv1x1"
+        self.kind = crossover.conv_kind(self.outputs, taps, groups)
         """What the choice between sparse and dense goes by; see crossover.py."""
         rows, row, t_rows, t_row = core.pattern_sizes(filter)
         shapes = [(kept,), (rows, row), (kept,), (kept,), (t_rows, t_row)]

@@ -40,7 +40,8 @@ def test_rule_takes_the_lowest_of_shapes_alike_in_positions() -> None:
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = [kernels.Shape(kind, 2, 4, 4, 1 if kind == "linear" else 3, 1) for kind in ("linear", "conv1x1")]
-    small += [kernels.Shape("conv", 2, 4, 4, 3, 3), kernels.Shape("grouped", 2, 4, 4, 3, 3, 1, 4)]
+    small += [kernels.Shape("conv", 2, 4, 16, 3, 3), kernels.Shape("conv_odd", 2, 4, 4, 3, 3)]
+    small += [kernels.Shape("grouped", 2, 4, 4, 3, 3, 1, 4)]
     monkeypatch.setattr(kernels, "SHAPES", small)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = dict(crossover._state)

@@ -43,6 +43,15 @@ def test_the_table_decides_by_positions_density_and_gradients() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("outputs", "taps", "groups", "kind"),
+    [(6, 25, 1, "conv_odd"), (12, 9, 1, "conv_odd"), (13, 9, 1, "conv"), (16, 9, 1, "conv"), (24, 9, 1, "conv_odd"),
+     (25, 9, 1, "conv"), (36, 9, 1, "conv_odd"), (37, 9, 1, "conv"), (6, 1, 1, "conv1x1"), (6, 9, 2, "grouped")],
+)  # fmt: skip
+def test_outputs_that_leave_a_quarter_of_their_blocks_empty(outputs: int, taps: int, groups: int, kind: str) -> None:
+    assert crossover.conv_kind(outputs, taps, groups) == kind
+
+
 def product(**how: str) -> bool:
     """Whether a call went to the sparse kernels: those give other bits than torch in this sum."""
     generator = torch.Generator().manual_seed(0)
