@@ -38,8 +38,8 @@ Tables = dict[int, dict[str, dict[str, Curve]]]
 
 
 def conv_kind(outputs: int, taps: int, groups: int) -> str:
-    """The kind of a convolution. "conv_odd": dense products work on outputs in blocks of 16 and would leave a quarter or
-    more of them empty (few outputs, or what pruning left)."""
+    """The kind of a convolution. "conv_odd": dense products work on outputs in blocks of 16, and a quarter or more of
+    those would be empty (few outputs, or what pruning left)."""
     if groups > 1:
         return "grouped"
     if taps == 1:
