@@ -158,10 +158,10 @@ def main() -> None:
             good = [r for r in mine if r["agrees"]]
             old = [r for r in good if r.get("onnxruntime_1_16") == "agrees"]
             one = sum(r["batch"] == 1 for r in good)
-        print(
-            f"{target} {exporter:12s} {len(good)} of {len(mine)} agree ({one} for one row only), {len(old)} of them in "
-            "ONNX Runtime 1.16"
-        )
+            print(
+                f"{target} {exporter:12s} {len(good)} of {len(mine)} agree ({one} for one row only), {len(old)} of "
+                "them in ONNX Runtime 1.16"
+            )
     for row in rows:
         old = row.get("onnxruntime_1_16", "agrees")
         if not row["agrees"] or old != "agrees":

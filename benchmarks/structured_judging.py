@@ -29,7 +29,7 @@ def grids(full: nn.Module, tags: nn.Module) -> dict[str, list[Tensor]] | None:
     for name, t in tensors(tags):
         if name not in shapes or t.dim() != len(shapes[name]):
             return None
-        # One dimension at a time: numpy (2.4.6) is wrong for arrays of several that hold more than a buffer of 8,192.
+        # Flat: of an array (256, 128, 1, 1) numpy 2.4.6 gives wrong positions from its 8,193rd element on.
         flat = np.unravel_index(t.detach().long().numpy().ravel(), shapes[name]) if t.dim() else ()
         at = [a.reshape(t.shape) for a in flat]
         grid = [np.unique(a) for a in at]

@@ -75,12 +75,15 @@ MaskPlan plan_mask(const PackingKernels& kernels, const uint8_t* mask, int64_t n
 
 void join_few(MaskPlan& plan, int threads) {
     constexpr size_t each = 8;  // pieces, so that the last to finish is not waited for long
+    constexpr int64_t kLongest = int64_t{1} << 31;
     const size_t most = plan.pieces.size() / (each * static_cast<size_t>(std::max(threads, 1)));
     if (most < 2) return;
     std::vector<PackingPiece> joined;
     size_t parts = 0;
     for (const PackingPiece& piece : plan.pieces) {
-        if (!joined.empty() && parts < most &&
+        if (!joined.empty() && parts < most && few(piece.last_rank - piece.rank, piece.last - piece.first) &&
+            few(joined.back().last_rank - joined.back().rank, joined.back().last - joined.back().first) &&
+            piece.last - joined.back().first < kLongest &&
             few(piece.last_rank - joined.back().rank, piece.last - joined.back().first)) {
             joined.back().last = piece.last;
             joined.back().last_rank = piece.last_rank;

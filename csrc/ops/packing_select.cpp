@@ -17,8 +17,8 @@ long long number(int64_t n) { return static_cast<long long>(n); }
 
 constexpr int64_t kSites = 16 * 1024, kRun = 8;  // of the sample: places, and neighbours taken at each
 constexpr double kSigmas = 6.0;                  // neighbours are alike: fewer independent ones than it seems
-constexpr int64_t kGathered = 16 * 1024;  // candidates that a piece hands on; one with more reads its tensor again
-constexpr int64_t kFew = 64 * 1024;       // candidates that are not worth another pass
+constexpr int64_t kGathered = 16 * 1024;       // candidates that a piece hands on; one with more reads its tensor again
+constexpr int64_t kNotWorthAPass = 64 * 1024;  // candidates that are not worth another pass
 
 uint32_t key_of(float x) {
     uint32_t bits;
@@ -124,9 +124,9 @@ class Selection {
             } else {
                 range.above = counts.above;
                 range.inside = counts.maybe;
-                if (range.low == range.high || range.inside <= std::max(kFew, total_ / 16)) break;
+                if (range.low == range.high || range.inside <= std::max(kNotWorthAPass, total_ / 16)) break;
             }
-            while (range.low < range.high && range.inside > kFew) narrow(range, k);
+            while (range.low < range.high && range.inside > kNotWorthAPass) narrow(range, k);
         }
         fill(range, k, maybe, start.data(), room, keys);
     }

@@ -63,7 +63,9 @@ class Scheduled(AdaptCL):
                 f"algorithm.deadline_s is {self.deadline_s}; the objective 'deadline' needs a round's length in "
                 "seconds, more than 0"
             )
-        self.goal(), self.first_goal()
+        if not 0 <= self.first_margin < math.inf:
+            raise EdgePruneError(f"algorithm.first_margin is {self.first_margin}; give 0 or more deviations")
+        self.goal()
 
     def first_goal(self) -> Goal:
         """What the first assignment is made for. The learner knows nothing of steps: it may not count on fewer."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeprune.bench.meter import Idle, Meter, Result
 from edgeprune.errors import EdgePruneError
+from edgeprune.export.parity import fixed_batch
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -73,8 +74,23 @@ def open_session(path: Path, threads: int, provider: str) -> tuple[Any, dict[str
     return session, facts
 
 
+def batch_sizes(
+    paths: Sequence[Path], asked: Sequence[int], threads: int = 1, provider: str = "CPU"
+) -> tuple[int, ...]:
+    """What is asked for; by default 1 and 32, or the one size that a file takes. EdgePruneError where they differ."""
+    sizes = tuple(asked)
+    for path in paths:
+        session = open_session(path, threads, provider)[0]
+        only = fixed_batch(session)
+        sizes = sizes or (() if only is None else (only,))
+        for size in sizes:
+            _check_takes(session, size, path)
+    return sizes or (1, 32)
+
+
 def made_up_feed(session: Any, batch: int, path: Path) -> dict[str, np.ndarray]:
     """Random inputs of ``batch`` rows that the file was seen to run on."""
+    _check_takes(session, batch, path)
     feed = {entry.name: _made_up(entry, batch, path) for entry in session.get_inputs()}
     try:
         session.run(None, feed)
@@ -85,13 +101,17 @@ def made_up_feed(session: Any, batch: int, path: Path) -> dict[str, np.ndarray]:
     return feed
 
 
+def _check_takes(session: Any, batch: int, path: Path) -> None:
+    only = fixed_batch(session)
+    if only not in (None, batch):
+        raise EdgePruneError(f"{path}: takes batches of {only} alone; give --batch {only}")
+
+
 def _made_up(entry: Any, batch: int, path: Path) -> np.ndarray:
     """Random values in the shape that the file asks for; free dimensions after the first become 1."""
     kind = _TYPES.get(entry.type)
     if kind is None:
         raise EdgePruneError(f"{path}: input {entry.name!r} is {entry.type}, which cannot be made up")
-    if entry.shape and isinstance(entry.shape[0], int) and entry.shape[0] != batch:
-        raise EdgePruneError(f"{path}: takes batches of {entry.shape[0]} alone; give --batch {entry.shape[0]}")
     shape = [size if isinstance(size, int) else (batch if i == 0 else 1) for i, size in enumerate(entry.shape)]
     random = np.random.default_rng(0)
     return random.integers(0, 2, shape).astype(kind) if kind is np.int64 else random.standard_normal(shape).astype(kind)

@@ -113,7 +113,11 @@ def model(task_name: str, width: float, device: str, threads: int, seconds: floa
 @command.command("onnx")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="May be repeated; 1 and 32 if not."
+    "--batch",
+    "batches",
+    type=click.IntRange(1, 4096),
+    multiple=True,
+    help="May be repeated; 1 and 32, or the file's own, if not.",
 )
 @click.option("--vs", "other", type=click.Path(path_type=Path), help="Another file, run in turns with this one.")
 @click.option("--provider", default="CPU", show_default=True, help="Execution provider: CPU, CUDA, TensorRT ...")
@@ -129,10 +133,10 @@ def onnx(
 ) -> None:
     """An ONNX file in ONNX Runtime, on random inputs."""
     from edgeprune.bench import versus
-    from edgeprune.bench.onnx import measure_onnx, open_session
+    from edgeprune.bench.onnx import batch_sizes, measure_onnx
 
-    if other is not None:
-        open_session(other, threads, provider)  # a mistake shows before minutes of measuring
+    # A mistake shows before minutes of measuring.
+    sizes = batch_sizes([file] if other is None else [other, file], batches, threads, provider)
 
     def measure(meter: Meter, window: float, say: Callable[[str], None]) -> dict[str, Any]:
         from edgeprune.bench.report import report
@@ -140,7 +144,7 @@ def onnx(
         results, idle, facts = measure_onnx(
             file,
             meter,
-            batches=batches or (1, 32),
+            batches=sizes,
             seconds=window,
             repeats=options["repeats"],
             thread_count=threads,
@@ -153,7 +157,7 @@ def onnx(
             compared = versus.compare(
                 file,
                 other,
-                batches=batches or (1, 32),
+                batches=sizes,
                 seconds=window,
                 repeats=options["repeats"],
                 thread_count=threads,

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Estimate batch-norm statistics anew on the task's training data; a sub-model inherits the merged ones.",
 )
-@click.option("--batch", type=click.IntRange(1), help="The file takes exactly so many rows (default: any number).")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), help="The file takes exactly so many rows (default: any number)."
+)
 @click.option("--data", "data_dir", metavar="DIR", help="Where the task's data are, for a comparison on real inputs.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="For the latency figures.")
 @click.option("--pruned", type=click.Path(path_type=Path), help="Of a MODEL: the folder that 'edgeprune prune' wrote.")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, metavar="NAME|FILE.npz", help="A data set (its test split), or arrays x and y.")
 @click.option("--data-dir", metavar="DIR", help="Where data sets are looked for first.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many rows from the start.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="Unless the file takes one size only."
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the class of every row here, a line each.")
 def command(

@@ -42,6 +42,9 @@ def to_opset_17(proto: Any) -> Any:
     older.CopyFrom(proto)
     known = _Known(older)
     _rewrite(older.graph, known)
+    read = {name for node in older.graph.node for name in node.input} | {value.name for value in older.graph.output}
+    for unread in [t for t in older.graph.initializer if t.name not in read]:
+        older.graph.initializer.remove(unread)
     for entry in older.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OLDER_OPSET
@@ -62,8 +65,14 @@ class _Known:
                 self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         self.constants: dict[str, Any] = {t.name: t for t in proto.graph.initializer}
         for node in proto.graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant":
+                for key, value in _attributes(node).items():
+                    if key == "value":
+                        self.constants[node.output[0]] = value
+                    elif key in ("value_int", "value_ints"):
+                        numbers = [value] if key == "value_int" else list(value)
+                        made = onnx.helper.make_tensor("", onnx.TensorProto.INT64, [len(numbers)], numbers)
+                        self.constants[node.output[0]] = made
         for name, tensor in self.constants.items():
             self.shapes.setdefault(name, list(tensor.dims))
 
@@ -74,7 +83,8 @@ class _Known:
 
     def add(self, like: str, values: list[int]) -> str:
         onnx = need("onnx")
-        taken = {t.name for t in self.graph.initializer} | self.shapes.keys()
+        taken = {t.name for t in self.graph.initializer} | {name for node in self.graph.node for name in node.output}
+        taken |= {value.name for value in self.graph.input}
         name = next(n for i in range(len(taken) + 1) if (n := f"{like}_{i}") not in taken)
         self.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
         self.shapes[name] = [len(values)]
@@ -150,13 +160,14 @@ def _pad(node: Any, known: _Known) -> None:
 def _reduce(node: Any, known: _Known) -> None:
     """18 takes the axes as an input; 17, but for sums, as an attribute."""
     onnx = need("onnx")
-    if _attributes(node).get("noop_with_empty_axes", 0):
+    axes = known.integers(node.input[1], node) if len(node.input) > 1 and node.input[1] else []
+    noop = int(_attributes(node).get("noop_with_empty_axes", 0))
+    if noop and not axes:
         raise CannotBeOlder(f"{node.op_type} that does nothing without axes is new in opset 18")
-    _drop(node, {"noop_with_empty_axes": 0})
-    if len(node.input) > 1:
-        if node.input[1]:
-            node.attribute.append(onnx.helper.make_attribute("axes", known.integers(node.input[1], node)))
-        del node.input[1:]
+    _drop(node, {"noop_with_empty_axes": noop})
+    if axes:
+        node.attribute.append(onnx.helper.make_attribute("axes", axes))
+    del node.input[1:]
 
 
 def _resize(node: Any, known: _Known) -> None:

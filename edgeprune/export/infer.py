@@ -45,7 +45,7 @@ def infer(
     batch: int = 32,
     threads: int | None = None,
 ) -> Inference:
-    """Run the file on the rows ``x`` [N, ...], as stored, in batches.
+    """Run the file on the rows ``x`` [N, ...], as stored, in batches (of a file's own size, where it has one).
 
     Integers are normalised by the file's metadata, or by ``normalise`` where it says nothing; float32 rows are taken as
     they are, unless ``normalise`` is given. ``y``: the right classes, [N] or for text [N, L]. Raises EdgePruneError
@@ -73,13 +73,18 @@ def infer(
             rows = rows[torch.arange(fixed) % asked]
         began = time.perf_counter()
         try:
-            out = runtime.run(None, {entry.name: rows.numpy()})[0][:asked]
+            out = runtime.run(None, {entry.name: rows.numpy()})[0]
         except Exception as error:  # the runtime has its own exception types
             raise EdgePruneError(
                 f"{path}: does not take rows of {tuple(rows.shape[1:])} {rows.dtype} ({_short(error)})"
             ) from None
         if len(rows) == batch or len(x) < batch:
             times.append(time.perf_counter() - began)
+        if not out.ndim or len(out) != len(rows):
+            raise EdgePruneError(
+                f"{path}: its output {out.shape} does not go with {len(rows)} rows, one answer for each"
+            )
+        out = out[:asked]
         answer = y[start : start + batch].numpy() if y is not None else None
         classes = _classes(out, answer, path)
         chosen.append(classes)

@@ -18,14 +18,14 @@ from torch.nn.parameter import is_lazy
 
 from edgeprune._version import __version__
 from edgeprune.destination import check_destination, staged
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_whole
 from edgeprune.export import precision as precisions
 from edgeprune.export import targets
 from edgeprune.export._need import need
 from edgeprune.export._plain import plain
 from edgeprune.export._trace import first_line, to_proto
 from edgeprune.export.parity import as_float32, check_graph
-from edgeprune.export.verify import rows_taken, strip_notes, verify
+from edgeprune.export.verify import strip_notes, verify
 
 RESERVED = ("precision", "torch", "version", "weights_sha256")
 LARGEST_FP16 = 65504
@@ -126,7 +126,7 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
     entries = {**exported.metadata, **_prefixed(metadata)}
     onnx.helper.set_model_props(proto, entries)
     onnx.save_model(proto, str(exported.path))
-    verify(exported.path, targets.get(exported.target), rows_taken(proto))
+    verify(exported.path, targets.get(exported.target), exported.batch)
     return replace(exported, size_bytes=exported.path.stat().st_size, metadata=entries)
 
 
@@ -147,7 +147,7 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 def _example_rows(example_inputs: Tensor | tuple[Tensor, ...], batch: int | None) -> tuple[Tensor, ...]:
     """The inputs on the CPU with ``batch`` rows; two where it stays free: both exporters bake a batch of one in."""
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
+    if batch is not None and (not is_whole(batch) or batch < 1):
         raise EdgePruneError(f"export: a batch of {batch!r}; give the number of rows, 1 or more, or leave it free")
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if not inputs or not all(isinstance(x, Tensor) and x.ndim >= 1 and x.shape[0] >= 1 for x in inputs):

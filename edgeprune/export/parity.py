@@ -53,7 +53,7 @@ def session(path: str | os.PathLike[str] | bytes, threads: int | None = None, wh
     """
     ort = need("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is said by the exception
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -169,6 +169,11 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
                 f"export: ONNX Runtime fails on the graph at batch {size}: {first_line(error)}{why}"
             ) from None
         for want, got in zip(expected, found, strict=True):
+            if tuple(want.shape) != got.shape:
+                raise EdgePruneError(
+                    f"export: at batch {len(feed[0])} the graph gives shape {got.shape}, the model "
+                    f"{tuple(want.shape)}; forward may do something else for other batches: export for one (batch=)"
+                )
             if not want.is_floating_point() or not want.numel() or not bool(torch.isfinite(want).all()):
                 continue
             known = want.double().numpy()

@@ -37,17 +37,11 @@ def verify(path: Path, target: Target, batch: int | None = None) -> Any:
     _own_operators_only(proto)
     if batch is None:
         _batch_is_free(proto)
-    elif rows_taken(proto) != batch:
-        raise EdgePruneError(f"export: the file takes batches of {rows_taken(proto) or 'any size'}, not of {batch}")
+    else:
+        _batch_is(proto, batch)
     if leftover := sorted(_texts(proto.graph)):
         raise EdgePruneError(f"export: the file still carries the exporter's notes ({leftover[0][:60]!r})")
     return proto
-
-
-def rows_taken(proto: Any) -> int | None:
-    """The one batch size of a graph; None where it is free."""
-    sizes = {value.type.tensor_type.shape.dim[0].dim_value for value in proto.graph.input}
-    return sizes.pop() or None if len(sizes) == 1 else None
 
 
 def strip_notes(message: Any) -> None:
@@ -65,6 +59,16 @@ def _own_operators_only(proto: Any) -> None:
     if foreign or proto.functions:
         names = sorted(foreign | {f.domain for f in proto.functions})
         raise EdgePruneError(f"export: the graph uses operators outside the ONNX standard ({', '.join(names)})")
+
+
+def _batch_is(proto: Any, batch: int) -> None:
+    """So many rows in every input; and in every output, where the graph says how many it has."""
+    known = [(value, (batch,)) for value in proto.graph.input] + [(value, (batch, 0)) for value in proto.graph.output]
+    for value, sizes in known:
+        dims = value.type.tensor_type.shape.dim
+        if not dims or dims[0].dim_value not in sizes:
+            rows = f"{dims[0].dim_value or 'any number of'} rows" if dims else "no rows"
+            raise EdgePruneError(f"export: {value.name!r} has {rows}, not one for each of the batch's {batch}")
 
 
 def _batch_is_free(proto: Any) -> None:
@@ -87,8 +91,8 @@ def _batch_is_free(proto: Any) -> None:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].HasField("dim_value"):
             raise EdgePruneError(
-                f"export: {value.name!r} always has {dims[0].dim_value} rows, whatever the batch; "
-                "the model's forward hard-codes a batch size (write view(x.shape[0], ...), or export for one: batch=)"
+                f"export: {value.name!r} always has {dims[0].dim_value} rows, whatever the batch; the model's forward "
+                "hard-codes a batch size (write view(x.shape[0], ...), or export for that size alone: batch=)"
             )
 
 

@@ -241,6 +241,12 @@ def test_a_deadline_is_kept_with_fewer_steps(profile: Path, tmp_path: Path) -> N
         assert max(record["update_time_s"].values()) < 1.05 * deadline
 
 
+@pytest.mark.parametrize("margin", [-1.0, math.nan, math.inf])
+def test_a_first_margin_that_is_none(margin: float) -> None:
+    with pytest.raises(EdgePruneError, match=r"algorithm\.first_margin is"):
+        Scheduled(objective="deadline", deadline_s=3.0, first_margin=margin)
+
+
 def test_without_a_profile_it_says_what_to_do(profile: Path) -> None:
     options = [item for item in sets(profile) if "latency" not in item]
     prepared = engine.prepare(engine.load_experiment(None, options))

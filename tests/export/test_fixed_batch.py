@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from edgeprune.bench.meter import Meter
-from edgeprune.bench.onnx import measure_onnx
+from edgeprune.bench.onnx import batch_sizes, made_up_feed, open_session
 from edgeprune.cli.export import command
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import check_parity, export_onnx
@@ -51,7 +51,7 @@ def test_windowed_attention_without_a_free_batch(batch: int, exporter: str, tmp_
     torch.manual_seed(0)
     factory, inputs = ATTENTION["swin"]
     swin, given = factory().eval(), inputs()
-    with pytest.raises(EdgePruneError, match="batch"):
+    with pytest.raises(EdgePruneError, match=r"(fails on the graph at batch|no free batch).*export for one"):
         export_onnx(swin, given, tmp_path / "free.onnx", exporter=exporter)
     done = export_onnx(swin, given, tmp_path / "net.onnx", exporter=exporter, batch=batch)
     assert done.batch == batch and sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx"]
@@ -86,8 +86,54 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         with pytest.raises(EdgePruneError, match="number of rows, 1 or more"):
             export_onnx(net(), X[:3], tmp_path / "net.onnx", batch=batch)  # type: ignore[arg-type]
     path = export_onnx(net(), X[:3], tmp_path / "net.onnx", batch=3).path
+    assert batch_sizes([path], ()) == batch_sizes([path], (3,)) == (3,)
     with pytest.raises(EdgePruneError, match="batches of 3 alone; give --batch 3"):
-        measure_onnx(path, Meter(None), batches=(1,), seconds=0.0, repeats=1, idle_s=0.0)
+        batch_sizes([path], (3, 1))
+    with pytest.raises(EdgePruneError, match="batches of 3 alone"):
+        made_up_feed(open_session(path, 1, "CPU")[0], 1, path)
+
+
+class Rows(nn.Module):
+    """What it does is given as a function of x."""
+
+    def __init__(self, what: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.what(x)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "torch.export"])
+@pytest.mark.parametrize(
+    ("what", "batch", "said"),
+    [
+        (lambda x: x.mean(0, keepdim=True), 3, "has 1 rows, not one for each of the batch's 3"),
+        (lambda x: x.reshape(-1, 2), 3, "has 6 rows, not one for each of the batch's 3"),
+        (lambda x: x if x.shape[0] > 1 else x.reshape(2, 2), None, "at batch 1 the graph gives shape"),
+        (lambda x: x if x.shape[0] != 1 else x[0], None, "at batch 1 the graph gives shape"),
+    ],
+)
+def test_outputs_of_another_number_of_rows(
+    what: Callable[[Tensor], Tensor], batch: int | None, said: str, exporter: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgePruneError, match=said if exporter == "torchscript" else "export: "):
+        export_onnx(Rows(what), torch.randn(3, 4), tmp_path / "net.onnx", batch=batch, exporter=exporter)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_answers_than_rows_are_not_taken_for_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    kinds = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", ["n", 4]), ("y", ["m", 2]))
+    ]
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [-1, 2])
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", kinds[:1], kinds[1:], [shape])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(made, str(path))
+    with pytest.raises(EdgePruneError, match="does not go with 7 rows"):
+        infer(path, X[:7].flatten(1))
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

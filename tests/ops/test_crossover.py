@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from edgeprune import EdgePruneError, SparsityPattern, ops
+from edgeprune.bench import kernels
 from edgeprune.ops import crossover
 
 CURVES = dict.fromkeys(crossover.KINDS, ((1.0, 0.5), (10.0, 0.2)))
@@ -50,6 +51,15 @@ def test_the_table_decides_by_positions_density_and_gradients() -> None:
 )  # fmt: skip
 def test_outputs_that_leave_a_quarter_of_their_blocks_empty(outputs: int, taps: int, groups: int, kind: str) -> None:
     assert crossover.conv_kind(outputs, taps, groups) == kind
+
+
+def test_the_measured_shapes_are_of_the_kind_that_they_stand_for() -> None:
+    for shape in kernels.SHAPES:
+        if not shape.linear:
+            assert crossover.conv_kind(shape.outputs, shape.taps**2, shape.groups) == shape.kind
+    assert {shape.kind for shape in kernels.SHAPES} == set(crossover.KINDS)
+    pattern = SparsityPattern.from_mask(torch.ones(6, 3, 5, 5, dtype=torch.bool))
+    assert pattern.compiled(1, (1, 1)).kind == "conv_odd"
 
 
 def product(**how: str) -> bool:

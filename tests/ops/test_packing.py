@@ -114,6 +114,19 @@ def test_pack_and_unpack(dtype: str, data: st.DataObject) -> None:
     assert raw(got) == raw(reference.unpack(*packed, mask, x.numel(), dtype))
 
 
+@pytest.mark.parametrize("kept", [2047, 2048, 2049])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_as_many_kept_as_are_moved_one_by_one(kept: int, dtype: str) -> None:
+    """Spread over two pieces of a tensor that is long enough for them to be joined."""
+    n = 40 * 65_536
+    at = np.random.default_rng(kept).choice(2 * 65_536, kept, replace=False)
+    chosen = np.zeros(n, np.bool_)
+    chosen[at], chosen[-1] = True, True
+    x, mask = values(n, 3), mask_of(chosen)
+    got, expected = ops.pack(x, mask, dtype), reference.pack(x, mask, dtype)
+    assert (raw(got.values), raw(got.scales)) == (raw(expected.values), raw(expected.scales))
+
+
 def test_f32_travels_unchanged_and_dropped_elements_are_zero() -> None:
     x = torch.tensor([1.5, math.nan, -0.0, math.inf, 7.0])
     mask = torch.tensor([0b01101], dtype=torch.uint8)
