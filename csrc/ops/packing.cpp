@@ -141,8 +141,7 @@ void accumulate(const View& total, const View& weight_sum, const View& values, c
         fail("%s: total has %lld elements and weight_sum %lld; they belong to one tensor", op, number(n),
              number(weight_sum.size()));
     check_packing_mask(op, mask, n);
-    MaskPlan plan = plan_mask(kernels, mask_of(mask), n, options.threads);
-    join_few(plan, options.threads);
+    const MaskPlan plan = plan_mask(kernels, mask_of(mask), n, options.threads);
     check_values(op, values, scales, coding, plan.kept);
     const AccumulateTask task = {packed_values(values, scales, mask, coding, n, plan.kept),
                                  static_cast<float*>(total.data), static_cast<float*>(weight_sum.data), weight};
