@@ -1,6 +1,6 @@
 """Masked linear layers and convolutions against torch's dense ones and its CSR: kernels, training steps, memory.
 
-    python benchmarks/masked.py [--part linear curve conv resnet loss feddst] [--threads 1 2] [--seconds 1.0]
+    python benchmarks/masked.py [--part linear curve conv odd resnet loss feddst] [--threads 1 2] [--seconds 1.0]
 
     MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 python benchmarks/masked.py --name masked-heap
 
@@ -45,6 +45,18 @@ CONVS = (
     Shape("conv1x1", 32, 256, 256, 8, 1),
     Shape("conv", 32, 64, 128, 32, 3, 2),
     Shape("grouped", 32, 128, 128, 16, 3, 1, 128),
+)
+
+
+ODD = (  # outputs that leave a quarter or more of their blocks of 16 empty: few and many inputs, one picture and more
+    Shape("conv_odd", 32, 3, 6, 32, 5),
+    Shape("conv_odd", 8, 3, 6, 32, 5),
+    Shape("conv_odd", 32, 12, 12, 32, 3),
+    Shape("conv_odd", 32, 24, 24, 32, 3),
+    Shape("conv_odd", 1, 24, 24, 16, 3),
+    Shape("conv_odd", 32, 64, 20, 16, 3),
+    Shape("conv_odd", 32, 256, 24, 8, 3),
+    Shape("conv_odd", 32, 8, 36, 16, 3),
 )
 
 
@@ -162,6 +174,26 @@ def part_curve(threads: int, seconds: float) -> list[Row]:
             )
         crossing = {work: crossing_of(rows[before:], work) for work in ("forward", "step")}
         rows.append({"layer": shape.name, "threads": threads, "sparse_wins_below_density": crossing})
+    return rows
+
+
+def part_odd(threads: int, seconds: float) -> list[Row]:
+    """Sparse against dense at densities where dense mostly wins: why such convolutions are a kind of their own."""
+    rows = []
+    for shape in ODD:
+        for density in (1.0, 0.5, 0.2):
+            sides = {
+                f"{path} {work}": call
+                for path in ("sparse", "dense", "torch")
+                for work, call in calls(shape, density, path).items()
+            }
+            times = in_turns(sides, seconds / 2)
+            row: Row = {"layer": shape.name, "density": density, "threads": threads, "ms": rounded(times)}
+            for other in ("dense", "torch"):
+                row[f"times_faster_than_{other}"] = {
+                    work: round(times[f"{other} {work}"] / times[f"sparse {work}"], 2) for work in ("forward", "step")
+                }
+            rows.append(row)
     return rows
 
 
@@ -288,6 +320,7 @@ PARTS = {
     "linear": part_linear,
     "curve": part_curve,
     "conv": part_conv,
+    "odd": part_odd,
     "resnet": part_resnet,
     "loss": part_loss,
     "feddst": part_feddst,
