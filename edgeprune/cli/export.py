@@ -179,8 +179,9 @@ def _lines(done: RunExport) -> list[str]:
     source = done.data_note if parity.real_inputs else "random inputs"
     agreement = "" if parity.argmax_agreement is None else f", same class for {parity.argmax_agreement:.1%}"
     batches = ", ".join(map(str, parity.batches)) + (" and larger" if parity.rows > sum(parity.batches) else "")
+    sizes = f"batches {batches}" if file.batch is None else f"in batches of {file.batch}"
     lines = [
-        f"agrees with torch on {parity.rows} rows of {source}, batches {batches}: "
+        f"agrees with torch on {parity.rows} rows of {source}, {sizes}: "
         f"largest difference {parity.max_abs_diff:.2g}{agreement}"
     ]
     if done.precision != "fp32":
