@@ -6,7 +6,7 @@ is rewritten where that is possible, and what is not raises ``CannotBeOlder``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgeprune.export._need import need
@@ -41,8 +41,11 @@ def to_opset_17(proto: Any) -> Any:
     older = need("onnx").ModelProto()
     older.CopyFrom(proto)
     known = _Known(older)
-    _rewrite(older.graph, known)
-    read = {name for node in older.graph.node for name in node.input} | {value.name for value in older.graph.output}
+    for graph in _graphs(older.graph):
+        _rewrite(graph, known)
+    graphs = list(_graphs(older.graph))
+    read = {name for graph in graphs for node in graph.node for name in node.input}
+    read |= {value.name for graph in graphs for value in graph.output}
     for unread in [t for t in older.graph.initializer if t.name not in read]:
         older.graph.initializer.remove(unread)
     for entry in older.opset_import:
@@ -51,20 +54,33 @@ def to_opset_17(proto: Any) -> Any:
     return older
 
 
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph, and those that its nodes hold (loops, branches), which see its names."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _graphs(inner)
+
+
 class _Known:
-    """Constants and shapes of a graph by name, and new constants."""
+    """Constants and shapes of a graph, and of those within it, by name; and new constants."""
 
     def __init__(self, proto: Any) -> None:
         onnx = need("onnx")
         self.graph = proto.graph
-        inferred = onnx.shape_inference.infer_shapes(proto)
         self.shapes: dict[str, list[int | None]] = {}
-        for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-            tensor = value.type.tensor_type
-            if tensor.HasField("shape"):
-                self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-        self.constants: dict[str, Any] = {t.name: t for t in proto.graph.initializer}
-        for node in proto.graph.node:
+        for graph in _graphs(onnx.shape_inference.infer_shapes(proto).graph):
+            for value in (*graph.value_info, *graph.input, *graph.output):
+                tensor = value.type.tensor_type
+                if tensor.HasField("shape"):
+                    dims = tensor.shape.dim
+                    self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+        graphs = list(_graphs(proto.graph))
+        self.constants: dict[str, Any] = {t.name: t for graph in graphs for t in graph.initializer}
+        self.taken = self.constants.keys() | {name for g in graphs for node in g.node for name in node.output}
+        self.taken |= {value.name for graph in graphs for value in graph.input}
+        for node in (node for graph in graphs for node in graph.node):
             if node.op_type == "Constant":
                 for key, value in _attributes(node).items():
                     if key == "value":
@@ -83,9 +99,8 @@ class _Known:
 
     def add(self, like: str, values: list[int]) -> str:
         onnx = need("onnx")
-        taken = {t.name for t in self.graph.initializer} | {name for node in self.graph.node for name in node.output}
-        taken |= {value.name for value in self.graph.input}
-        name = next(n for i in range(len(taken) + 1) if (n := f"{like}_{i}") not in taken)
+        name = next(n for i in range(len(self.taken) + 1) if (n := f"{like}_{i}") not in self.taken)
+        self.taken.add(name)
         self.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
         self.shapes[name] = [len(values)]
         return name
@@ -97,8 +112,6 @@ def _rewrite(graph: Any, known: _Known) -> None:
             continue
         if node.op_type in NEW_IN_18:
             raise CannotBeOlder(f"{node.op_type} is new in opset 18")
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
-            raise CannotBeOlder(f"{node.op_type} holds a graph of its own")
         if change := _CHANGED.get(node.op_type):
             change(node, known)
 

@@ -119,12 +119,33 @@ def test_axes_of_a_constant_node(said: dict[str, Any]) -> None:
     np.testing.assert_array_equal(answers(to_opset_17(newer))[0], X.max((1, 2), keepdims=True))
 
 
+def test_graphs_within_a_graph() -> None:
+    """A branch that reduces and splits; its constants lie within it and outside."""
+    shape = helper.make_tensor_value_info("y", FLOAT, ["batch", 4, 6])
+    nodes = [
+        helper.make_node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2),
+        helper.make_node("ReduceMax", ["a", "axes"], ["m"], keepdims=1),
+        helper.make_node("Sub", ["a", "m"], ["y"]),
+    ]
+    inner = helper.make_graph(nodes, "inner", [], [shape], [helper.make_tensor("axes", INT64, [1], [-1])])
+    choose = helper.make_node("If", ["yes"], ["z"], then_branch=inner, else_branch=inner)
+    yes = helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True])
+    x = helper.make_tensor_value_info("x", FLOAT, ["batch", 7, 6])
+    z = helper.make_tensor_value_info("z", FLOAT, ["batch", 4, 6])
+    newer = helper.make_model(
+        helper.make_graph([choose], "g", [x], [z], [yes]), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    )
+    older = to_opset_17(newer)
+    onnx.checker.check_model(older, full_check=True)
+    np.testing.assert_array_equal(answers(older)[0], answers(newer)[0])
+
+
 def test_what_nobody_reads_any_more_is_gone() -> None:
     older = to_opset_17(model("ReduceMax", {"axes": [1]}))
     assert not older.graph.initializer
 
 
-@pytest.mark.parametrize("name", ["vit", "bert", "gpt2-split", "gpt-grouped-queries"])
+@pytest.mark.parametrize("name", ["vit", "bert", "gpt2-split", "gpt-grouped-queries", "dlrm"])
 def test_attention_by_torchs_newer_exporter_for_older_boards(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     factory, inputs = ATTENTION[name]
