@@ -3,12 +3,13 @@
     git clone https://github.com/bibikar/feddst CHECKOUT
     python benchmarks/papers/feddst_public.py --code CHECKOUT [--rounds 4] [--clients 20] [--threads 1]
 
-20 of 400 clients with two classes of 20 images, 10 epochs of batches of 32, CIFAR-10 network at S = 0.8, no evaluation.
-The public script runs as it is, in a process of its own. Put in its way are only what it cannot do without a network
-or with today's numpy: its `datasets` module (the same clients' images, as tensors already normalised, in torch's own
-DataLoader: less work than its own), torchvision (imported, not used then), tqdm (which also takes the times), and the
-name numpy.int. Ours runs before and after it, since the machine's pace drifts. Each run's first round, which builds
-things, is left out, as is our last, which evaluates; medians are compared. Rounds with a readjustment are told apart. Writes benchmarks/results/feddst_public.json.
+20 of 400 clients with two classes of 20 images, 10 epochs of batches of 32, CIFAR-10 network at S = 0.8, no
+evaluation. The public script runs as it is, in a process of its own. Put in its way are only what it cannot do
+without a network or with today's numpy: its `datasets` module (the same clients' images, as tensors already
+normalised, in torch's own DataLoader: less work than its own), torchvision (imported, not used then), tqdm (which
+also takes the times), and the name numpy.int. Ours runs before and after it, since the machine's pace drifts. Each
+run's first round, which builds things, is left out, as is our last, which evaluates; medians are compared. Rounds
+with a readjustment are told apart. Writes benchmarks/results/feddst_public.json.
 """
 
 from __future__ import annotations
