@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprune.bench.meter import Idle, Meter, Result
 from edgeprune.errors import EdgePruneError
-from edgeprune.export.parity import fixed_batch
+from edgeprune.onnx_session import fixed_batch
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 

@@ -136,6 +136,8 @@ def onnx(
     from edgeprune.bench.onnx import batch_sizes, measure_onnx
 
     # A mistake shows before minutes of measuring.
+    if options["output"] is not None:
+        check_destination(options["output"], "bench")
     sizes = batch_sizes([file] if other is None else [other, file], batches, threads, provider)
 
     def measure(meter: Meter, window: float, say: Callable[[str], None]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from edgeprune.data import DataSet
 from edgeprune.data.normalise import Standardise
 from edgeprune.errors import EdgePruneError
-from edgeprune.export.parity import fixed_batch, session
+from edgeprune.export.parity import session
+from edgeprune.onnx_session import fixed_batch
 
 MAX_CLASSES = 100_000
 

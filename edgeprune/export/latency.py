@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgeprune.export.parity import fixed_batch, session
+from edgeprune.export.parity import session
+from edgeprune.onnx_session import fixed_batch
 
 
 def median_latencies(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgePruneError
 from edgeprune.export._need import need
 from edgeprune.export._trace import first_line
+from edgeprune.onnx_session import fixed_batch
 
 BATCHES = (1, 2, 7)
 RTOL = 1e-3
@@ -183,13 +184,6 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
                     f"export: the graph and the model disagree by {off:.0%} of the outputs; forward must depend on its "
                     "inputs and weights alone"
                 )
-
-
-def fixed_batch(runtime: Any) -> int | None:
-    """The one batch size that a loaded file takes; None where it takes any."""
-    sizes = {entry.shape[0] if entry.shape else None for entry in runtime.get_inputs()}
-    only = sizes.pop() if len(sizes) == 1 else None
-    return only if isinstance(only, int) else None
 
 
 def _chunks(batches: Sequence[int], available: int, fixed: int | None) -> list[tuple[int, int]]:
