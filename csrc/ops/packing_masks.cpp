@@ -78,13 +78,14 @@ void join_few(MaskPlan& plan, int threads) {
     constexpr int64_t kLongest = int64_t{1} << 31;
     const size_t most = plan.pieces.size() / (each * static_cast<size_t>(std::max(threads, 1)));
     if (most < 2) return;
+    const auto sparse = [](const PackingPiece& p) { return few(p.last_rank - p.rank, p.last - p.first); };
+    const auto together = [&](const PackingPiece& a, const PackingPiece& b) {
+        return sparse(a) && sparse(b) && b.last_rank - a.rank <= kFew && b.last - a.first < kLongest;
+    };
     std::vector<PackingPiece> joined;
     size_t parts = 0;
     for (const PackingPiece& piece : plan.pieces) {
-        if (!joined.empty() && parts < most && few(piece.last_rank - piece.rank, piece.last - piece.first) &&
-            few(joined.back().last_rank - joined.back().rank, joined.back().last - joined.back().first) &&
-            piece.last - joined.back().first < kLongest &&
-            few(piece.last_rank - joined.back().rank, piece.last - joined.back().first)) {
+        if (!joined.empty() && parts < most && together(joined.back(), piece)) {
             joined.back().last = piece.last;
             joined.back().last_rank = piece.last_rank;
             ++parts;

@@ -15,6 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export._data_flow import value_read
 from edgeprune.export._need import need
 from edgeprune.export._older import to_opset_17
-from edgeprune.export.targets import Target
 
 BATCH = "batch"
 _DYNAMO_OPSET = 18  # the lowest opset the torch.export exporter writes, whatever it is asked for
@@ -33,21 +33,23 @@ _DYNAMO_OPSET = 18  # the lowest opset the torch.export exporter writes, whateve
 EXPORTERS = ("torchscript", "torch.export")
 
 
-def to_proto(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names_in: Sequence[str],
-    names_out: Sequence[str],
-    target: Target,
-    exporter: str | None = None,
-    fixed: bool = False,
-) -> Any:
-    """The model as a ModelProto at exactly ``target.opset``; EdgePruneError when neither exporter manages.
+@dataclass(frozen=True)
+class Wanted:
+    """Names in the file, and its opset. Dimension 0 of every input and output is ``batch``, or, where ``fixed``, the
+    number of rows that the example inputs have."""
+
+    names_in: Sequence[str]
+    names_out: Sequence[str]
+    opset: int
+    fixed: bool = False
+
+
+def to_proto(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Wanted, exporter: str | None = None) -> Any:
+    """The model as a ModelProto at exactly ``wanted.opset``; EdgePruneError when neither exporter manages.
 
     ``exporter``: one of EXPORTERS and no other; None tries both.
 
-    ``model`` is in eval mode and may be changed by the exporter: pass a copy. Dimension 0 of every input and output
-    is ``batch``, or, with ``fixed``, the number of rows that ``inputs`` have.
+    ``model`` is in eval mode and may be changed by the exporter: pass a copy.
     """
     if exporter not in (None, *EXPORTERS):
         raise EdgePruneError(f"export: unknown exporter {exporter!r}{nearest(str(exporter), EXPORTERS)}")
@@ -62,26 +64,19 @@ def to_proto(
             continue
         try:
             with _quiet():
-                return route(model, inputs, names_in, names_out, target, fixed)
+                return route(model, inputs, wanted)
         except EdgePruneError:
             raise
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
             reasons.append(f"{name}: {first_line(error)}")
-    newer = "" if target.opset >= _DYNAMO_OPSET else "try target jetpack7 or "
+    newer = "" if wanted.opset >= _DYNAMO_OPSET else "try target jetpack7 or "
     raise EdgePruneError(
-        f"export: {type(model).__name__} has no ONNX form at opset {target.opset} "
+        f"export: {type(model).__name__} has no ONNX form at opset {wanted.opset} "
         f"({'; '.join(reasons)}); {newer}replace that operator"
     )
 
 
-def _by_torchscript(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names_in: Sequence[str],
-    names_out: Sequence[str],
-    target: Target,
-    fixed: bool,
-) -> Any:
+def _by_torchscript(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Wanted) -> Any:
     onnx = need("onnx")
     draft: Any = io.BytesIO()  # torch's own annotation leaves it out
     torch.onnx.export(
@@ -89,10 +84,10 @@ def _by_torchscript(
         inputs,
         draft,
         dynamo=False,
-        opset_version=target.opset,
-        input_names=list(names_in),
-        output_names=list(names_out),
-        dynamic_axes=None if fixed else {name: {0: BATCH} for name in (*names_in, *names_out)},
+        opset_version=wanted.opset,
+        input_names=list(wanted.names_in),
+        output_names=list(wanted.names_out),
+        dynamic_axes=None if wanted.fixed else {name: {0: BATCH} for name in (*wanted.names_in, *wanted.names_out)},
     )
     proto = onnx.load_from_string(draft.getvalue())
     for node in proto.graph.node:
@@ -102,14 +97,7 @@ def _by_torchscript(
     return proto
 
 
-def _by_export(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names_in: Sequence[str],
-    names_out: Sequence[str],
-    target: Target,
-    fixed: bool,
-) -> Any:
+def _by_export(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Wanted) -> Any:
     need("onnxscript")
     batch = torch.export.Dim(BATCH)
     exported = torch.onnx.export(
@@ -117,10 +105,10 @@ def _by_export(
         inputs,
         None,
         dynamo=True,
-        opset_version=max(target.opset, _DYNAMO_OPSET),
-        input_names=list(names_in),
-        output_names=list(names_out),
-        dynamic_shapes=None if fixed else tuple({0: batch} for _ in inputs),
+        opset_version=max(wanted.opset, _DYNAMO_OPSET),
+        input_names=list(wanted.names_in),
+        output_names=list(wanted.names_out),
+        dynamic_shapes=None if wanted.fixed else tuple({0: batch} for _ in inputs),
         external_data=False,
         verbose=False,
     )
@@ -128,7 +116,7 @@ def _by_export(
         raise RuntimeError("the exporter returned nothing")
     proto = exported.model_proto
     written = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if written == target.opset:
+    if written == wanted.opset:
         return proto
     older = to_opset_17(proto)
     need("onnx").checker.check_model(older, full_check=True)

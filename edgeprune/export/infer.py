@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeprune.data import DataSet
 from edgeprune.data.normalise import Standardise
 from edgeprune.errors import EdgePruneError
-from edgeprune.export.parity import session
+from edgeprune.export.parity import rows_around, session
 from edgeprune.onnx_session import fixed_batch
 
 MAX_CLASSES = 100_000
@@ -71,7 +71,7 @@ def infer(
         rows = prepare(x[start : start + batch])
         asked = len(rows)
         if fixed is not None and asked < fixed:  # filled up; what it says of the filling is not looked at
-            rows = rows[torch.arange(fixed) % asked]
+            rows = rows[rows_around(0, fixed, asked)]
         began = time.perf_counter()
         try:
             out = runtime.run(None, {entry.name: rows.numpy()})[0]

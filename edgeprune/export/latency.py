@@ -7,10 +7,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from edgeprune.export.parity import session
+from edgeprune.export.parity import rows_around, session
 from edgeprune.onnx_session import fixed_batch
 
 
@@ -32,9 +31,9 @@ def median_latencies(
     sessions = [session(path, threads) for path in paths]
     feeds = []
     for runtime in sessions:
-        asked = torch.arange(fixed_batch(runtime) or 1)
-        names = [entry.name for entry in runtime.get_inputs()]
-        feeds.append({name: x[asked % len(x)].detach().cpu().numpy() for name, x in zip(names, rows, strict=True)})
+        names, size = [entry.name for entry in runtime.get_inputs()], fixed_batch(runtime) or 1
+        asked = [x[rows_around(0, size, len(x))].detach().cpu().numpy() for x in rows]
+        feeds.append(dict(zip(names, asked, strict=True)))
     for runtime, feed in zip(sessions, feeds, strict=True):
         for _ in range(warmup):
             runtime.run(None, feed)

@@ -23,8 +23,8 @@ from edgeprune.export import precision as precisions
 from edgeprune.export import targets
 from edgeprune.export._need import need
 from edgeprune.export._plain import plain
-from edgeprune.export._trace import first_line, to_proto
-from edgeprune.export.parity import as_float32, check_graph
+from edgeprune.export._trace import Wanted, first_line, to_proto
+from edgeprune.export.parity import as_float32, check_graph, rows_around
 from edgeprune.export.verify import strip_notes, verify
 
 RESERVED = ("precision", "torch", "version", "weights_sha256")
@@ -92,7 +92,8 @@ def export_onnx(
     names_in, names_out = _names(frozen, inputs)
 
     with torch.no_grad():
-        proto = to_proto(frozen, inputs, names_in, names_out, profile, exporter, fixed=batch is not None)
+        wanted = Wanted(names_in, names_out, profile.opset, fixed=batch is not None)
+        proto = to_proto(frozen, inputs, wanted, exporter)
     _floats_are_fp32(proto)
     # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
     # verify() runs the full checker on the result.
@@ -156,7 +157,7 @@ def _example_rows(example_inputs: Tensor | tuple[Tensor, ...], batch: int | None
         )
     if batch is None:
         return as_float32(tuple(torch.cat([x[:1], x[-1:]]) for x in inputs))
-    return as_float32(tuple(x[torch.arange(batch) % len(x)] for x in inputs))
+    return as_float32(tuple(x[rows_around(0, batch, len(x))] for x in inputs))
 
 
 def _check_weights(model: nn.Module, precision: str) -> None:

@@ -103,7 +103,7 @@ def check_parity(
         batches = (fixed,) * len(batches)
     if not real:
         inputs = tuple(_random_like(x, sum(batches)) for x in inputs)
-    rows = [_rows(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]), fixed)]
+    rows = [rows_around(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]), fixed)]
     worst, agreed, judged = 0.0, 0, 0
     noise = signal = 0.0
     for index in rows:
@@ -197,7 +197,8 @@ def _chunks(batches: Sequence[int], available: int, fixed: int | None) -> list[t
     return chunks
 
 
-def _rows(start: int, size: int, available: int) -> Tensor:
+def rows_around(start: int, size: int, available: int) -> Tensor:
+    """``size`` row numbers from ``start`` on, beginning again at 0 behind the last of ``available``."""
     return torch.arange(start, start + size) % available
 
 

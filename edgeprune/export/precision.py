@@ -21,7 +21,7 @@ from torch import Tensor
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export._need import need
 from edgeprune.export._trace import first_line
-from edgeprune.export.parity import as_float32
+from edgeprune.export.parity import as_float32, rows_around
 from edgeprune.export.targets import PRECISIONS, Target
 
 ROUND_TO = {"fp32": 1, "fp16": 8, "int8": 16}
@@ -113,9 +113,8 @@ def batches_of(
     if not all(bool(torch.isfinite(x).all()) for x in parts):
         raise EdgePruneError("export: the calibration inputs hold NaN or infinity; leave those rows out")
     total, step = len(parts[0]), size or CALIBRATION_BATCH
-    if size is None:
-        return [tuple(x[i : i + step] for x in parts) for i in range(0, total, step)]
-    return [tuple(x[torch.arange(i, i + step) % total] for x in parts) for i in range(0, total, step)]
+    taken = [rows_around(i, size or min(step, total - i), total) for i in range(0, total, step)]
+    return [tuple(x[index] for x in parts) for index in taken]
 
 
 @contextmanager
