@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/openmp.h"
+#include "base/pages.h"
 #include "ops/build_info.h"
 #include "python/bind.h"
 
@@ -23,6 +24,10 @@ PYBIND11_MODULE(_core, module) {
     module.def("present_variants", &edgeprune::present_variants, "Of these, the ones this processor runs.");
     module.def("chosen_variant", &edgeprune::chosen_variant, "The best one that EDGEPRUNE_ISA allows.");
     module.def("openmp_usable", &edgeprune::openmp_usable, "Whether kernels run on the process's OpenMP threads.");
+    module.def(
+        "ask_large_pages",
+        [](uintptr_t address, size_t bytes) { edgeprune::ask_large_pages(reinterpret_cast<void*>(address), bytes); },
+        "Advises the system of new memory that will be written whole; base/pages.h.");
     module.def("compiler", &edgeprune::compiler_text);
     module.def("cuda_built", &edgeprune::cuda_built);
     module.def("cuda_text", &edgeprune::cuda_text, "CUDA architectures, or why there are no CUDA kernels.");

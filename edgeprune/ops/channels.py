@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import _checks, reference
+from edgeprune.ops import _checks, memory, reference
 from edgeprune.ops._core import core
 
 Index = Sequence[Tensor | None]
@@ -112,10 +112,14 @@ def _kept_shape(x: Tensor, index: Index) -> list[int]:
     return shape
 
 
+def _new(shape: Sequence[int], like: Tensor) -> Tensor:
+    return memory.empty(shape, dtype=like.dtype, device=like.device)
+
+
 def _gather_direct(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
     if not xs:
         return []
-    outs = [x.new_empty(_kept_shape(x, index)) for x, index in zip(xs, indices, strict=True)]
+    outs = [_new(_kept_shape(x, index), x) for x, index in zip(xs, indices, strict=True)]
     core.gather_many(
         [to_dlpack(x) for x in xs],
         [_capsules(x, index, "gather", False) for x, index in zip(xs, indices, strict=True)],
@@ -320,7 +324,7 @@ def merge_finish_many_(
 
 
 def _finish_direct(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
-    outs = [base.new_empty(base.shape) for base in bases]
+    outs = [_new(base.shape, base) for base in bases]
     _finish_into(outs, bases, totals, counts)
     return outs
 

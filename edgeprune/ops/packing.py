@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import packing_cuda
+from edgeprune.ops import memory, packing_cuda
 from edgeprune.ops._core import core
 from edgeprune.ops.packing_cuda import cuda_check
 from edgeprune.ops.packing_lent import checked_size, empty_masks, lend, lend_written, mask_room, plain, room, seed_of
@@ -78,7 +78,7 @@ def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
     """Positions of the kept of ``n`` elements: int64, increasing. ``kept``: how many, where that is known."""
     if mask.is_cuda:
         return packing_cuda.mask_to_indices(mask, n, kept)
-    out = torch.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
+    out = memory.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
     core.mask_to_indices(lend(mask), n, to_dlpack(out), torch.get_num_threads())
     return out
 
@@ -242,7 +242,7 @@ def unpack(
         if mask is None and values.numel() < n:
             raise EdgePruneError(f"unpack: {values.numel()} bytes cannot be {n} values; the message is damaged")
         _kept("unpack", mask, n)
-        out = torch.empty(n, dtype=torch.float32)
+        out = memory.empty(n)
     to = lend_written("unpack", "out", out)
     core.unpack(lend(values), lend(scales), lend(mask), dtype, to, torch.get_num_threads())
     return out

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError, is_whole, shown
+from edgeprune.ops import memory
 from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, mask_bytes
 
 
@@ -65,7 +66,7 @@ def empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
 
 def room(kept: int, dtype: str, device: torch.device | None = None) -> Packed:
     """Room for ``kept`` packed values."""
-    values = torch.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
+    values = memory.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
     if dtype != "i8":
         return Packed(values, None)
     return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=device))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune import ops
+from edgeprune.ops import memory
 from edgeprune.pruning.merge_gate import Gate, MergeMode, summed_as
 from edgeprune.pruning.submodel import SubmodelPlan
 
@@ -100,7 +101,7 @@ def _parts(t: Tensor) -> Iterator[Rows]:
 def _like(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """New memory for every tensor of ``state``, contiguous."""
     tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
-    return {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in tensors.items()}
+    return {name: memory.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in tensors.items()}
 
 
 def _rows(t: Tensor, rows: Rows) -> Tensor:
@@ -135,16 +136,16 @@ class _Room:
         size = shape.numel()
         if key not in self._held or len(self._held[key]) < used + size:
             # What was handed out before lives on in the tensors that view it.
-            self._held[key], used = torch.empty(max(size, 4 * _GROUP), dtype=dtype, device=device), 0
+            self._held[key], used = memory.empty(max(size, 4 * _GROUP), dtype=dtype, device=device), 0
         self._used[key] = used + size
         return self._held[key][used : used + size].view(shape).zero_()
 
 
 class _Sums:
-    """Weighted sums of the tensors of ``state``, and the weight of every element's holders. ``zeros``: torch.zeros, or
+    """Weighted sums of the tensors of ``state``, and the weight of every element's holders. ``zeros``: new ones, or
     where the sums need not outlive the next ones."""
 
-    def __init__(self, state: Mapping[str, Tensor], zeros: Callable[..., Tensor] = torch.zeros) -> None:
+    def __init__(self, state: Mapping[str, Tensor], zeros: Callable[..., Tensor] = memory.zeros) -> None:
         self._base = dict(state)
         self._by_dtype: dict[torch.dtype, list[str]] = {}
         for name, t in state.items():

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops import memory
 from edgeprune.wire.tensors import PackedTensor
 
 MAX_WEIGHT_BITS = 24
@@ -50,7 +51,7 @@ class Accumulator:
         self._types = {name: x.dtype for name, x in state.items()}
         self._shapes = {name: tuple(x.shape) for name, x in state.items()}
         self._words = {
-            name: torch.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
+            name: memory.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
         }
         self._largest: dict[str, Tensor] = {}
         self._reach = {name: _power(reach if isinstance(reach, float | int) else reach[name]) for name in self._words}
@@ -105,7 +106,7 @@ class Accumulator:
 
     def _mean(self, name: str, words: Tensor, base: Tensor, mode: Missing) -> Tensor:
         flat = base.detach().reshape(-1)
-        out = torch.empty(words.numel(), dtype=torch.float64 if base.dtype == torch.float64 else torch.float32)
+        out = memory.empty(words.numel(), dtype=torch.float64 if base.dtype == torch.float64 else torch.float32)
         for start in range(0, words.numel(), _CHUNK):
             word, old = words[start : start + _CHUNK], flat[start : start + _CHUNK].double()
             held = (word & ((1 << self._bits) - 1)).double()
@@ -143,7 +144,7 @@ class Accumulator:
             self._sum(name, words, mask, _values(x), weight)
             return
         # A sub-model's slice: summed in words of its own, then put where the plan says.
-        part = torch.zeros(math.prod(x.shape), dtype=torch.int64)
+        part = memory.zeros(math.prod(x.shape), dtype=torch.int64)
         self._sum(name, part, mask, _values(x), weight)
         full = words.view(self._shapes[name])
         full[_mesh(index, full)] += part.view(tuple(x.shape))

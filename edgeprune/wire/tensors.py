@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError, nearest, shown
+from edgeprune.ops import memory
 from edgeprune.wire import positions
 from edgeprune.wire.layout import ALL, CODING_BYTES, DTYPE_CODES, KNOWN, SCALE_BLOCK
 
@@ -67,7 +68,7 @@ class PackedTensor:
         values = self.values.view(self.dtype) if self.values.numel() else torch.empty(0, dtype=self.dtype)
         if self.mask is None:
             return values
-        flat = torch.zeros(self.numel, dtype=self.dtype)
+        flat = memory.zeros(self.numel, dtype=self.dtype)
         flat[ops.mask_to_indices(self.mask, self.numel)] = values
         return flat
 

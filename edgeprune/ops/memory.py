@@ -1,0 +1,31 @@
+"""New memory for large results, in large pages where the system has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgeprune.ops._core import core
+
+_LEAST = 4 << 20  # bytes, as in csrc/base/pages.h: below it no page of 2 MB need lie inside
+
+
+def empty(
+    shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """``torch.empty``, contiguous. The first writing of memory of 4 MB or more costs a fraction of the page faults."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    if out.device.type == "cpu" and type(out) is Tensor:
+        size = out.numel() * out.element_size()
+        if size >= _LEAST:
+            core.ask_large_pages(out.data_ptr(), size)
+    return out
+
+
+def zeros(
+    shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """``torch.zeros`` in such memory."""
+    return empty(shape, dtype=dtype, device=device).zero_()
