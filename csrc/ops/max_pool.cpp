@@ -84,7 +84,7 @@ void max_pool_backward(const PoolBackwardCall& call, int64_t size, const CpuOpti
     const int64_t padded = (height - size + 1) * (width + size - 1);
     over_planes(call.dx, options.threads, [&](int64_t first, int64_t last) {
         float* memory = scratch(Slot::gradients, 2 * padded);
-        kernels.backward(task, {memory, reinterpret_cast<int32_t*>(memory + padded)}, first, last);
+        kernels.backward(task, {memory, memory + padded}, first, last);
     });
 }
 

@@ -28,10 +28,10 @@ struct PoolBackwardTask {
     int64_t height, width, size;  // of x
 };
 
-// What a backward task of one plane may scribble on: each (height - size + 1) * (width + size - 1).
+// What a backward task of one plane may scribble on: each (height - size + 1) * (width + size - 1) floats or int32_t.
 struct PoolScratch {
     float* grad;
-    int32_t* where;
+    void* where;
 };
 
 // One instruction set's kernels; both do one plane after the other. Every set gives the same bits.
