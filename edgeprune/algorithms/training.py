@@ -100,8 +100,14 @@ class Step:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
         self._scales = [norm.weight for norm in norms]
+        fused = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in self._parameters)
         self.optimizer = torch.optim.SGD(
-            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+            self._parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            foreach=not fused,
+            fused=fused,
         )
         if recipe.prox and not recipe.prox_detached:
             for parameter in self._parameters:
@@ -110,7 +116,8 @@ class Step:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         recipe = self._recipe
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:  # as zero_grad, without its profiler's records: small models feel them
+            parameter.grad = None
         loss = self._loss_of(self._model(x), y)
         loss.backward()
         with torch.no_grad():
