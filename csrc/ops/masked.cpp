@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/scratch.h"
 #include "base/threads.h"
+#include "ops/masked_few.h"
 #include "ops/masked_sweep.h"
 
 namespace edgeprune {
@@ -62,9 +63,27 @@ Images images_of(const View& view) {
     return {static_cast<const float*>(view.data), view.shape[0], view.shape[1], {view.shape[2], view.shape[3]}};
 }
 
+// Whether a call is a linear layer's, on at least so many samples and at most so many.
+bool linear(const MaskedCall& call, int64_t least, int64_t most) {
+    const bool pixel = call.x.shape[2] * call.x.shape[3] == 1 && call.padding[0] == 0 && call.padding[1] == 0;
+    return call.pattern.filter.all_taps() == 1 && pixel && least <= call.x.shape[0] && call.x.shape[0] <= most;
+}
+
 // One sample through a linear layer needs no packing: its inputs lie in the first-level cache as they are.
-bool one_sample(const MaskedCall& call) {
-    return call.pattern.filter.all_taps() == 1 && call.x.shape[0] == 1 && call.x.shape[2] * call.x.shape[3] == 1;
+bool one_sample(const MaskedCall& call) { return linear(call, 1, 1); }
+
+bool few_samples(const MaskedCall& call) { return linear(call, 2, kFew); }
+
+FewSamples few_of(const MaskedCall& call, const MaskedKernels& kernels) {
+    FewSamples few{};
+    few.kernels = &kernels;
+    few.pattern = call.pattern;
+    few.samples = call.x.shape[0];
+    few.x = static_cast<float*>(call.x.data);
+    few.w = static_cast<float*>(call.weights.data);
+    few.bias = static_cast<const float*>(call.bias.data);
+    few.y = static_cast<float*>(call.y.data);
+    return few;
 }
 
 void gather_rows(const MaskedKernels& kernels, const int32_t* columns, const int32_t* starts, int64_t rows,
@@ -102,6 +121,7 @@ void masked_forward(const MaskedCall& call, const MaskedOptions& options) {
     if (one_sample(call))
         return gather_rows(kernels, pattern.columns, pattern.starts, f.outputs, blocks, w,
                            static_cast<const float*>(call.x.data), bias, y, pattern.kept, options.threads);
+    if (few_samples(call)) return few_forward(few_of(call, kernels), options.threads);
     const int64_t* const out = call.y.shape + 2;
     const int64_t width = packed_width(call.x.shape[0], call.x.shape + 2, out, kTileChunks);
     Sweep sweep{};
@@ -132,7 +152,11 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
     const FilterShape& f = pattern.filter;
     auto* const dx = static_cast<float*>(call.x.data);
     if (call.x.size() == 0) return;
-    const float* const w = transposed_weights(call, static_cast<const float*>(call.weights.data));
+    if (few_samples(call) && !f.strided()) return few_input_gradient(few_of(call, kernels), options.threads);
+    const auto* const given = static_cast<const float*>(call.weights.data);
+    // Where each weight is read once, bringing them into order first would be one pass more.
+    const bool once = linear(call, 2, kTileChunks * kChunk);
+    const float* const w = once ? given : transposed_weights(call, given);
     const int64_t blocks = blocks_of(f.outputs, f);
     if (one_sample(call) && !f.strided())
         return gather_rows(kernels, pattern.t_columns, pattern.t_starts, f.inputs, blocks, w,
@@ -150,6 +174,7 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
     sweep.out_channels = f.inputs;
     sweep.blocks = blocks;
     sweep.w = w;
+    sweep.order = once ? pattern.t_order : nullptr;
     sweep.out = dx;
     for (int d = 0; d < 2; ++d) {
         sweep.out_size[d] = size[d];
@@ -170,6 +195,7 @@ void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options
         return kernels.outer_rows({pattern.columns, pattern.starts, pattern.starts + blocks_of(f.inputs, f) * f.outputs,
                                    f.outputs, static_cast<const float*>(call.y.data),
                                    static_cast<const float*>(call.x.data), static_cast<float*>(call.weights.data)});
+    if (few_samples(call)) return few_weight_gradient(few_of(call, kernels), options.threads);
     Dots dots{};
     dots.kernels = &kernels;
     dots.filter = f;

@@ -71,6 +71,7 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
     float* const sums = scratch(Slot::outputs, (r1 - r0) * sums_row);
     AccumulateTask task{};
     task.w = s.w;
+    task.order = s.order;
     task.y_stride = sums_row;
     task.kept.columns = ready.columns;
     task.kept.shift_of = ready.shifts.empty() ? nullptr : ready.shifts.data();

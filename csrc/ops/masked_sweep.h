@@ -16,6 +16,7 @@ struct Sweep {
     const int32_t *columns, *starts;  // of the pattern, in the direction of the sweep
     int64_t rows, blocks;
     const float* w;
+    const int32_t* order;  // of w where it lies in another direction's, else null; of linear layers only
     const float* bias;
 
     // Where sums go: row r = phase * channels + c holds, at grid position (u, v), the pixel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprune.nn.chain import Chain
 from edgeprune.nn.convert import densify, densities, masks, set_masks, sparsify
 from edgeprune.nn.densities import erdos_renyi_kernel, uniform
 from edgeprune.nn.exits import ExitHead, Exits, at_every_exit, with_transfer
@@ -9,6 +10,7 @@ from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
 from edgeprune.nn.rows import LinearInto
 
 __all__ = [
+    "Chain",
     "ExitHead",
     "Exits",
     "LinearInto",

@@ -13,7 +13,8 @@ copy here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import crossover
+from edgeprune.ops import _masked_core, crossover
 from edgeprune.ops import masked as ops
+from edgeprune.ops._masked_core import Padding
 from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern
 
 
@@ -135,6 +137,16 @@ class _Masked(nn.Module):
         )
         missing_keys += [dense if name == compact else name for name in missing]
 
+    @property
+    def compiled(self) -> CompiledPattern:
+        """The pattern as the kernels walk it; another object after every change of the mask."""
+        return self._compiled
+
+    def sparse_call(self, shape: Sequence[int]) -> tuple[Padding, tuple[int, ...]] | None:
+        """Where float32 of ``shape`` on the CPU goes straight to the sparse kernels (ops/_masked_core.py) in training:
+        their padding, and the shape of y. None: elsewhere, or something is to be done around them."""
+        raise NotImplementedError
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
@@ -180,6 +192,15 @@ class MaskedLinear(_Masked):
         if not x.ndim or x.shape[-1] != self.in_features:
             raise EdgePruneError(f"MaskedLinear: x has shape {tuple(x.shape)}; it takes (..., {self.in_features})")
         return ops.linear("MaskedLinear", x, self.weight_kept, self.pattern, self._compiled, self.bias, self.path)
+
+    def sparse_call(self, shape: Sequence[int]) -> tuple[Padding, tuple[int, ...]] | None:
+        """As _Masked says."""
+        if not shape or shape[-1] != self.in_features or not ops.quick(self.weight_kept, self.weight_kept, self.bias):
+            return None
+        rows = math.prod(shape[:-1])
+        if not rows or not ops.sparse_in_training("linear", rows, self.pattern, self.path):
+            return None
+        return None, (*shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (
@@ -246,6 +267,20 @@ class MaskedConv2d(_Masked):
         return ops.conv2d(
             "MaskedConv2d", x, self.weight_kept, self.pattern, self._compiled, self.bias, pads, extra, self.path
         )
+
+    def sparse_call(self, shape: Sequence[int]) -> tuple[Padding, tuple[int, ...]] | None:
+        """As _Masked says."""
+        if len(shape) != 4 or shape[1] != self.in_channels or self._extra != (0, 0) or self.padding_mode != "zeros":
+            return None
+        if not ops.quick(self.weight_kept, self.weight_kept, self.bias):
+            return None
+        height, width = _masked_core.output_size(self._compiled.filter, self._pads, shape[2:])
+        positions = shape[0] * height * width
+        if min(shape[0], *shape[2:], height, width) < 1:
+            return None
+        if not ops.sparse_in_training(self._compiled.kind, positions, self.pattern, self.path):
+            return None
+        return self._pads, (shape[0], self.out_channels, height, width)
 
     def extra_repr(self) -> str:
         said = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -6,6 +6,7 @@ gets the gradient, and gradients are added in torch's order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,12 +39,16 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H - k + 1, W - k + 1)."""
         size = self.kernel_size
-        if not isinstance(size, int) or torch.compiler.is_compiling() or not self._ours(x, size):
+        ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not ours or not self.takes(x.shape):
             return super().forward(x)
         out: Tensor = _MaxPool.apply(x, size)
         return out
 
-    def _ours(self, x: Tensor, size: int) -> bool:
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether our kernel pools float32 of ``shape`` on the CPU."""
         how = (self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices)
-        plain = how == (1, 0, 1, False, False) and x.dtype == torch.float32 and x.device.type == "cpu"
-        return plain and x.dim() == 4 and x.numel() > 0 and 1 < size <= min(MAX_SIZE, *x.shape[2:])
+        size = self.kernel_size
+        if not isinstance(size, int) or how != (1, 0, 1, False, False) or len(shape) != 4 or 0 in shape:
+            return False
+        return 1 < size <= min(MAX_SIZE, *shape[2:])

@@ -105,6 +105,11 @@ def measured_threads() -> int:
     return threads if threads in tables else min(tables, key=lambda n: (abs(n - threads), n))
 
 
+def in_force() -> tuple[str, Tables]:
+    """What the choices of "auto" are made by: unequal once they may have changed."""
+    return _state["path"], _state["tables"]
+
+
 def force(path: str) -> None:
     """Makes every call of this process with ``path="auto"`` go one way; "auto" ends it. What was compiled stays."""
     check_path("force", path)

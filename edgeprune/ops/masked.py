@@ -102,21 +102,21 @@ def linear(
     """``masked_linear`` of compact weights."""
     if bias is not None and bias.shape != (compiled.outputs,):
         raise EdgePruneError(f"{op}: bias has shape {tuple(bias.shape)}; the mask has {compiled.outputs} outputs")
-    quick = _quick(x, weight, bias)
-    if not quick:
+    plain = quick(x, weight, bias)
+    if not plain:
         out_type, x, weight, bias = _one_type(op, x, weight, bias)
         if _on_matrix_units(pattern, compiled, path, x, weight, bias):
             return masked_blocks.masked(pattern, compiled, None, x, weight, bias)
     rows = x.numel() // compiled.inputs
-    if _sparse("linear", rows, pattern, path, quick, x, weight):
-        if quick:
+    if _sparse("linear", rows, pattern, path, plain, x, weight):
+        if plain:
             return masked_autograd.masked(compiled, None, x, weight, bias)
         rows_of_x = x.reshape(-1, compiled.inputs, 1, 1) if rows else x.reshape(0, compiled.inputs, 1, 1)
         y = _op(rows_of_x, weight, bias, compiled.tensors, compiled.filter, (0, 0))
         y = y.view(*x.shape[:-1], compiled.outputs)
     else:
         y = functional.linear(x, _dense(weight, pattern, compiled), bias)
-    return y if quick else y.to(out_type)
+    return y if plain else y.to(out_type)
 
 
 def conv2d(
@@ -138,21 +138,21 @@ def conv2d(
         raise EdgePruneError(f"{op}: x has shape {tuple(x.shape)}; the mask takes (N, {compiled.inputs}, H, W)")
     if x.ndim == 3:
         return conv2d(op, x.unsqueeze(0), weight, pattern, compiled, bias, pads, extra, path).squeeze(0)
-    quick = _quick(x, weight, bias)
-    if not quick:
+    plain = quick(x, weight, bias)
+    if not plain:
         out_type, x, weight, bias = _one_type(op, x, weight, bias)
     if extra != (0, 0):
         x = functional.pad(x, (0, extra[1], 0, extra[0]))
     shape = _masked_core.output_shape(filter, pads, x)
-    if not quick and _on_matrix_units(pattern, compiled, path, x, weight, bias):
+    if not plain and _on_matrix_units(pattern, compiled, path, x, weight, bias):
         return masked_blocks.masked(pattern, compiled, pads, x, weight, bias)
-    if _sparse(compiled.kind, shape[0] * shape[2] * shape[3], pattern, path, quick, x, weight):
-        if quick:
+    if _sparse(compiled.kind, shape[0] * shape[2] * shape[3], pattern, path, plain, x, weight):
+        if plain:
             return masked_autograd.masked(compiled, pads, x, weight, bias)
         y = _op(x, weight, bias, compiled.tensors, filter, pads)
     else:
         y = functional.conv2d(x, _dense(weight, pattern, compiled), bias, filter[5:7], pads, filter[7:9], filter[2])
-    return y if quick else y.to(out_type)
+    return y if plain else y.to(out_type)
 
 
 def pair(op: str, name: str, value: int | Pair) -> Pair:
@@ -201,7 +201,7 @@ def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tupl
 # ---- which way a call goes ------------------------------------------------------------------------------------------
 
 
-def _quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Plain float32 tensors that the core takes, and nobody but autograd has to hear of the call."""
     if torch.compiler.is_compiling():
         return False
@@ -213,6 +213,11 @@ def _quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if not t.is_cpu and not (masked_cuda.takes(t) and t.device == x.device):
             return False
     return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+
+
+def sparse_in_training(kind: str, positions: int, pattern: SparsityPattern, path: str) -> bool:
+    """Whether quick tensors of the CPU go to the sparse kernels while gradients are recorded."""
+    return crossover.sparse_wins(kind, positions, pattern.density, True, path)
 
 
 def _sparse(
@@ -270,6 +275,8 @@ def _compact(op: str, weight: Tensor, pattern: SparsityPattern, compiled: Compil
 def _dense(weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler cannot follow a mask that unpacks itself
         return masked_dense.dense_weight(weight, compiled.tensors, compiled.filter).view(pattern.shape)
+    if pattern.kept == pattern.numel():
+        return weight.view(pattern.shape)
     return pattern.dense(weight)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprune.nn.chain import Chain
 from edgeprune.nn.exits import ExitHead, Exits
 from edgeprune.nn.pooling import MaxPool2d
 
@@ -131,7 +132,7 @@ def feddst_cifar(
     """
     a, b, c, d = widths
     side = pixels - 12  # two 5x5 convolutions and two 3x3 pools of stride 1, none padded
-    return nn.Sequential(
+    return Chain(
         nn.Conv2d(channels, a, 5),
         nn.ReLU(inplace=True),
         pool(3, 1),

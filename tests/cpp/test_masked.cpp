@@ -61,6 +61,15 @@ struct KernelCase {
     }
 };
 
+// Weights from the last to the first, and where each of them is.
+struct Backwards {
+    Floats w;
+    std::vector<int32_t> order;
+    explicit Backwards(const Floats& weights) : w(weights.rbegin(), weights.rend()) {
+        for (size_t k = weights.size(); k-- > 0;) order.push_back(static_cast<int32_t>(k));
+    }
+};
+
 }  // namespace
 
 TEST(masked_accumulate_adds_rows_of_every_length) {
@@ -78,10 +87,15 @@ TEST(masked_accumulate_adds_rows_of_every_length) {
                 const Floats before = y;
                 if (first)
                     for (int r = 0; r < rows; ++r) std::fill_n(y.begin() + r * stride, width, kNan);
-                AccumulateTask task{each.kept, each.w.data(), y.data(),
-                                    stride,    first,         mode & 4 ? bias.data() : nullptr};
+                AccumulateTask task{
+                    each.kept, each.w.data(), nullptr, y.data(), stride, first, mode & 4 ? bias.data() : nullptr};
                 std::vector<double> expected(static_cast<size_t>(rows * width));
                 masked_accumulate_reference(task, expected.data());
+                const Backwards turned(each.w);
+                if (!(mode & 1) && chunks % 2) {  // the same weights in another order
+                    task.w = turned.w.data();
+                    task.order = turned.order.data();
+                }
                 kernels->accumulate(task);
                 for (int r = 0; r < rows; ++r) {
                     for (int64_t i = 0; i < width; ++i)
@@ -141,6 +155,53 @@ TEST(masked_one_sample_kernels) {
             for (int32_t k = each.begin[r]; k < each.end[r]; ++k)
                 CHECK(dw[static_cast<size_t>(k)] ==
                       dy[r] * each.x[static_cast<size_t>(each.columns[static_cast<size_t>(k)])]);
+    }
+}
+
+TEST(masked_few_samples_are_so_many_single_ones) {
+    test::Random random(6);
+    constexpr int rows = 19, inputs = 9;
+    for (const MaskedKernels* kernels : kAll) {
+        if (!isa_present(kernels->isa)) continue;
+        KernelCase each(rows, 1, false, random);
+        const Backwards turned(each.w);
+        const Floats x = random_floats(inputs * kFew, random), bias = random_floats(rows, random);
+        for (int mode = 0; mode < 8; ++mode) {
+            const bool first = mode & 1, ordered = mode & 2;
+            Floats y = random_floats(rows * kFew, random);
+            const Floats before = y;
+            if (first) std::fill(y.begin(), y.end(), kNan);
+            Floats w = ordered ? turned.w : each.w;
+            kernels->few_products({each.columns.data(), ordered ? turned.order.data() : nullptr, each.begin.data(),
+                                   each.end.data(), rows, w.data(), x.data(), y.data(), first,
+                                   mode & 4 ? bias.data() : nullptr});
+            for (size_t l = 0; l < kFew; ++l) {
+                Floats one(inputs), unused(rows);
+                for (size_t i = 0; i < inputs; ++i) one[i] = x[i * kFew + l];
+                std::vector<double> expected(rows);
+                masked_gather_rows_reference(
+                    {each.columns.data(), each.begin.data(), each.end.data(), rows, each.w.data(), one.data(),
+                     first && mode & 4 ? bias.data() : nullptr, unused.data()},
+                    expected.data());
+                for (size_t r = 0; r < rows; ++r) {
+                    const double start = first ? 0.0 : static_cast<double>(before[r * kFew + l]);
+                    CHECK(test::close(y[r * kFew + l], expected[r] + start,
+                                      static_cast<double>((r + 3) * (r + 2)) * kUnit));
+                }
+            }
+        }
+        const Floats y = random_floats(rows * kFew, random);
+        Floats dw(each.columns.size(), kNan);
+        kernels->few_dots({each.columns.data(), nullptr, each.begin.data(), each.end.data(), rows, dw.data(), x.data(),
+                           const_cast<float*>(y.data()), false, nullptr});
+        for (size_t r = 0; r < rows; ++r)
+            for (auto k = static_cast<size_t>(each.begin[r]); k < static_cast<size_t>(each.end[r]); ++k) {
+                double expected = 0;
+                for (size_t l = 0; l < kFew; ++l)
+                    expected += static_cast<double>(y[r * kFew + l]) *
+                                static_cast<double>(x[static_cast<size_t>(each.columns[k]) * kFew + l]);
+                CHECK(test::close(dw[k], expected, 100 * kUnit));
+            }
     }
 }
 

@@ -124,6 +124,11 @@ def check(made: Made, got: tuple[Tensor, Tensor, Tensor]) -> None:
 CASES = [
     Case(1, 1, 1),
     Case(1, 300, 70, density=0.1),
+    Case(2, 1, 3),
+    Case(3, 1100, 13, density=0.2),
+    Case(7, 70, 600, density=0.1),
+    Case(8, 6400, 20, density=0.02),
+    Case(8, 513, 512, density=0.4),
     Case(15, 64, 65),
     Case(16, 33, 7, density=1.0),
     Case(17, 130, 40),
@@ -138,6 +143,10 @@ CASES = [
     Case(2, 12, 24, (6, 6), (3, 3), padding=(1, 1), groups=12, density=0.5),
     Case(5, 12, 6, (6, 5), (2, 3), padding=(0, 2), groups=3),
     Case(1, 2, 2, (1, 1), (3, 3), padding=(1, 1)),
+    Case(1, 4, 5, (1, 1), padding=(1, 2)),
+    Case(1, 4, 5, (1, 1), stride=(3, 3), padding=(1, 1)),
+    Case(6, 4, 5, (1, 1), padding=(0, 1)),
+    Case(6, 12, 9, (1, 1), stride=(2, 2), groups=3),
     Case(1, 40, 40, (33, 33), (3, 3), padding=(1, 1), density=0.05),
 ]
 
@@ -154,7 +163,7 @@ def cases(draw: st.DrawFn) -> Case:
         size=(1, 1) if linear else draw(pairs(1, 19)),
         taps=(1, 1) if linear else draw(pairs(1, 4)),
         stride=draw(pairs(1, 3)),
-        padding=(0, 0) if linear else draw(pairs(0, 3)),
+        padding=draw(pairs(0, 1)) if linear else draw(pairs(0, 3)),
         dilation=draw(pairs(1, 2)),
         groups=groups,
         density=draw(st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0])),

@@ -38,9 +38,11 @@ struct KeptRows {
 
 // accumulate: y[r * y_stride + 16 c + l] += sum_k w[k] * x[shift(k) + chunk[c] + l];  1 <= chunks <= kTileChunks.
 //   y does not overlap x or w. With `first`, y is not read: sums start at bias[r], or at 0 when bias is null.
+//   With `order` the weight is w[order[k]]; then kept.shift_of is null.
 struct AccumulateTask {
     KeptRows kept;
     const float* w;
+    const int32_t* order;
     float* y;
     int64_t y_stride;
     bool first;
@@ -79,6 +81,25 @@ struct OuterRowsTask {
     float* dw;
 };
 
+// A linear layer on up to kFew samples, which lie side by side: x has kFew floats for each column, y for each row,
+// those of samples that are not there being 0. Weight k of row r, with begin[r] <= k < end[r], belongs to columns[k].
+//   few_products   y[r] (+)= sum_k w[k] * x[columns[k]], starting from bias[r] (0 when null) with `first`;
+//                  with `order` the weight is w[order[k]]
+//   few_dots       w[k] = the dot product of y[r] and x[columns[k]]
+struct FewTask {
+    const int32_t* columns;
+    const int32_t* order;
+    const int32_t* begin;
+    const int32_t* end;
+    int64_t rows;
+    float* w;  // few_products only reads it
+    const float* x;
+    float* y;  // few_dots only reads it
+    bool first;
+    const float* bias;
+};
+constexpr int kFew = 8;
+
 // interleave: packed[q * packed_step + n] = plain[n * plain_image + q * plain_step] for n < images, 0 for
 //   images <= n < width; q < count. deinterleave goes the other way (lanes from `images` on are not read).
 struct InterleaveTask {
@@ -96,6 +117,8 @@ struct MaskedKernels {
     void (*dots)(const DotsTask&);
     void (*gather_rows)(const GatherRowsTask&);
     void (*outer_rows)(const OuterRowsTask&);
+    void (*few_products)(const FewTask&);
+    void (*few_dots)(const FewTask&);
     void (*interleave)(const InterleaveTask&);
     void (*deinterleave)(const InterleaveTask&);
     // `rounds` rounds of independent multiply-adds in registers: what the core can do at most. Returns their number,

@@ -30,11 +30,12 @@ inline void add_tile(F32* sums, const float* const* x, int64_t shift, F32 w) {
 // A multiply-add takes about four cycles and one or two start in each, so some eight sums must be under way: where the
 // tile is narrower, kept weights take turns with several sets of sums. More than four cost more at the end of each row
 // than they win.
-template <int Chunks, bool Table, bool First>
+template <int Chunks, bool Table, bool First, bool Ordered>
 void accumulate_rows(const AccumulateTask& task) {
     constexpr int vectors = Chunks * kVectors;
     constexpr int sets = vectors >= 8 ? 1 : vectors >= 3 ? 2 : 4;
     const KeptRows& kept = task.kept;
+    const auto weight = [&](int64_t k) { return F32::splat(task.w[Ordered ? task.order[k] : k]); };
     const float* x[Chunks];
     for (int c = 0; c < Chunks; ++c) x[c] = kept.x + kept.chunk[c];
     for (int64_t r = 0; r < kept.rows; ++r) {
@@ -49,10 +50,9 @@ void accumulate_rows(const AccumulateTask& task) {
             for (int s = 1; s < sets; ++s) sums[s][v] = F32::splat(0.0f);
         }
         for (; k + sets <= end; k += sets)
-            for (int s = 0; s < sets; ++s)
-                add_tile<Chunks>(sums[s], x, shift<Table>(kept, k + s), F32::splat(task.w[k + s]));
+            for (int s = 0; s < sets; ++s) add_tile<Chunks>(sums[s], x, shift<Table>(kept, k + s), weight(k + s));
         if (sets > 1)
-            for (; k < end; ++k) add_tile<Chunks>(sums[0], x, shift<Table>(kept, k), F32::splat(task.w[k]));
+            for (; k < end; ++k) add_tile<Chunks>(sums[0], x, shift<Table>(kept, k), weight(k));
         for (int v = 0; v < vectors; ++v) {
             for (int s = 1; s < sets; ++s) sums[0][v] = sums[0][v] + sums[s][v];
             sums[0][v].store(y + v * F32::lanes);
@@ -60,21 +60,24 @@ void accumulate_rows(const AccumulateTask& task) {
     }
 }
 
-template <bool Table, bool First>
+template <bool Table, bool First, bool Ordered = false>
 inline void accumulate_by_chunks(const AccumulateTask& task) {
     switch (task.kept.chunks) {
         case 1:
-            return accumulate_rows<1, Table, First>(task);
+            return accumulate_rows<1, Table, First, Ordered>(task);
         case 2:
-            return accumulate_rows<2, Table, First>(task);
+            return accumulate_rows<2, Table, First, Ordered>(task);
         case 3:
-            return accumulate_rows<3, Table, First>(task);
+            return accumulate_rows<3, Table, First, Ordered>(task);
         default:
-            return accumulate_rows<4, Table, First>(task);
+            return accumulate_rows<4, Table, First, Ordered>(task);
     }
 }
 
 void accumulate(const AccumulateTask& task) {
+    if (task.order)
+        return task.first ? accumulate_by_chunks<false, true, true>(task)
+                          : accumulate_by_chunks<false, false, true>(task);
     if (task.kept.shift_of)
         return task.first ? accumulate_by_chunks<true, true>(task) : accumulate_by_chunks<true, false>(task);
     return task.first ? accumulate_by_chunks<false, true>(task) : accumulate_by_chunks<false, false>(task);
