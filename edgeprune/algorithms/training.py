@@ -12,6 +12,8 @@ from edgeprune.algorithms.protocol import Recipe
 
 AfterEpoch = Callable[[int, torch.optim.Optimizer, Tensor], None]
 
+_NORMALISED_ONCE = 1 << 20  # values: 4 MB in float32, which every device has
+
 
 @dataclass(frozen=True)
 class LocalData:
@@ -23,6 +25,14 @@ class LocalData:
 
     def __len__(self) -> int:
         return int(self.y.shape[0])
+
+    def ready(self) -> Callable[[Tensor], Tensor]:
+        """The network's inputs of samples by their indices, for many passes: few samples are normalised once, where that
+        is value by value (``by_value``) and not, say, an augmentation that draws anew each time."""
+        if self.x.numel() > _NORMALISED_ONCE or not getattr(self.normalise, "by_value", False):
+            return lambda batch: self.normalise(self.x[batch])
+        x = self.normalise(self.x)
+        return lambda batch: x[batch]
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ def _train(
     after_epoch: AfterEpoch | None,
 ) -> Trained:
     step = make_step(model, loss_of, recipe)
+    inputs_of = data.ready()
     model.train()
     steps, total, seen = 0, 0.0, 0
     for epoch in range(1, recipe.epochs + 1):
@@ -75,7 +86,7 @@ def _train(
                 continue
             if recipe.steps and steps >= recipe.steps:
                 break
-            loss = step(data.normalise(data.x[batch]), data.y[batch])
+            loss = step(inputs_of(batch), data.y[batch])
             total, seen, steps, last = total + float(loss) * len(batch), seen + len(batch), steps + 1, batch
         if after_epoch is not None and seen:
             after_epoch(epoch, step.optimizer, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Standardise:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unit: float = 255.0
+
+    by_value: ClassVar[bool] = True
 
     def __call__(self, x: Tensor) -> Tensor:
         scale, shift = _constants(self, x.dim(), x.device)
@@ -47,6 +50,8 @@ def _constants(how: Standardise, dims: int, device: torch.device) -> tuple[Tenso
 @dataclass(frozen=True)
 class Indices:
     """Character ids for an embedding: int64 of the same shape."""
+
+    by_value: ClassVar[bool] = True
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.to(torch.int64)

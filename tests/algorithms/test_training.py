@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeprune.algorithms import training
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, planned_steps, train_local
+from edgeprune.data.normalise import Standardise
 
 
 @settings(deadline=None)
@@ -18,3 +20,33 @@ def test_planned_steps_are_those_that_are_done(samples, batch, epochs, most):
     recipe = Recipe(epochs, batch, 0.1, 0.0, 0.0, steps=most)
     done = train_local(nn.Linear(3, 2), data, nn.functional.cross_entropy, recipe, seed=0)
     assert planned_steps(samples, recipe) == done.steps
+
+
+def trained(normalise, samples: int = 13) -> tuple[list[torch.Tensor], list[int]]:
+    """The weights that came of it, and how many samples were normalised at once."""
+    torch.manual_seed(3)
+    x, y = torch.randint(0, 255, (samples, 2, 4), dtype=torch.uint8), torch.arange(samples) % 3
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)), []
+
+    def counted(batch):
+        seen.append(len(batch))
+        return normalise(batch)
+
+    if hasattr(normalise, "by_value"):
+        counted.by_value = normalise.by_value
+    train_local(model, LocalData(x, y, counted), nn.functional.cross_entropy, Recipe(2, 5, 0.1, 0.9, 0.0), seed=0)
+    return [p.detach() for p in model.parameters()], seen
+
+
+def test_what_is_normalised_value_by_value_is_so_once_with_the_same_result(monkeypatch):
+    standardise = Standardise((0.2, 0.5), (0.3, 0.4))
+    once, seen = trained(standardise)
+    assert seen == [13]
+    monkeypatch.setattr(training, "_NORMALISED_ONCE", 13 * 8 - 1)
+    each_time, seen = trained(standardise)
+    assert seen == [5, 5, 3] * 2
+    assert all(torch.equal(a, b) for a, b in zip(once, each_time, strict=True))
+
+
+def test_a_function_that_may_draw_anew_is_asked_for_every_batch():
+    assert trained(lambda x: x.float() + torch.rand(()))[1] == [5, 5, 3] * 2
