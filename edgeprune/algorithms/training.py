@@ -27,7 +27,7 @@ class LocalData:
         return int(self.y.shape[0])
 
     def ready(self) -> Callable[[Tensor], Tensor]:
-        """The network's inputs of samples by their indices, for many passes: few samples are normalised once, where that
+        """Gives the inputs of samples by their indices, for many passes: few samples are normalised once, where that
         is value by value (``by_value``) and not, say, an augmentation that draws anew each time."""
         if self.x.numel() > _NORMALISED_ONCE or not getattr(self.normalise, "by_value", False):
             return lambda batch: self.normalise(self.x[batch])
