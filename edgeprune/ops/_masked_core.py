@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import masked_cuda
+from edgeprune.ops import masked_cuda, memory
 from edgeprune.ops._core import core
 from edgeprune.ops.sparsity import CompiledPattern
 
@@ -56,7 +56,7 @@ def _lent(x: Tensor, padding: Padding) -> object:
 
 def forward(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x * W + bias: ``[..., outputs]``, or (N, outputs, height, width)."""
-    y = x.new_empty(output_shape(compiled.filter, padding, x))
+    y = memory.advised(x.new_empty(output_shape(compiled.filter, padding, x)))
     if x.is_cuda:
         return masked_cuda.forward(
             compiled, padding, x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), y
@@ -81,7 +81,7 @@ def input_gradient(
     compiled: CompiledPattern, padding: Padding, dy: Tensor, weight: Tensor, shape: Sequence[int]
 ) -> Tensor:
     """dx, of ``shape``."""
-    dx = dy.new_empty(shape)
+    dx = memory.advised(dy.new_empty(shape))
     if dy.is_cuda:
         return masked_cuda.input_gradient(compiled, padding, dy.contiguous(), weight.contiguous(), dx)
     _, _, t_columns, t_order, t_starts = compiled.capsules

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.ops import _masked_core, masked_cuda, masked_dense
+from edgeprune.ops import _masked_core, masked_cuda, masked_dense, memory
 from edgeprune.ops._core import core
 from edgeprune.ops._masked_core import output_shape
 from edgeprune.ops.masked_autograd import bias_gradient
@@ -57,7 +57,7 @@ def _forward_op(
         if found is None:
             return masked_dense.forward(x, weight, bias, pattern, filter, padding)
         return _masked_core.forward(found, padding, x.resolve_neg(), weight.resolve_neg(), bias)
-    y = torch.empty(output_shape(filter, padding, x))
+    y = memory.empty(output_shape(filter, padding, x))
     columns, starts = (to_dlpack(part) for part in pattern[:2])
     threads = torch.get_num_threads()
     core.masked_forward(
@@ -99,7 +99,7 @@ def _input_gradient_op(
         if found is None:
             return masked_dense.input_gradient(dy, weight, pattern, filter, padding, size)
         return _masked_core.input_gradient(found, padding, dy.resolve_neg(), weight.resolve_neg(), shape)
-    dx = torch.empty(shape)
+    dx = memory.empty(shape)
     _, _, columns, order, starts = (to_dlpack(part) for part in pattern)
     threads = torch.get_num_threads()
     core.masked_input_gradient(

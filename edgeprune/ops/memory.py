@@ -16,12 +16,15 @@ def empty(
     shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Tensor:
     """``torch.empty``, contiguous. The first writing of memory of 4 MB or more costs a fraction of the page faults."""
-    out = torch.empty(shape, dtype=dtype, device=device)
-    if out.device.type == "cpu" and type(out) is Tensor:
-        size = out.numel() * out.element_size()
-        if size >= _LEAST:
-            core.ask_large_pages(out.data_ptr(), size)
-    return out
+    return advised(torch.empty(shape, dtype=dtype, device=device))
+
+
+def advised(new: Tensor) -> Tensor:
+    """``new``, contiguous and not written yet, with its pages asked to be large where that can pay."""
+    size = new.numel() * new.element_size()
+    if size >= _LEAST and new.is_cpu and type(new) is Tensor:
+        core.ask_large_pages(new.data_ptr(), size)
+    return new
 
 
 def zeros(

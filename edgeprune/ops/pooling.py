@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops import memory
 from edgeprune.ops._core import core
 
 MAX_SIZE: int = core.max_pool_max_size
@@ -23,7 +24,7 @@ def max_pool(x: Tensor, size: int, variant: str = "") -> tuple[Tensor, Tensor]:
     _check(x)
     x = x.detach().contiguous()
     shape = (*x.shape[:-2], *(max(0, n - size + 1) for n in x.shape[-2:]))  # the core says which sizes will do
-    out, where = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
+    out, where = memory.empty(shape), torch.empty(shape, dtype=torch.uint8)
     core.max_pool(to_dlpack(x), to_dlpack(out), to_dlpack(where), size, torch.get_num_threads(), variant)
     return out, where
 
@@ -33,7 +34,7 @@ def max_pool_backward(grad: Tensor, where: Tensor, shape: tuple[int, ...], size:
 
     Sums run from the first window to the last, as in torch.
     """
-    dx = torch.empty(shape)
+    dx = memory.empty(shape)
     given = to_dlpack(grad.detach().contiguous())
     core.max_pool_backward(given, to_dlpack(where.contiguous()), to_dlpack(dx), size, torch.get_num_threads(), variant)
     return dx
