@@ -8,25 +8,16 @@ bit.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
-from edgeprune import ops
-from edgeprune.errors import EdgePruneError
+from edgeprune.nn.chain_stages import Flatten, Shape, Sparse, Stage, stage_of, with_weights
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
-from edgeprune.nn.pooling import MaxPool2d
-from edgeprune.ops import _masked_core, crossover, masked, masked_autograd
-from edgeprune.ops._masked_core import Padding
-from edgeprune.ops.sparsity import CompiledPattern
-
-Shape = tuple[int, ...]
+from edgeprune.ops import crossover, masked
 
 
 class Chain(nn.Sequential):
@@ -72,154 +63,19 @@ def _plain(x: object) -> bool:
     return isinstance(x, Tensor) and x.is_cpu and masked.quick(x, x, None)
 
 
-# ---- what runs together ---------------------------------------------------------------------------------------------
-
-Wanted = tuple[bool, bool, bool]  # of the gradients of a product's input, weight and bias
-Weights = tuple[Tensor | None, ...]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One layer of a run, behind something of shape ``given``; ``shape`` is that of what comes out."""
-
-    layer: Any
-    given: Shape
-    shape: Shape
-
-    def weights(self) -> Weights:
-        """Weight and bias; () for a layer without."""
-        return ()
-
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor | None]:
-        """(y, what the gradient needs). ``own``: x is of this run's making, and nobody else's."""
-        raise NotImplementedError
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        """Gradients of x, weight and bias."""
-        raise NotImplementedError
-
-
-class _Relu(_Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
-        y = torch.relu_(x) if own else torch.relu(x)
-        return y, y
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        return torch.ops.aten.threshold_backward.default(dy, saved, 0), None, None
-
-
-class _Flatten(_Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, None]:
-        return x.reshape(self.shape), None
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        return dy.reshape(self.given), None, None
-
-
-class _Pool(_Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
-        return ops.max_pool(x, self.layer.kernel_size)
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        assert saved is not None
-        return ops.max_pool_backward(dy, saved, self.given, self.layer.kernel_size), None, None
-
-
-class _Full(_Stage):
-    """A linear layer with all its weights."""
-
-    def weights(self) -> Weights:
-        return self.layer.weight if type(self.layer) is nn.Linear else self.layer.weight_kept, self.layer.bias
-
-    def _matrix(self, weights: Weights) -> Tensor:
-        assert weights[0] is not None
-        return weights[0].view(self.shape[1], self.given[1])
-
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
-        return functional.linear(x, self._matrix(weights), weights[1]), x
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        assert saved is not None and weights[0] is not None
-        for_x, for_weight, for_bias = wanted
-        return (
-            dy.mm(self._matrix(weights)) if for_x else None,
-            dy.t().mm(saved).view_as(weights[0]) if for_weight else None,
-            dy.sum(0) if for_bias else None,
-        )
-
-
-@dataclass(frozen=True)
-class _Sparse(_Stage):
-    """A masked layer whose product goes to the sparse kernels; ``compiled``: its pattern when this was planned."""
-
-    compiled: CompiledPattern
-    padding: Padding
-
-    def weights(self) -> Weights:
-        return self.layer.weight_kept, self.layer.bias
-
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
-        weight, bias = weights
-        assert weight is not None
-        bias = None if bias is None else bias.detach()
-        return _masked_core.forward(self.compiled, self.padding, x, weight.detach(), bias), x
-
-    def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
-        (weight, _), (for_x, for_weight, for_bias), x = weights, wanted, saved
-        assert weight is not None and x is not None
-        if self.layer.compiled is not self.compiled:
-            raise EdgePruneError("backward: a mask was moved since the forward pass; set masks between steps")
-        dx = None
-        if for_x:
-            dx = _masked_core.input_gradient(self.compiled, self.padding, dy, weight.detach(), x.shape)
-        return (
-            dx,
-            _masked_core.weight_gradient(self.compiled, self.padding, x, dy) if for_weight else None,
-            masked_autograd.bias_gradient(dy, self.padding is None) if for_bias else None,
-        )
-
-
-def _stage(layer: nn.Module, shape: Shape) -> _Stage | None:
-    """How ``layer`` takes part in a run behind something of ``shape``; None: not at all."""
-    if type(layer) is nn.ReLU:
-        return _Relu(layer, shape, shape)
-    if type(layer) is nn.Flatten and len(shape) > 1 and layer.start_dim == 1 and layer.end_dim == -1:
-        return _Flatten(layer, shape, (shape[0], math.prod(shape[1:])))
-    if type(layer) is MaxPool2d and layer.takes(shape):
-        less = layer.kernel_size - 1  # type: ignore[operator]
-        return _Pool(layer, shape, (*shape[:2], shape[2] - less, shape[3] - less))
-    if type(layer) is nn.Linear:
-        return _full(layer, layer.weight, shape)
-    if isinstance(layer, MaskedConv2d | MaskedLinear) and layer.weight_kept.requires_grad:
-        call = layer.sparse_call(shape)
-        if call is not None:
-            return _Sparse(layer, shape, call[1], layer.compiled, call[0])
-        if isinstance(layer, MaskedLinear) and layer.pattern.kept == layer.pattern.numel():
-            return _full(layer, layer.weight_kept, shape)
-    return None
-
-
-def _full(layer: nn.Linear | MaskedLinear, weight: Tensor, shape: Shape) -> _Full | None:
-    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == layer.in_features
-    if not fits or not weight.is_cpu or not masked.quick(weight, weight, layer.bias):
-        return None
-    return _Full(layer, shape, (shape[0], layer.out_features))
-
-
 class _Plan:
     """For inputs of one shape: the layers, from the first on, that run together; the ``rest`` follow one by one."""
 
     def __init__(self, layers: Iterable[nn.Module], shape: Shape) -> None:
         self.layers = tuple(layers)
-        stages: list[_Stage] = []
+        stages: list[Stage] = []
         for layer in self.layers:
-            stage = _stage(layer, shape)
+            stage = stage_of(layer, shape)
             if stage is None:
                 break
             stages.append(stage)
             shape = stage.shape
-        self.run = tuple(stages) if any(isinstance(stage, _Sparse) for stage in stages) else ()
+        self.run = tuple(stages) if any(isinstance(stage, Sparse) for stage in stages) else ()
         self.rest = self.layers[len(self.run) :]
         self._made_in = _circumstances()
         self._made_for = [(layer, _looks(layer)) for layer in self.layers if isinstance(layer, _PRODUCTS)]
@@ -257,20 +113,20 @@ class _Together(torch.autograd.Function):
     """A run as one node. It keeps what its layers' own would: inputs of products, outputs of ReLU, places of maxima."""
 
     @staticmethod
-    def forward(ctx: Any, run: tuple[_Stage, ...], x: Tensor, *weights: Tensor | None) -> Tensor:
+    def forward(ctx: Any, run: tuple[Stage, ...], x: Tensor, *weights: Tensor | None) -> Tensor:
         kept: list[Tensor | None] = []
         given, own = x, False
-        for stage, its in _with_weights(run, weights):
+        for stage, its in with_weights(run, weights):
             x, saved = stage.forward(x, its, own)
             kept.append(saved)
-            own = own or not isinstance(stage, _Flatten)
+            own = own or not isinstance(stage, Flatten)
         ctx.run = run
         ctx.save_for_backward(given, *kept, *weights)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        run: tuple[_Stage, ...] = ctx.run
+        run: tuple[Stage, ...] = ctx.run
         x, *saved = ctx.saved_tensors  # this also finds out where something was written over
         kept, weights = saved[: len(run)], saved[len(run) :]
         wanted: tuple[bool, ...] = ctx.needs_input_grad
@@ -279,7 +135,7 @@ class _Together(torch.autograd.Function):
         out: list[Tensor | None] = [None] * len(wanted)
         grad: Tensor | None = grads[0].contiguous()
         at = len(wanted)
-        for number, (stage, its) in reversed(list(enumerate(_with_weights(run, weights)))):
+        for number, (stage, its) in reversed(list(enumerate(with_weights(run, weights)))):
             assert grad is not None
             for_x = number > 0 or wanted[1]
             if its:
@@ -292,24 +148,14 @@ class _Together(torch.autograd.Function):
         return tuple(out)
 
 
-def _with_weights(run: Sequence[_Stage], weights: Sequence[Tensor | None]) -> Iterator[tuple[_Stage, Weights]]:
-    """Every stage with its own of the run's weights and biases: those it had in the forward pass, whatever its layer
-    holds by now."""
-    at = 0
-    for stage in run:
-        number = len(stage.weights())
-        yield stage, tuple(weights[at : at + number])
-        at += number
-
-
 def _differentiable(
-    run: Sequence[_Stage], x: Tensor, weights: Sequence[Tensor | None], grad: Tensor, wanted: Sequence[bool]
+    run: Sequence[Stage], x: Tensor, weights: Sequence[Tensor | None], grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     tensors = [None, x, *weights]
     of = [t for t, needed in zip(tensors, wanted, strict=True) if needed and t is not None]
     with torch.enable_grad():
         y = x
-        for stage, its in _with_weights(run, weights):
+        for stage, its in with_weights(run, weights):
             names = ("weight" if type(stage.layer) is nn.Linear else "weight_kept", "bias")
             own = {name: t for name, t in zip(names, its, strict=False) if t is not None}
             y = torch.func.functional_call(stage.layer, own, (y,)) if own else stage.layer(y)

@@ -212,6 +212,13 @@ def test_weights_that_are_lent_for_one_call():
         assert torch.equal(p.grad, lent[name].grad), name
 
 
+def test_a_layer_that_comes_twice():
+    torch.manual_seed(2)
+    layer = MaskedLinear(16, 16, mask(16, 16), path="sparse")
+    twin = copy.deepcopy(layer)
+    same_step(Chain(layer, nn.ReLU(), layer), nn.Sequential(twin, nn.ReLU(), twin), torch.randn(5, 16))
+
+
 def test_copies_and_pickles_have_plans_of_their_own():
     ours, theirs, x = pair("pictures")
     same_step(ours, theirs, x)
