@@ -6,7 +6,8 @@
 
 namespace edgeprune {
 
-// From this size on it is certain that a page of 2 MB lies inside, wherever the memory begins.
+// From this size on it is certain that a page of 2 MB, the large one of x86 and of arm64 with pages of 4 KB, lies
+// inside wherever the memory begins.
 constexpr size_t kLargePagesFrom = size_t{4} << 20;
 
 // Asks the system for large pages under [data, data + bytes), which has not been written yet; contents and addresses

@@ -12,7 +12,7 @@ from edgeprune.algorithms.protocol import Recipe
 
 AfterEpoch = Callable[[int, torch.optim.Optimizer, Tensor], None]
 
-_NORMALISED_ONCE = 1 << 20  # values: 4 MB in float32, which every device has
+_NORMALISED_ONCE = 1 << 20  # values: 4 MB in float32, 8 in int64, which every device has
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,8 @@ class Step:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
         self._scales = [norm.weight for norm in norms]
-        fused = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in self._parameters)
         self.optimizer = torch.optim.SGD(
-            self._parameters,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            foreach=not fused,
-            fused=fused,
+            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
         )
         if recipe.prox and not recipe.prox_detached:
             for parameter in self._parameters:
@@ -127,8 +121,9 @@ class Step:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         recipe = self._recipe
-        for parameter in self._parameters:  # as zero_grad, without its profiler's records: small models feel them
-            parameter.grad = None
+        for group in self.optimizer.param_groups:  # as zero_grad, without its records for the profiler: small models
+            for parameter in group["params"]:  # feel them
+                parameter.grad = None
         loss = self._loss_of(self._model(x), y)
         loss.backward()
         with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -24,8 +23,12 @@ class Standardise:
     by_value: ClassVar[bool] = True
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale, shift = _constants(self, x.dim(), x.device)
-        return (x.to(torch.float32) * scale).add_(shift)
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        # One multiplication and one addition a value; the constants are folded in double.
+        scale = [1 / (self.unit * std) for std in self.std]
+        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        out = x.to(torch.float32) * torch.tensor(scale, dtype=torch.float32, device=x.device).view(shape)
+        return out.add_(torch.tensor(shift, dtype=torch.float32, device=x.device).view(shape))
 
     @classmethod
     def of(cls, x: Tensor, unit: float) -> Standardise:
@@ -35,16 +38,6 @@ class Standardise:
         # A channel that never changes carries nothing; it is centred and left at its own scale.
         std = torch.where(std > 0, std, torch.ones_like(std))
         return cls(tuple(mean.tolist()), tuple(std.tolist()), unit)
-
-
-@lru_cache(maxsize=64)
-def _constants(how: Standardise, dims: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift of x of so many dimensions: one multiplication and one addition a value, folded in double."""
-    shape = (-1,) + (1,) * (dims - 2)
-    scale = [1 / (how.unit * std) for std in how.std]
-    shift = [-mean / std for mean, std in zip(how.mean, how.std, strict=True)]
-    made = (torch.tensor(constants, dtype=torch.float32, device=device).view(shape) for constants in (scale, shift))
-    return next(made), next(made)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def probe_builder(task: Task, graph: ChannelGraph, data: LocalData, recipe: Reci
     model = task.make_model()
     ranked = scores(model, graph, how="l1")
     batch = torch.arange(recipe.batch_size) % len(data)
-    x, y = data.x[batch], data.y[batch]
+    inputs_of, x, y = data.ready(), data.x[batch], data.y[batch]
 
     def build(width: float) -> Probe:
         plan = choose(graph, ranked, keep=width, scope="layer", min_channels=2)
@@ -95,7 +95,7 @@ def probe_builder(task: Task, graph: ChannelGraph, data: LocalData, recipe: Reci
         small.train()
         return Probe(
             macs=plan_macs(graph, plan),
-            step=lambda: step(data.normalise(x), y),
+            step=lambda: step(inputs_of(batch), y),
             forward=lambda: _forward(small, data.normalise(x)),
             rebuild=lambda: load_local(extract(model, plan), state),
         )

@@ -1,9 +1,9 @@
 """A sequence of layers whose kernels run one after the other as a single node of autograd.
 
 With small batches a training step costs as much around the kernels as in them: each layer is a call of a module, a node
-of autograd, an activation's own pass. ``Chain`` is nn.Sequential that runs masked layers, ReLU, max pooling and
-flattening between them in one function, forward and backward. Values and gradients are those of nn.Sequential, to the
-bit.
+of autograd, an activation's own pass. ``Chain`` is nn.Sequential that runs masked layers, and ReLU, max pooling,
+flattening and full linear layers behind the first of them, in one function, forward and backward. Values and gradients
+are those of nn.Sequential to the bit; gradients of gradients go through the layers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from edgeprune.nn.chain_stages import Flatten, Shape, Sparse, Stage, stage_of, with_weights
-from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
+from edgeprune.nn.chain_stages import Flatten, Shape, Sparse, Stage, looks_of, stage_of, with_weights
 from edgeprune.ops import crossover, masked
 
 
@@ -36,11 +35,8 @@ class Chain(nn.Sequential):
         if plan is None or not plan.holds(self):
             plan = self._plans[tuple(x.shape)] = _Plan(self, tuple(x.shape))
             while len(self._plans) > _MOST:
-                del self._plans[next(iter(self._plans))]
-        x = plan(x)
-        for layer in plan.rest:
-            x = layer(x)
-        return x
+                self._plans.pop(next(iter(self._plans)), None)
+        return plan(x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}
@@ -52,7 +48,12 @@ class Chain(nn.Sequential):
         if not _plain(x) or _has_any_global_hook():
             return False
         return not any(
-            m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks for m in self
+            m._forward_pre_hooks
+            or m._forward_hooks
+            or m._backward_pre_hooks
+            or m._backward_hooks
+            or "forward" in m.__dict__
+            for m in self
         )
 
 
@@ -64,7 +65,8 @@ def _plain(x: object) -> bool:
 
 
 class _Plan:
-    """For inputs of one shape: the layers, from the first on, that run together; the ``rest`` follow one by one."""
+    """For inputs of one shape: which layers run together, from the first sparse product on; some go ``before``, and the
+    ``rest`` follow, one by one."""
 
     def __init__(self, layers: Iterable[nn.Module], shape: Shape) -> None:
         self.layers = tuple(layers)
@@ -75,25 +77,29 @@ class _Plan:
                 break
             stages.append(stage)
             shape = stage.shape
-        self.run = tuple(stages) if any(isinstance(stage, Sparse) for stage in stages) else ()
-        self.rest = self.layers[len(self.run) :]
+        first = next((i for i, stage in enumerate(stages) if isinstance(stage, Sparse)), len(stages))
+        while stages and isinstance(stages[-1], Flatten):  # a view that leaves could not be written to
+            stages.pop()
+        self.run = tuple(stages[first:])
+        self.before = self.layers[:first]
+        self.rest = self.layers[first + len(self.run) :]
         self._made_in = _circumstances()
-        self._made_for = [(layer, _looks(layer)) for layer in self.layers if isinstance(layer, _PRODUCTS)]
+        self._made_for = [(layer, looks) for layer in self.layers if (looks := looks_of(layer))]
 
     def holds(self, layers: Iterable[nn.Module]) -> bool:
         """Whether the layers, and what decides how they run, are as they were when this was made."""
         if self._made_in != _circumstances() or self.layers != tuple(layers):
             return False
-        return all(_looks(layer) == looks for layer, looks in self._made_for)
+        return all(looks_of(layer) == looks for layer, looks in self._made_for)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.run:
-            return x
-        out: Tensor = _Together.apply(self.run, x, *(t for stage in self.run for t in stage.weights()))
-        return out
-
-
-_PRODUCTS = (nn.Linear, MaskedConv2d, MaskedLinear)
+        for layer in self.before:
+            x = layer(x)
+        if self.run:
+            x = _Together.apply(self.run, x, *(t for stage in self.run for t in stage.weights()))
+        for layer in self.rest:
+            x = layer(x)
+        return x
 
 
 def _circumstances() -> tuple[object, ...]:
@@ -101,63 +107,59 @@ def _circumstances() -> tuple[object, ...]:
     return torch.get_num_threads(), crossover.in_force()
 
 
-def _looks(layer: Any) -> tuple[object, ...]:
-    """What a layer's part in a run depends on."""
-    dense = isinstance(layer, nn.Linear)
-    weight = layer.weight if dense else layer.weight_kept
-    mask = None if dense else (layer.compiled, layer.path)
-    return mask, weight.requires_grad, weight.dtype, weight.device, layer.bias is None
-
-
 class _Together(torch.autograd.Function):
-    """A run as one node. It keeps what its layers' own would: inputs of products, outputs of ReLU, places of maxima."""
+    """A run as one node. It keeps what its layers' own would: inputs and weights of products, outputs of ReLU, places
+    of maxima."""
 
     @staticmethod
     def forward(ctx: Any, run: tuple[Stage, ...], x: Tensor, *weights: Tensor | None) -> Tensor:
         kept: list[Tensor | None] = []
-        given, own = x, False
         for stage, its in with_weights(run, weights):
-            x, saved = stage.forward(x, its, own)
+            x, saved = stage.forward(x, its)
             kept.append(saved)
-            own = own or not isinstance(stage, Flatten)
-        ctx.run = run
-        ctx.save_for_backward(given, *kept, *weights)
+        ctx.run, ctx.biases = run, weights[1::2]  # whose values no gradient needs
+        ctx.save_for_backward(*kept, *weights[::2])
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         run: tuple[Stage, ...] = ctx.run
-        x, *saved = ctx.saved_tensors  # this also finds out where something was written over
-        kept, weights = saved[: len(run)], saved[len(run) :]
+        saved = ctx.saved_tensors  # this also finds out where something was written over
+        kept = saved[: len(run)]
+        weights = [t for both in zip(saved[len(run) :], ctx.biases, strict=True) for t in both]
         wanted: tuple[bool, ...] = ctx.needs_input_grad
         if torch.is_grad_enabled():  # gradients of gradients: by the layers' own
-            return _differentiable(run, x, weights, grads[0], wanted)
+            return _differentiable(run, kept[0], weights, grads[0], wanted)
         out: list[Tensor | None] = [None] * len(wanted)
         grad: Tensor | None = grads[0].contiguous()
         at = len(wanted)
         for number, (stage, its) in reversed(list(enumerate(with_weights(run, weights)))):
             assert grad is not None
-            for_x = number > 0 or wanted[1]
+            which = True, False, False
             if its:
                 at -= 2
-                which = for_x, wanted[at], wanted[at + 1]
+                which = number > 0 or wanted[1], wanted[at], wanted[at + 1]
                 grad, out[at], out[at + 1] = stage.backward(kept[number], its, grad, which)
-            elif for_x:
-                grad, _, _ = stage.backward(kept[number], its, grad, (True, False, False))
-        out[1] = grad if wanted[1] else None
+            else:
+                grad, _, _ = stage.backward(kept[number], its, grad, which)
+        out[1] = grad
         return tuple(out)
 
 
 def _differentiable(
     run: Sequence[Stage], x: Tensor, weights: Sequence[Tensor | None], grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    tensors = [None, x, *weights]
-    of = [t for t, needed in zip(tensors, wanted, strict=True) if needed and t is not None]
     with torch.enable_grad():
-        y = x
-        for stage, its in with_weights(run, weights):
+        # Names of their own: a weight may come twice, and x may have been made of the weights.
+        given, *lent = [None if t is None else t.view_as(t) for t in (x, *weights)]
+        assert given is not None
+        y = given
+        for stage, its in with_weights(run, lent):
+            stage.check()
             names = ("weight" if type(stage.layer) is nn.Linear else "weight_kept", "bias")
             own = {name: t for name, t in zip(names, its, strict=False) if t is not None}
             y = torch.func.functional_call(stage.layer, own, (y,)) if own else stage.layer(y)
+        slots = [None, given, *lent]
+        of = [t for t, needed in zip(slots, wanted, strict=True) if needed and t is not None]
         found = iter(torch.autograd.grad(y, of, grad, create_graph=True))
-    return tuple(next(found) if needed and t is not None else None for t, needed in zip(tensors, wanted, strict=True))
+    return tuple(next(found) if needed and t is not None else None for t, needed in zip(slots, wanted, strict=True))

@@ -1,4 +1,7 @@
-"""What runs together in a Chain (chain.py): for each kind of layer its forward pass and its gradients."""
+"""What runs together in a Chain (chain.py): for each kind of layer its forward pass and its gradients.
+
+Every stage behind the first of a run is given a tensor of the run's own making.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,11 @@ class Stage:
         """Weight and bias; () for a layer without."""
         return ()
 
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor | None]:
-        """(y, what the gradient needs). ``own``: x is of this run's making, and nobody else's."""
+    def check(self) -> None:
+        """EdgePruneError where the gradient can no longer be found."""
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """(y, what the gradient needs)."""
         raise NotImplementedError
 
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
@@ -47,16 +53,16 @@ class Stage:
 
 
 class Relu(Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
-        y = torch.relu_(x) if own else torch.relu(x)
-        return y, y
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        torch.relu_(x)  # in place: a run begins with a product, so x is of its own making
+        return x, x
 
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
         return torch.ops.aten.threshold_backward.default(dy, saved, 0), None, None
 
 
 class Flatten(Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, None]:
         return x.reshape(self.shape), None
 
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
@@ -64,7 +70,7 @@ class Flatten(Stage):
 
 
 class Pool(Stage):
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         return ops.max_pool(x, self.layer.kernel_size)
 
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
@@ -82,7 +88,7 @@ class Full(Stage):
         assert weights[0] is not None
         return weights[0].view(self.shape[1], self.given[1])
 
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         return functional.linear(x, self._matrix(weights), weights[1]), x
 
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
@@ -105,7 +111,11 @@ class Sparse(Stage):
     def weights(self) -> Weights:
         return self.layer.weight_kept, self.layer.bias
 
-    def forward(self, x: Tensor, weights: Weights, own: bool) -> tuple[Tensor, Tensor]:
+    def check(self) -> None:
+        if self.layer.compiled is not self.compiled:
+            raise EdgePruneError("backward: a mask was moved since the forward pass; set masks between steps")
+
+    def forward(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         weight, bias = weights
         assert weight is not None
         bias = None if bias is None else bias.detach()
@@ -114,8 +124,7 @@ class Sparse(Stage):
     def backward(self, saved: Tensor | None, weights: Weights, dy: Tensor, wanted: Wanted) -> Gradients:
         (weight, _), (for_x, for_weight, for_bias), x = weights, wanted, saved
         assert weight is not None and x is not None
-        if self.layer.compiled is not self.compiled:
-            raise EdgePruneError("backward: a mask was moved since the forward pass; set masks between steps")
+        self.check()
         dx = None
         if for_x:
             dx = _masked_core.input_gradient(self.compiled, self.padding, dy, weight.detach(), x.shape)
@@ -137,20 +146,47 @@ def stage_of(layer: nn.Module, shape: Shape) -> Stage | None:
         return Pool(layer, shape, (*shape[:2], shape[2] - less, shape[3] - less))
     if type(layer) is nn.Linear:
         return _full(layer, layer.weight, shape)
-    if isinstance(layer, MaskedConv2d | MaskedLinear) and layer.weight_kept.requires_grad:
-        call = layer.sparse_call(shape)
-        if call is not None:
-            return Sparse(layer, shape, call[1], layer.compiled, call[0])
-        if isinstance(layer, MaskedLinear) and layer.pattern.kept == layer.pattern.numel():
-            return _full(layer, layer.weight_kept, shape)
+    if type(layer) in (MaskedConv2d, MaskedLinear) and layer.weight_kept.requires_grad:
+        return _masked(layer, shape)  # type: ignore[arg-type]
+    return None
+
+
+def _masked(layer: MaskedConv2d | MaskedLinear, shape: Shape) -> Stage | None:
+    call = layer.sparse_call(shape)
+    if call is not None:
+        fits = layer.bias is None or layer.bias.shape == (layer.pattern.shape[0],)
+        return Sparse(layer, shape, call[1], layer.compiled, call[0]) if fits else None
+    if isinstance(layer, MaskedLinear) and layer.pattern.kept == layer.pattern.numel():
+        return _full(layer, layer.weight_kept, shape)
     return None
 
 
 def _full(layer: nn.Linear | MaskedLinear, weight: Tensor, shape: Shape) -> Full | None:
-    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == layer.in_features
+    outputs = layer.out_features
+    fits = len(shape) == 2 and shape[0] > 0 and shape[1] == layer.in_features and weight.numel() == outputs * shape[1]
+    fits = fits and (layer.bias is None or layer.bias.shape == (outputs,))
     if not fits or not weight.is_cpu or not masked.quick(weight, weight, layer.bias):
         return None
-    return Full(layer, shape, (shape[0], layer.out_features))
+    return Full(layer, shape, (shape[0], outputs))
+
+
+def looks_of(layer: nn.Module) -> tuple[object, ...]:
+    """What a layer's part in a run depends on; () for one that never has any."""
+    if type(layer) is nn.Flatten:
+        return layer.start_dim, layer.end_dim
+    if type(layer) is MaxPool2d:
+        how = (layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
+        return layer.kernel_size, *how
+    if type(layer) is nn.Linear:
+        return _look(layer.weight), _look(layer.bias)
+    if type(layer) in (MaskedConv2d, MaskedLinear):
+        weight, bias, mode = layer.weight_kept, layer.bias, getattr(layer, "padding_mode", None)
+        return layer.compiled, layer.path, mode, _look(weight), _look(bias)  # type: ignore[arg-type]
+    return ()
+
+
+def _look(t: Tensor | None) -> tuple[object, ...] | None:
+    return None if t is None else (t.requires_grad, t.shape, t.dtype, t.device)
 
 
 def with_weights(run: Sequence[Stage], weights: Sequence[Tensor | None]) -> Iterator[tuple[Stage, Weights]]:

@@ -195,7 +195,9 @@ class MaskedLinear(_Masked):
 
     def sparse_call(self, shape: Sequence[int]) -> tuple[Padding, tuple[int, ...]] | None:
         """As _Masked says."""
-        if not shape or shape[-1] != self.in_features or not ops.quick(self.weight_kept, self.weight_kept, self.bias):
+        if not shape or shape[-1] != self.in_features:
+            return None
+        if not self.weight_kept.is_cpu or not ops.quick(self.weight_kept, self.weight_kept, self.bias):
             return None
         rows = math.prod(shape[:-1])
         if not rows or not ops.sparse_in_training("linear", rows, self.pattern, self.path):
@@ -272,7 +274,7 @@ class MaskedConv2d(_Masked):
         """As _Masked says."""
         if len(shape) != 4 or shape[1] != self.in_channels or self._extra != (0, 0) or self.padding_mode != "zeros":
             return None
-        if not ops.quick(self.weight_kept, self.weight_kept, self.bias):
+        if not self.weight_kept.is_cpu or not ops.quick(self.weight_kept, self.weight_kept, self.bias):
             return None
         height, width = _masked_core.output_size(self._compiled.filter, self._pads, shape[2:])
         positions = shape[0] * height * width

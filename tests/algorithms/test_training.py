@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from edgeprune.algorithms import training
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, planned_steps, train_local
 from edgeprune.data.normalise import Standardise
+from edgeprune.nn import MaskedLinear
 
 
 @settings(deadline=None)
@@ -50,3 +52,15 @@ def test_what_is_normalised_value_by_value_is_so_once_with_the_same_result(monke
 
 def test_a_function_that_may_draw_anew_is_asked_for_every_batch():
     assert trained(lambda x: x.float() + torch.rand(()))[1] == [5, 5, 3] * 2
+
+
+def test_a_mask_that_moves_without_its_momentum_stops_the_next_step():
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    for kept in (50, 8):
+        layer = MaskedLinear(8, 8, torch.arange(64).view(8, 8) < 20)
+        step = training.make_step(layer, lambda out, _: out.sum(), Recipe(1, 4, 0.1, 0.9, 0.0))
+        step(x, x)
+        layer.set_mask(torch.arange(64).view(8, 8) < kept)
+        with pytest.raises(RuntimeError):
+            step(x, x)

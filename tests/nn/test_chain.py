@@ -245,3 +245,112 @@ def test_wrong_shapes_are_the_layers_sentence():
     ours, _, _ = pair("pictures")
     with pytest.raises(EdgePruneError, match="x has shape"):
         ours(torch.randn(2, 4, 12, 12))
+
+
+def tied() -> list[nn.Module]:
+    """Two layers with one weight."""
+    layers = [MaskedLinear(16, 16, mask(16, 16), path="sparse") for _ in range(2)]
+    layers[1].weight_kept = layers[0].weight_kept
+    return [layers[0], nn.ReLU(), layers[1]]
+
+
+def twice() -> list[nn.Module]:
+    """One layer at two places."""
+    layer = MaskedLinear(16, 16, mask(16, 16), path="sparse")
+    return [layer, nn.ReLU(), layer]
+
+
+@pytest.mark.parametrize("make", [tied, twice])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_weights_that_are_shared(make, create_graph):
+    torch.manual_seed(1)
+    x, layers = torch.randn(5, 16), make()
+    found = []
+    for net in (Chain(*layers), nn.Sequential(*layers)):
+        y = net(net(x)).square().sum()  # and x made of the weights, the second time
+        found.append(torch.autograd.grad(y, list(net.parameters()), create_graph=create_graph))
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*found, strict=True))
+
+
+def test_an_activation_in_place_in_front_is_in_place():
+    layers = [nn.ReLU(inplace=True), MaskedLinear(8, 8, mask(8, 8), path="sparse")]
+    x = torch.randn(3, 8)
+    mine = x.clone()
+    Chain(*layers)(mine)
+    assert torch.equal(mine, x.relu())
+
+
+class Doubled(MaskedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_layers_that_compute_otherwise_are_asked():
+    first, other = (MaskedLinear(8, 8, mask(8, 8), path="sparse"), Doubled(8, 8, mask(8, 8), path="sparse"))
+    layers, x = [first, nn.ReLU(), other], torch.randn(3, 8)
+    same_step(Chain(*layers), nn.Sequential(*copy.deepcopy(layers)), x)
+    patched = nn.ReLU()
+    patched.forward = lambda x: x * 0  # type: ignore[method-assign]
+    assert not Chain(first, patched)(x).any()
+
+
+def test_what_leaves_a_run_may_be_written_to():
+    conv = MaskedConv2d(3, 4, 3, mask(4, 3, 3, 3), path="sparse")
+    Chain(conv, nn.Flatten())(torch.randn(2, 3, 6, 6)).mul_(2).sum().backward()
+    Chain(conv, nn.MaxPool2d(2), nn.Flatten(), nn.LeakyReLU(inplace=True))(torch.randn(2, 3, 6, 6)).sum().backward()
+    Chain(conv, nn.Flatten(), nn.LeakyReLU(inplace=True))(torch.randn(2, 3, 6, 6)).sum().backward()
+
+
+CHANGES = {
+    "pool": lambda net: setattr(net[2], "stride", 2),
+    "padding": lambda net: setattr(net[3], "padding_mode", "circular"),
+    "flatten": lambda net: setattr(net[6], "start_dim", 2),
+    "linear": lambda net: setattr(net[10], "weight", nn.Parameter(torch.ones(2, 7))),
+    "bias": lambda net: setattr(net[7], "bias", nn.Parameter(torch.ones(3))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_about_a_layer_is_noticed(change):
+    results = []
+    for net in pair("pictures")[:2]:
+        x = pair("pictures")[2]
+        net(x).sum().backward()
+        CHANGES[change](net)
+        try:
+            results.append(net(x))
+        except (RuntimeError, EdgePruneError) as error:
+            results.append(str(error))
+    ours, theirs = results
+    assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+def test_the_input_and_the_biases_may_be_written_over_after_the_forward_pass():
+    layers = [MaxPool2d(3, 1), MaskedConv2d(3, 4, 3, mask(4, 3, 3, 3), path="sparse"), nn.ReLU()]
+    net, x = Chain(*layers), torch.randn(2, 3, 8, 8)
+    y = net(x).sum()
+    with torch.no_grad():
+        x.zero_()
+        layers[1].bias.zero_()
+    y.backward()
+
+
+def test_a_mask_that_moved_is_refused_for_gradients_of_gradients_too():
+    ours, _, x = pair("vectors")
+    x.requires_grad_()
+    y = ours(x).sum()
+    ours[0].set_mask(mask(9, 20).roll(1, dims=1))
+    with pytest.raises((EdgePruneError, RuntimeError)):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_inputs_that_are_not_contiguous_and_two_passes_backward():
+    ours, theirs, x = pair("pictures")
+    for given in (x.to(memory_format=torch.channels_last), x[:1].expand(6, -1, -1, -1), x.transpose(2, 3)):
+        same_step(ours, theirs, given)
+    ours.zero_grad()
+    y = ours(x).sum()
+    y.backward(retain_graph=True)
+    once = [p.grad.clone() for p in ours.parameters()]
+    y.backward()
+    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(ours.parameters(), once, strict=True))

@@ -98,7 +98,7 @@ struct FewTask {
     bool first;
     const float* bias;
 };
-constexpr int kFew = 8;
+constexpr int64_t kFew = 8;
 
 // interleave: packed[q * packed_step + n] = plain[n * plain_image + q * plain_step] for n < images, 0 for
 //   images <= n < width; q < count. deinterleave goes the other way (lanes from `images` on are not read).

@@ -28,7 +28,7 @@ inline void sums_of(Eight a, Eight b, Eight c, Eight d, float* out) {
 }
 #else
 struct Eight {
-    static constexpr int parts = kFew / simd::F32::lanes;
+    static constexpr int parts = static_cast<int>(kFew) / simd::F32::lanes;
     simd::F32 v[parts];
     static Eight load(const float* p) {
         Eight x;
