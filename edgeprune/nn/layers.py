@@ -82,8 +82,9 @@ class _Masked(nn.Module):
         """Keeps other weights from now on. Weights kept before and after stay as they are, new ones start at zero.
 
         The state that ``optimizer`` (or several) holds for the kept weights, such as momentum, follows in the same
-        way; an optimiser that is not given fails at its next step. The gradient is dropped. The parameter stays the
-        same object. Call it between steps, not between forward and backward.
+        way; an optimiser that is not given fails at its next step (torch's fused ones do not check and may crash: give
+        them). The gradient is dropped. The parameter stays the same object. Call it between steps, not between forward
+        and backward.
         """
         new = _pattern_of(mask)
         if new.shape != self.pattern.shape:
