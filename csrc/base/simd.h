@@ -259,11 +259,12 @@ inline void sum4(F32 a, F32 b, F32 c, F32 d, float* out) {
 #endif
 
 #ifdef EDGEPRUNE_SIMD_HALVES
+inline __m128 half_sum4(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
 inline void sum4(F32 a, F32 b, F32 c, F32 d, float* out) {
-    const __m256 ab = _mm256_hadd_ps(half_sum(a), half_sum(b)), cd = _mm256_hadd_ps(half_sum(c), half_sum(d));
-    const __m256 all = _mm256_hadd_ps(ab, cd);
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), sums));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), half_sum4(half_sum(a), half_sum(b), half_sum(c), half_sum(d))));
 }
 #endif
 

@@ -89,8 +89,7 @@ FewSamples few_of(const MaskedCall& call, const MaskedKernels& kernels) {
 void gather_rows(const MaskedKernels& kernels, const int32_t* columns, const int32_t* starts, int64_t rows,
                  int64_t blocks, const float* w, const float* x, const float* bias, float* y, int64_t kept,
                  int threads) {
-    // A wake-up costs about as much as 20,000 kept weights.
-    const int64_t pieces = kept < 50000 ? 1 : threads;
+    const int64_t pieces = worth_waking(kept, threads);
     parallel_pieces(threads, pieces, [&](int64_t piece) {
         const int64_t r0 = rows * piece / pieces, r1 = rows * (piece + 1) / pieces;
         kernels.gather_rows(

@@ -9,8 +9,7 @@
 namespace edgeprune {
 namespace {
 
-constexpr int64_t kCachedColumns = 512;   // 16 KB of a first-level cache of 32
-constexpr int64_t kWorthThreads = 50000;  // kept weights: a wake-up costs about as much as 20,000
+constexpr int64_t kCachedColumns = 512;  // 16 KB of a first-level cache of 32
 
 // (samples, channels) side by side.
 float* packed(const FewSamples& few, const float* plain, int64_t channels, Slot slot) {
@@ -32,7 +31,7 @@ struct Rows {
 // Calls run(task, first row) for ranges of rows, and in each for blocks of columns that stay cached.
 template <class Run>
 void walk(const FewSamples& few, const Rows& in, int threads, Run run) {
-    const int64_t pieces = few.pattern.kept < kWorthThreads ? 1 : threads;
+    const int64_t pieces = worth_waking(few.pattern.kept, threads);
     const int64_t step = std::max<int64_t>(1, kCachedColumns / block_channels(few.pattern.filter));
     const std::vector<int64_t> cuts = even_ranges(in.starts, in.rows, in.blocks, pieces);
     parallel_pieces(threads, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t piece) {

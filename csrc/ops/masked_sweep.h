@@ -57,6 +57,9 @@ std::vector<int64_t> even_ranges(const int32_t* starts, int64_t rows, int64_t bl
 // each thread to share out, one for each thread.
 int64_t range_count(int64_t kept, int64_t others, int threads);
 
+// The threads for one pass over so few kept weights: a wake-up costs about as much as 20,000.
+inline int worth_waking(int64_t kept, int threads) { return kept < 50000 ? 1 : threads; }
+
 // pack_images for several groups, all channels, into one place after another.
 void pack_groups(const Images& images, const Planes& planes, int64_t group, int64_t groups,
                  const MaskedKernels& kernels, int threads, float* packed);

@@ -121,9 +121,7 @@ class Step:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         recipe = self._recipe
-        for group in self.optimizer.param_groups:  # as zero_grad, without its records for the profiler: small models
-            for parameter in group["params"]:  # feel them
-                parameter.grad = None
+        self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss_of(self._model(x), y)
         loss.backward()
         with torch.no_grad():

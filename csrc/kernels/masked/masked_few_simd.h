@@ -23,8 +23,7 @@ struct Eight {
 };
 // out[0..3] = the sums over the samples of a, b, c, d.
 inline void sums_of(Eight a, Eight b, Eight c, Eight d, float* out) {
-    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    _mm_storeu_ps(out, simd::half_sum4(a.v, b.v, c.v, d.v));
 }
 #else
 struct Eight {
