@@ -84,9 +84,9 @@ def controls(found: dict[str, Any], of: Rows) -> None:
     for cap in CAPS:
         gap(found, f"F8 prox {cap} GiB", of, "feddst-prox", "fedprox", cap, cap, math.nan)
         for row in CONTROLS:
-            gap(found, f"control {row} {cap} GiB", of, "feddst", row, cap, cap, math.nan)
-    equal_rounds(found, "int8 with feedback", of, "feddst-int8", "feddst")
-    small, whole = of.get("feddst-int8", []), of.get("feddst", [])
+            gap(found, f"control {row} {cap} GiB", of, "feddst-1gib", row, cap, cap, math.nan)
+    equal_rounds(found, "int8 with feedback", of, "feddst-int8", "feddst-1gib")
+    small, whole = of.get("feddst-int8", []), of.get("feddst-1gib", [])
     if small and whole:
         rounds = len(small[0]["upload_bytes"])
         share = sum(small[0]["upload_bytes"]) / sum(whole[0]["upload_bytes"][:rounds])

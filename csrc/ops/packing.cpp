@@ -87,7 +87,7 @@ void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochasti
         check_values(op, call.values, call.scales, coding, plan.kept);
         if (coding == Coding::i8) align_to_blocks(plan, mask_of(call.mask), n);
         // What a residual is added up in should still be in the second cache afterwards: a joined piece would not be.
-        if (!has_residual) join_few(plan, options.threads);
+        if (!has_residual) join_alike(plan, options.threads);
         pieces.insert(pieces.end(), plan.pieces.begin(), plan.pieces.end());
         tasks[i] = {static_cast<const float*>(call.x.data),
                     static_cast<float*>(call.residual.data),

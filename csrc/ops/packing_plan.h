@@ -39,8 +39,9 @@ struct MaskPlan {
 };
 MaskPlan plan_mask(const PackingKernels& kernels, const uint8_t* mask, int64_t n, int threads, int tensor = 0);
 
-// Joins neighbouring pieces of few kept elements while that leaves eight for each thread. The plan is of one tensor.
-void join_few(MaskPlan& plan, int threads);
+// Joins neighbouring pieces, those of few kept elements with each other and the others too, while that leaves eight for
+// each thread. The plan is of one tensor.
+void join_alike(MaskPlan& plan, int threads);
 
 // Moves the ends of pieces to where the rank is a multiple of kScaleBlock, so that no block of int8 is cut.
 void align_to_blocks(MaskPlan& plan, const uint8_t* mask, int64_t n);

@@ -186,3 +186,27 @@ def test_a_long_tensor_with_few_kept(dtype: str, variant: str, threads: int) -> 
     _core.accumulate(total, weight_sum, *packed, mask, dtype, 2.0, threads, variant)
     reference.accumulate_(wanted, wanted_sum, *expected, mask, dtype, 2.0)
     assert torch.equal(total, wanted) and torch.equal(weight_sum, wanted_sum)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("off", [0, 3])
+def test_few_kept_of_a_tensor_that_is_not_on_lines(dtype: str, off: int, variant: str, threads: int) -> None:
+    """Beginning on a line of the cache or between two; ending around a sixteen, a word and the 4,096 listed at once."""
+    for n in (4096, 4097, 8192 - 15, 12_288 + 16, 70_001, 200_000 + 63):
+        room = values(n + off, 8)
+        x, residual = room[off:], values(n, 9)
+        kept = np.random.default_rng(n).random(n) < 0.015
+        kept[[0, 1, 15, n - 1]] = True
+        mask = mask_of(kept)
+        expected, packed = reference.pack(x, mask, dtype), pack(x, mask, dtype, None, variant, threads)
+        assert (raw(packed.values), raw(packed.scales)) == (raw(expected.values), raw(expected.scales))
+        owed = residual.clone()
+        _, expected = reference.pack_with_feedback_(x, owed, mask, dtype)
+        packed = pack(x, mask, dtype, None, variant, threads, residual=residual)
+        assert (raw(packed.values), raw(packed.scales)) == (raw(expected.values), raw(expected.scales))
+        assert raw(residual) == raw(owed)
+        total, weight_sum = values(n + off, 7)[off:], torch.zeros(n)
+        wanted, wanted_sum = total.clone(), weight_sum.clone()
+        _core.accumulate(total, weight_sum, *packed, mask, dtype, 2.0, threads, variant)
+        reference.accumulate_(wanted, wanted_sum, *packed, mask, dtype, 2.0)
+        assert torch.equal(total, wanted) and torch.equal(weight_sum, wanted_sum)

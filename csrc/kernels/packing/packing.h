@@ -22,11 +22,10 @@ enum class Coding { f32, bf16, f16, i8 };
 constexpr int64_t kItemBytes[] = {4, 2, 2, 1};
 constexpr int64_t kScaleBlock = 256;
 
-// Few kept elements are moved one by one. A range of few that is longer reads further ahead: the caller joins ranges
-// while they stay one.
-constexpr int64_t kFew = 2048;   // at most so many in a range,
-constexpr int64_t kSparse = 64;  // and at most one in so many
-inline bool few(int64_t kept, int64_t elements) { return kept <= kFew && kept * kSparse <= elements; }
+// Few kept elements: lines of memory without any are not read, which wins where at most one element in so many is kept.
+// Either way a longer range begins and ends less often: the caller joins ranges that are alike.
+constexpr int64_t kSparse = 40;
+inline bool few(int64_t kept, int64_t elements) { return kept * kSparse <= elements; }
 
 constexpr uint32_t kMagnitude = 0x7FFFFFFF;  // a float's bits without the sign: larger magnitude, larger number
 constexpr uint32_t kInfinity = 0x7F800000;   // above it: NaN

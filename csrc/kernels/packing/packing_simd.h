@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/packing/coding_simd.h"
+#include "kernels/packing/lines_simd.h"
 #include "kernels/packing/select_simd.h"
 
 namespace edgeprune {
@@ -12,8 +13,7 @@ namespace {
 // What was just sent is taken off the residual, value by value; false when a receiver would read infinity or NaN.
 inline bool take_off(const PackTask& task, const float* v, int64_t count, int64_t rank, const uint32_t* where,
                      float* residual) {
-    alignas(64) float sent[kScaleBlock + kChunk + kSlack];  // as many as pack and pack_few hold
-    static_assert(kFew <= kScaleBlock + kChunk, "pack_few holds no more than pack");
+    alignas(64) float sent[kScaleBlock + kChunk + kSlack];
     decode({task.values, task.scales, nullptr, task.n, task.kept, task.coding}, rank, count, sent);
     bool finite = true;
     for (int64_t i = 0; i < count; ++i) {
@@ -23,59 +23,152 @@ inline bool take_off(const PackTask& task, const float* v, int64_t count, int64_
     return finite;
 }
 
-inline void list_kept(const Words& words, int64_t first, uint32_t* where) {
-    for (int64_t i = 0; i < words.count; ++i)
-        for (uint64_t word = words.word[i]; word; word &= word - 1)
-            *where++ = static_cast<uint32_t>(words.element(i) + lowest(word) - first);
-}
+// Values on their way into a coding: they gather until they fill blocks of int8; other codings take any number.
+struct Held {
+    const PackTask& task;
+    const int64_t first;  // element from which `where` counts
+    int64_t rank;         // of the first value held
+    int64_t count = 0;
+    alignas(64) float value[kScaleBlock + kChunk + kSlack];
+    uint32_t where[kScaleBlock + kChunk];  // with a residual only
+
+    Held(const PackTask& task_, int64_t first_, int64_t rank_) : task(task_), first(first_), rank(rank_) {}
+
+    // Sends what is ready; false as pack.
+    // Not inline: what calls it for every two thousandth value keeps to its registers.
+    __attribute__((noinline)) bool send(bool last) {
+        const int64_t ready = task.coding == Coding::i8 && !last ? count / kScaleBlock * kScaleBlock : count;
+        if (!encode(task, value, ready, rank)) return false;
+        if (task.residual && !take_off(task, value, ready, rank, where, task.residual + first)) return false;
+        rank += ready;
+        count -= ready;
+        std::memmove(value, value + ready, static_cast<size_t>(count) * sizeof value[0]);
+        std::memmove(where, where + ready, task.residual ? static_cast<size_t>(count) * sizeof where[0] : 0);
+        return true;
+    }
+
+    // Positions of the elements of a word that begins at `place`.
+    static uint32_t* list(uint64_t word, uint32_t place, uint32_t* to) {
+        for (; word; word &= word - 1) *to++ = place + static_cast<uint32_t>(lowest(word));
+        return to;
+    }
+    void list(const Words& words) {
+        uint32_t* to = where + count;
+        for (int64_t i = 0; i < words.count; ++i)
+            to = list(words.word[i], static_cast<uint32_t>(words.element(i) - first), to);
+    }
+};
 
 // Everything is packed from the residual where there is one, which then holds v.
 inline const float* source_of(const PackTask& task) { return task.residual ? task.residual : task.x; }
 
-inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t count) {
-    uint32_t where[kFew + 2];
-    alignas(64) float held[kFew + kSlack];
-    if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
-    const float* const x = source_of(task) + first;
-    visit_few(
-        task.mask, task.n, first, last, where, [&](int64_t i) { ask_for(x + where[i]); },
-        [&](int64_t i) { held[i] = x[where[i]]; });
-    if (!encode(task, held, count, rank)) return false;
-    return !task.residual || take_off(task, held, count, rank, where, task.residual + first);
+// The values go where they belong as they are.
+inline bool straight(const PackTask& task) {
+    return task.coding == Coding::f32 && !task.residual &&
+           reinterpret_cast<uintptr_t>(task.values) % alignof(float) == 0;
 }
 
-// Values gather in `held` until they fill blocks of int8; other codings leave with each chunk.
+// The elements of a sixteen that `bits` says, to `to`; more may be written behind them.
+inline float* compress_line(uint32_t bits, const float* from, float* to) {
+    if (F32::lanes != kLine) return pick_word(bits, from, to);
+    F32::compress(F32::load(from), bits).store(to);
+    return to + __builtin_popcount(bits);
+}
+
+// As sweep_lines, asking for a sixteen of x wherever it lies.
+template <class Visit>
+inline void sweep_lines_of(const float* x, const PackTask& task, int64_t first, int64_t last, Visit visit) {
+    const float* const from = x + base_of(first);
+    if (on_lines(from)) {
+        sweep_lines(task.mask, task.n, first, last, [&](uint32_t place) { ask_for(from + place); }, visit);
+        return;
+    }
+    const auto ask = [&](uint32_t place) {
+        ask_for(from + place);
+        ask_for(from + place + kLine - 1);
+    };
+    sweep_lines(task.mask, task.n, first, last, ask, visit);
+}
+
+inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
+    const float *const x = source_of(task), *const from = x + base_of(first);
+    const int64_t whole = last < task.n ? last : task.n / kWord * kWord;  // all sixteens up to here are in the tensor
+    const uint64_t rest = whole < last ? word_at(task.mask, task.n, whole / kWord, first, last) : 0;
+    if (straight(task)) {
+        float* to = reinterpret_cast<float*>(task.values) + rank;
+        const float* const end = to + (last_rank - rank);
+        sweep_lines_of(x, task, first, whole, [&](uint32_t place, uint32_t bits) {
+            to = end - to >= kLine ? compress_line(bits, from + place, to) : pick_word(bits, from + place, to);
+        });
+        pick_word(rest, x + whole, to);
+        return true;
+    }
+    if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
+    Held held(task, base_of(first), rank);
+    float* to = held.value;
+    bool finite = true;
+    sweep_lines_of(x, task, first, whole, [&](uint32_t place, uint32_t bits) {
+        if (task.residual) held.list(bits, place, held.where + (to - held.value));
+        to = compress_line(bits, from + place, to);
+        if (to - held.value < kChunk) return;
+        held.count = to - held.value;
+        finite = held.send(false) && finite;
+        to = held.value + held.count;
+    });
+    if (task.residual) held.list(rest, static_cast<uint32_t>(whole - held.first), held.where + (to - held.value));
+    held.count = pick_word(rest, x + whole, to) - held.value;
+    return held.send(true) && finite;
+}
+
+// Straight, from all of the range: four stretches of it in turns, which reads faster than one.
+inline void pack_straight(const PackTask& task, int64_t first, int64_t last, int64_t rank) {
+    constexpr int64_t kStretches = 4;
+    float* const values = reinterpret_cast<float*>(task.values);
+    const int64_t words = (last - first) / kWord / kStretches;
+    const uint8_t* mask[kStretches];
+    const float* from[kStretches];
+    float *to[kStretches], *end[kStretches];
+    for (int64_t s = 0; s < kStretches; ++s) {
+        const int64_t at = first + s * words * kWord;
+        mask[s] = task.mask + at / 8;
+        from[s] = task.x + at;
+        to[s] = values + rank;
+        rank += count_bits(mask[s], words * kWord / 8);
+        end[s] = values + rank;
+    }
+    for (int64_t w = 0; w < words; ++w) {
+        for (int64_t s = 0; s < kStretches; ++s) {
+            uint64_t word;
+            std::memcpy(&word, mask[s] + 8 * w, 8);
+            const float* const x = from[s] + w * kWord;
+            to[s] = end[s] - to[s] >= kSlack ? compress_word(word, x, to[s]) : pick_word(word, x, to[s]);
+        }
+    }
+    float* rest = values + rank;
+    for (int64_t at = first + kStretches * words * kWord; at < last; at += kWord)
+        rest = pick_word(word_at(task.mask, task.n, at / kWord, first, last), task.x + at, rest);
+}
+
 inline bool pack(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
-    if (task.mask && few(last_rank - rank, last - first)) return pack_few(task, first, last, rank, last_rank - rank);
-    alignas(64) float held[kScaleBlock + kChunk + kSlack];
-    uint32_t where[kScaleBlock + kChunk];  // of the values held, counted from `first`
+    if (task.mask && few(last_rank - rank, last - first)) return pack_few(task, first, last, rank, last_rank);
+    if (task.mask && straight(task) && first % kWord == 0) {
+        pack_straight(task, first, last, rank);
+        return true;
+    }
     const float* const x = source_of(task);
-    const bool straight =
-        task.coding == Coding::f32 && !task.residual && reinterpret_cast<uintptr_t>(task.values) % alignof(float) == 0;
-    int64_t count = 0;
+    Held held(task, first, rank);
     Words words;
     for (int64_t at = first; at < last; at = words.last) {
         words.read(task.mask, task.n, at, last);
         if (task.residual && task.x) add(task.x + at, task.residual + at, words.last - at);
-        if (straight && rank + words.kept + kSlack <= last_rank) {
-            rank += compress_words(words, x, reinterpret_cast<float*>(task.values) + rank);
-            continue;
-        }
         if (!task.mask && !task.residual) {
-            if (!encode(task, x + at, words.kept, rank)) return false;
-            rank += words.kept;
+            if (!encode(task, x + at, words.kept, held.rank)) return false;
+            held.rank += words.kept;
             continue;
         }
-        if (task.residual) list_kept(words, first, where + count);
-        count += compress_words(words, x, held + count);
-        const int64_t ready =
-            task.coding == Coding::i8 && words.last < last ? count / kScaleBlock * kScaleBlock : count;
-        if (!encode(task, held, ready, rank)) return false;
-        if (task.residual && !take_off(task, held, ready, rank, where, task.residual + first)) return false;
-        rank += ready;
-        count -= ready;
-        std::memmove(held, held + ready, static_cast<size_t>(count) * sizeof held[0]);
-        std::memmove(where, where + ready, task.residual ? static_cast<size_t>(count) * sizeof where[0] : 0);
+        if (task.residual) held.list(words);
+        held.count += compress_words(words, x, held.value + held.count);
+        if (!held.send(words.last == last)) return false;
     }
     return true;
 }
@@ -122,25 +215,43 @@ inline void unpack(const UnpackTask& task, int64_t first, int64_t last, int64_t 
     if (task.around_caches) simd::fence();
 }
 
-inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t count) {
-    uint32_t where[kFew + 2];
-    alignas(64) float buffer[kFew + kSlack];
-    const float* const from = values_of(task.packed, rank, count, buffer);
-    float *const total = task.total + first, *const weight_sum = task.weight_sum + first;
-    const auto ask = [&](int64_t i) {
-        ask_for(total + where[i]);
-        ask_for(weight_sum + where[i]);
+inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
+    alignas(64) float buffer[kChunk + kSlack];
+    const float *from = buffer, *end = buffer;
+    const F32 weight = F32::splat(task.weight);
+    float *const totals = task.total + base_of(first), *const weight_sums = task.weight_sum + base_of(first);
+    const int64_t whole = (task.packed.n - base_of(first)) / kLine * kLine;  // sixteens before it are in the tensor
+    const auto ask = [&](uint32_t place) {
+        ask_for(totals + place);
+        ask_for(weight_sums + place);
     };
-    visit_few(task.packed.mask, task.packed.n, first, last, where, ask, [&](int64_t i) {
-        const float product = task.weight * from[i];
-        total[where[i]] += product;
-        weight_sum[where[i]] += task.weight;
+    sweep_lines(task.packed.mask, task.packed.n, first, last, ask, [&](uint32_t place, uint32_t bits) {
+        if (end - from < kLine) {  // a sixteen may need so many
+            rank -= end - from;
+            const int64_t count = last_rank - rank < kChunk ? last_rank - rank : kChunk;
+            from = values_of(task.packed, rank, count, buffer);
+            end = from + count;
+            rank += count;
+        }
+        float *const total = totals + place, *const weight_sum = weight_sums + place;
+        if (F32::lanes == kLine && place < whole) {
+            const F32 sum = F32::load(total), held = F32::load(weight_sum);
+            F32::select(bits, sum + weight * F32::expand(F32::load(from), bits), sum).store(total);
+            F32::select(bits, held + weight, held).store(weight_sum);
+            from += __builtin_popcount(bits);
+            return;
+        }
+        for (; bits; bits &= bits - 1) {
+            const float product = task.weight * *from++;
+            total[lowest(bits)] += product;
+            weight_sum[lowest(bits)] += task.weight;
+        }
     });
 }
 
 inline void accumulate(const AccumulateTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
     if (task.packed.mask && few(last_rank - rank, last - first))
-        return accumulate_few(task, first, last, rank, last_rank - rank);
+        return accumulate_few(task, first, last, rank, last_rank);
     alignas(64) float buffer[kChunk + kSlack];
     const F32 weight = F32::splat(task.weight);
     Words words;
