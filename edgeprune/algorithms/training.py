@@ -112,7 +112,11 @@ class Step:
         norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine)
         self._scales = [norm.weight for norm in norms]
         self.optimizer = torch.optim.SGD(
-            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+            self._parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            **{"fused" if _fusible(model) else "foreach": True},
         )
         if recipe.prox and not recipe.prox_detached:
             for parameter in self._parameters:
@@ -135,11 +139,29 @@ class Step:
                     if parameter.grad is not None:
                         away = parameter - self.optimizer.state[parameter]["received"]
                         parameter.grad.add_(away, alpha=recipe.prox)
+        self._check_sizes()
         self.optimizer.step()
         return loss.detach()
 
+    def _check_sizes(self) -> None:
+        """What torch's fused SGD leaves out: with a momentum of another size it reads and writes out of bounds."""
+        for parameter in self._parameters:
+            state = self.optimizer.state.get(parameter)
+            momentum = state.get("momentum_buffer") if state else None
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(parameter.shape)} has a momentum of shape {tuple(momentum.shape)}; "
+                    "a mask moved without the optimizer: nn.set_mask(layer, mask, optimizer)"
+                )
+
 
 make_step = Step
+
+
+def _fusible(model: nn.Module) -> bool:
+    """Whether torch's fused SGD, the fastest, takes the model's gradients."""
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # embeddings
+    return not sparse and all(parameter.is_floating_point() for parameter in model.parameters())
 
 
 def on_softmax(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -62,5 +62,33 @@ def test_a_mask_that_moves_without_its_momentum_stops_the_next_step():
         step = training.make_step(layer, lambda out, _: out.sum(), Recipe(1, 4, 0.1, 0.9, 0.0))
         step(x, x)
         layer.set_mask(torch.arange(64).view(8, 8) < kept)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="a mask moved without the optimizer"):
             step(x, x)
+
+
+@pytest.mark.parametrize("layers", ["dense", "masked", "sparse embedding"])
+def test_steps_are_those_of_the_formula(layers):
+    """Momentum and weight decay as SGD with momentum is written down, in float64."""
+    torch.manual_seed(1)
+    momentum, decay = (0.0, 0.0) if layers == "sparse embedding" else (0.9, 0.05)
+    model = {
+        "dense": lambda: nn.Linear(8, 3),
+        "masked": lambda: MaskedLinear(8, 3, torch.rand(3, 8) < 0.5),
+        "sparse embedding": lambda: nn.Sequential(nn.Embedding(8, 3, sparse=True), nn.Flatten()),
+    }[layers]()
+    x = torch.randint(0, 8, (6, 1)) if layers == "sparse embedding" else torch.randn(6, 8)
+    y = torch.arange(6) % 3
+    step = training.make_step(model, nn.functional.cross_entropy, Recipe(1, 6, 0.1, momentum, decay))
+    parameters = list(model.parameters())
+    expected = [p.detach().double() for p in parameters]
+    velocity = [torch.zeros_like(p) for p in expected]
+    for _ in range(5):
+        gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), parameters)
+        gradients = [
+            g.to_dense().double() + decay * p.detach().double() for g, p in zip(gradients, parameters, strict=True)
+        ]
+        step(x, y)
+        velocity = [momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
+        expected = [p - 0.1 * v for p, v in zip(expected, velocity, strict=True)]
+        for p, wanted in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(p.detach().double(), wanted, rtol=1e-5, atol=1e-6)
