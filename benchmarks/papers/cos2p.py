@@ -6,7 +6,7 @@
 
 Every cell (task, row, seed) is one run of the engine, kept as one JSON file under benchmarks/results/cos2p/. Baselines
 have equal per-device budgets (cos2p_tasks.py). `table` writes benchmarks/results/cos2p.json; it reads cos2p_times.json
-(step times and peak memory) and cos2p_masks.json (masks against label distributions) too.
+(step times and peak memory), cos2p_masks.json (masks against label distributions) and cos2p_slope.json (gradients) too.
 UCI-HAR, CIFAR-10 and tinyshakespeare must be in $EDGEPRUNE_DATA.
 """
 

@@ -49,7 +49,29 @@ def judge(rows: Rows) -> dict[str, Any]:
             "> 0, p < 0.01",
             one["spearman"] > 0 and one["p"] < 0.01,
         )
+    gradients(found, _read("cos2p_slope"))
     return found
+
+
+def gradients(found: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """B9 from cos2p_slope.json."""
+    if not runs:
+        return
+    slope, half = interval([run["slope"] for run in runs])
+    found["B9 slope"] = claim(
+        f"slope of the mean squared gradient over rounds, log-log, {len(runs)} runs with interval",
+        [slope, half],
+        "-0.6 to -0.4",
+        -0.6 <= slope <= -0.4,
+    )
+    covered = sorted({run["coverage"]["least"] for run in runs})
+    means = [statistics.fmean(r["mean_squared_gradient"] for r in runs if r["coverage"]["least"] == n) for n in covered]
+    found["B9 coverage"] = claim(
+        f"the mean at the end with N* = {', '.join(map(str, covered))}",
+        means,
+        "falls with N*",
+        means == sorted(means, reverse=True),
+    )
 
 
 def measured(found: dict[str, Any], times: list[dict[str, Any]]) -> None:
