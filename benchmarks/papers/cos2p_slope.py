@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import harness
 import numpy as np
 import torch
-from cos2p_cells import CLIENTS, SETTINGS, fleet
+from cos2p_cells import SETTINGS, fleet
 from torch import Tensor
 
 from edgeprune import engine

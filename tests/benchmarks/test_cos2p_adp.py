@@ -106,3 +106,20 @@ def test_adaptive_dynamic_pruning_is_judged_by_hand(grid, monkeypatch, tmp_path)
     assert found["D2 FedAvg global"]["holds"] and "D2 FedProx global" not in found
     assert found["D3 0.1 shared"]["holds"] and not found["D3 0.1 l2"]["holds"]
     assert found["D5"]["value"][0] == pytest.approx(0.11, abs=0.005) and not math.isnan(found["D5"]["value"][0])
+
+
+def test_the_squared_gradient_is_that_of_the_whole_sample(grid):
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0], [0.0]])
+    # mean of (w x)^2: its gradient by w is (1, 4)
+    squared = grid("cos2p_slope").squared_gradient(model, torch.nn.functional.mse_loss, x, y)
+    assert squared == pytest.approx(17.0)
+
+
+def test_the_slope_and_coverage_are_judged_by_hand(grid):
+    judge, found = grid("cos2p_judge"), {}
+    runs = [(2, -0.5, 4.0), (2, -0.5, 6.0), (4, -0.4, 4.0), (4, -0.4, 5.0)]
+    judge.gradients(found, [{"coverage": {"least": n}, "slope": s, "mean_squared_gradient": m} for n, s, m in runs])
+    assert found["B9 slope"]["value"][0] == pytest.approx(-0.45) and found["B9 slope"]["holds"]
+    assert found["B9 coverage"]["value"] == [5.0, 4.5] and found["B9 coverage"]["holds"]
