@@ -40,7 +40,7 @@ SAMPLES, EVERY, FROM = 600, 2, 6
 
 
 def squared_gradient(model: torch.nn.Module, loss_of: Any, x: Tensor, y: Tensor) -> float:
-    """Of the loss over all of ``x`` at once, in double."""
+    """Of the loss over all of ``x`` at once, summed in double."""
     model.train()
     model.zero_grad()
     loss_of(model(x), y).backward()

@@ -80,11 +80,10 @@ def dynamics(found: dict[str, Any], of: Rows) -> None:
 
 
 def controls(found: dict[str, Any], of: Rows) -> None:
-    """F8, the controls beside F1, and FedDST at a quarter of its bytes."""
-    for cap in CAPS:
-        gap(found, f"F8 prox {cap} GiB", of, "feddst-prox", "fedprox", cap, cap, math.nan)
-        for row in CONTROLS:
-            gap(found, f"control {row} {cap} GiB", of, "feddst-1gib", row, cap, cap, math.nan)
+    """F8, the controls beside F1, and FedDST at a quarter of its bytes; runs of 1 GiB."""
+    gap(found, "F8 prox 1 GiB", of, "feddst-prox", "fedprox", 1, 1, math.nan)
+    for row in CONTROLS:
+        gap(found, f"control {row} 1 GiB", of, "feddst-1gib", row, 1, 1, math.nan)
     equal_rounds(found, "int8 with feedback", of, "feddst-int8", "feddst-1gib")
     small, whole = of.get("feddst-int8", []), of.get("feddst-1gib", [])
     if small and whole:

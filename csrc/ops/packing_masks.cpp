@@ -75,12 +75,11 @@ MaskPlan plan_mask(const PackingKernels& kernels, const uint8_t* mask, int64_t n
 
 void join_alike(MaskPlan& plan, int threads) {
     constexpr size_t each = 8;  // pieces, so that the last to finish is not waited for long
-    constexpr int64_t kLongest = int64_t{1} << 31;
     const size_t most = plan.pieces.size() / (each * static_cast<size_t>(std::max(threads, 1)));
     if (most < 2) return;
     const auto sparse = [](const PackingPiece& p) { return few(p.last_rank - p.rank, p.last - p.first); };
     const auto together = [&](const PackingPiece& a, const PackingPiece& b) {
-        return sparse(a) == sparse(b) && b.last - a.first < kLongest;
+        return sparse(a) == sparse(b) && b.last - a.first < kLongestPiece;
     };
     std::vector<PackingPiece> joined;
     size_t parts = 0;

@@ -22,6 +22,7 @@ void check_packing_mask(const char* op, const View& mask, int64_t n);
 
 // Elements that a thread takes at a time: 256 KB of floats, a quarter of the second-level cache.
 constexpr int64_t kPieceElements = 64 * 1024;
+constexpr int64_t kLongestPiece = int64_t{1} << 31;  // kernels count within a piece in 32 bits
 
 // A piece of one tensor; `rank` of its first element and the one behind its last (0 where no mask was counted).
 struct PackingPiece {

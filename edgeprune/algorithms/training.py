@@ -118,6 +118,10 @@ class Step:
             weight_decay=recipe.weight_decay,
             **{"fused" if _fusible(model) else "foreach": True},
         )
+        if recipe.momentum:
+            for parameter in self._parameters:
+                # As the first step would, but for every parameter: one may get its first gradient later.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         if recipe.prox and not recipe.prox_detached:
             for parameter in self._parameters:
                 # Kept as optimiser state: where a mask moves, it follows as momentum does (nn.layers.set_mask).
@@ -144,7 +148,7 @@ class Step:
         return loss.detach()
 
     def _check_sizes(self) -> None:
-        """What torch's fused SGD leaves out: with a momentum of another size it reads and writes out of bounds."""
+        """A momentum of another size makes torch's fused SGD read and write out of bounds; it does not look."""
         for parameter in self._parameters:
             state = self.optimizer.state.get(parameter)
             momentum = state.get("momentum_buffer") if state else None
@@ -159,9 +163,10 @@ make_step = Step
 
 
 def _fusible(model: nn.Module) -> bool:
-    """Whether torch's fused SGD, the fastest, takes the model's gradients."""
-    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # embeddings
-    return not sparse and all(parameter.is_floating_point() for parameter in model.parameters())
+    """Whether torch's fused SGD, the fastest, takes the model's parameters and gradients: it walks through memory."""
+    if any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse for module in model.modules()):
+        return False
+    return all(p.is_floating_point() and p.is_contiguous() for p in model.parameters() if p.requires_grad)
 
 
 def on_softmax(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

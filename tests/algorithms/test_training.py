@@ -66,14 +66,23 @@ def test_a_mask_that_moves_without_its_momentum_stops_the_next_step():
             step(x, x)
 
 
-@pytest.mark.parametrize("layers", ["dense", "masked", "sparse embedding"])
-def test_steps_are_those_of_the_formula(layers):
+def beside_others() -> nn.Linear:
+    """Its weight is every second column of a larger tensor."""
+    layer = nn.Linear(8, 3)
+    layer.weight = nn.Parameter(torch.randn(3, 16)[:, ::2])
+    return layer
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("layers", ["dense", "masked", "strided", "sparse embedding"])
+def test_steps_are_those_of_the_formula(layers, momentum):
     """Momentum and weight decay as SGD with momentum is written down, in float64."""
     torch.manual_seed(1)
-    momentum, decay = (0.0, 0.0) if layers == "sparse embedding" else (0.9, 0.05)
+    decay = 0.0 if layers == "sparse embedding" else 0.05
     model = {
         "dense": lambda: nn.Linear(8, 3),
         "masked": lambda: MaskedLinear(8, 3, torch.rand(3, 8) < 0.5),
+        "strided": beside_others,
         "sparse embedding": lambda: nn.Sequential(nn.Embedding(8, 3, sparse=True), nn.Flatten()),
     }[layers]()
     x = torch.randint(0, 8, (6, 1)) if layers == "sparse embedding" else torch.randn(6, 8)
@@ -92,3 +101,32 @@ def test_steps_are_those_of_the_formula(layers):
         expected = [p - 0.1 * v for p, v in zip(expected, velocity, strict=True)]
         for p, wanted in zip(parameters, expected, strict=True):
             torch.testing.assert_close(p.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_may_get_its_first_gradient_later():
+    class Later(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.calls = nn.Linear(4, 3), nn.Linear(4, 3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x) if self.calls < 3 else self.a(x) + self.b(x)
+
+    torch.manual_seed(0)
+    model, x, y = Later(), torch.randn(5, 4), torch.arange(5) % 3
+    step = training.make_step(model, nn.functional.cross_entropy, Recipe(1, 5, 0.1, 0.9, 0.01))
+    first = model.b.weight.detach().clone()
+    for _ in range(2):
+        step(x, y)
+    assert torch.equal(model.b.weight, first)
+    step(x, y)
+    assert not torch.equal(model.b.weight, first)
+
+
+def test_a_buffer_called_sparse_is_nobody_elses_business():
+    model = nn.Linear(4, 3)
+    model.register_buffer("sparse", torch.ones(2))
+    training.make_step(model, nn.functional.cross_entropy, Recipe(1, 5, 0.1, 0.9, 0.0))(
+        torch.randn(2, 4), torch.arange(2)
+    )

@@ -210,3 +210,27 @@ def test_few_kept_of_a_tensor_that_is_not_on_lines(dtype: str, off: int, variant
         _core.accumulate(total, weight_sum, *packed, mask, dtype, 2.0, threads, variant)
         reference.accumulate_(wanted, wanted_sum, *packed, mask, dtype, 2.0)
         assert torch.equal(total, wanted) and torch.equal(weight_sum, wanted_sum)
+
+
+def test_nan_at_the_beginning_of_a_long_stretch_of_few_is_refused(variant: str) -> None:
+    """One thread, so that pieces are joined: thousands of values follow the block that cannot be coded."""
+    n = 40 * 65_536
+    kept = np.zeros(n, np.bool_)
+    kept[::48] = True
+    x, mask = values(n, 3), mask_of(kept)
+    x[0] = math.nan
+    packed, scales = torch.empty(int(kept.sum()), dtype=torch.uint8), torch.empty(-(-int(kept.sum()) // 256))
+    with pytest.raises(EdgePruneError, match="a kept value of tensor 0 is not finite"):
+        _core.pack_many([(x, None, mask, packed, scales)], "i8", False, 0, 1, variant)
+
+
+def test_a_block_that_ends_within_the_last_sixteen(variant: str) -> None:
+    """The pieces of int8 end where 256 values do, here three elements before the tensor does."""
+    n = 65_536 + 20
+    for last in range(n - 16, n):
+        kept = np.zeros(n, np.bool_)
+        kept[np.linspace(0, last - 1, 256).astype(int)] = True
+        kept[last:] = True
+        x, mask = values(n, last), mask_of(kept)
+        expected, got = reference.pack(x, mask, "i8"), pack(x, mask, "i8", None, variant, 2)
+        assert (raw(got.values), raw(got.scales)) == (raw(expected.values), raw(expected.scales))

@@ -10,11 +10,19 @@ constexpr int64_t kLine = 16;    // floats
 constexpr int64_t kAhead = 128;  // lines between asking and visiting
 
 // Lines that will be needed are asked for into the second-level cache. It can wait for several times as many as the
-// first level, whose dozen of outstanding misses is what limits plain reads of scattered values.
-inline void ask_for(const float* line) { __builtin_prefetch(line, 0, 2); }
+// first level, whose dozen of outstanding misses is what limits plain reads of scattered values. The sixteens of a
+// tensor that does not begin on a line lie on two each.
+struct Asked {
+    const float* from;
+    bool on_lines;
 
-// Whether the sixteens of a tensor are lines of the cache; otherwise each lies on two.
-inline bool on_lines(const float* x) { return reinterpret_cast<uintptr_t>(x) % (kLine * sizeof(float)) == 0; }
+    explicit Asked(const float* from_)
+        : from(from_), on_lines(reinterpret_cast<uintptr_t>(from_) % (kLine * sizeof(float)) == 0) {}
+    void ask(uint32_t place) const {
+        __builtin_prefetch(from + place, 0, 2);
+        if (!on_lines) __builtin_prefetch(from + place + kLine - 1, 0, 2);
+    }
+};
 
 // The places of sixteens are counted from here on: the beginning of a word of the mask.
 inline int64_t base_of(int64_t first) { return first / kWord * kWord; }

@@ -52,6 +52,10 @@ struct Held {
         for (; word; word &= word - 1) *to++ = place + static_cast<uint32_t>(lowest(word));
         return to;
     }
+    // Of the value that goes to `to` and those behind it.
+    void list(uint64_t word, uint32_t place, const float* to) {
+        if (task.residual) list(word, place, where + (to - value));
+    }
     void list(const Words& words) {
         uint32_t* to = where + count;
         for (int64_t i = 0; i < words.count; ++i)
@@ -75,54 +79,60 @@ inline float* compress_line(uint32_t bits, const float* from, float* to) {
     return to + __builtin_popcount(bits);
 }
 
-// As sweep_lines, asking for a sixteen of x wherever it lies.
-template <class Visit>
-inline void sweep_lines_of(const float* x, const PackTask& task, int64_t first, int64_t last, Visit visit) {
-    const float* const from = x + base_of(first);
-    if (on_lines(from)) {
-        sweep_lines(task.mask, task.n, first, last, [&](uint32_t place) { ask_for(from + place); }, visit);
-        return;
+// The words of the mask at the ends of a range, as far as they are in it but do not lie in it whole, and the elements
+// between them.
+struct Ends {
+    int64_t first, last;
+    uint64_t head, rest;
+
+    Ends(const PackTask& task, int64_t from, int64_t to) {
+        first = (from + kWord - 1) / kWord * kWord;
+        last = to / kWord * kWord;
+        head = first > from ? word_at(task.mask, task.n, from / kWord, from, to) : 0;
+        rest = first <= last && last < to ? word_at(task.mask, task.n, last / kWord, from, to) : 0;
+        if (first > to) first = to;  // all of it is in one word, and in `head`
     }
-    const auto ask = [&](uint32_t place) {
-        ask_for(from + place);
-        ask_for(from + place + kLine - 1);
-    };
-    sweep_lines(task.mask, task.n, first, last, ask, visit);
-}
+};
 
 inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
     const float *const x = source_of(task), *const from = x + base_of(first);
-    const int64_t whole = last < task.n ? last : task.n / kWord * kWord;  // all sixteens up to here are in the tensor
-    const uint64_t rest = whole < last ? word_at(task.mask, task.n, whole / kWord, first, last) : 0;
+    const Ends ends(task, first, last);
+    const Asked asked(x + ends.first);
+    const auto ask = [&](uint32_t place) { asked.ask(place); };
     if (straight(task)) {
-        float* to = reinterpret_cast<float*>(task.values) + rank;
-        const float* const end = to + (last_rank - rank);
-        sweep_lines_of(x, task, first, whole, [&](uint32_t place, uint32_t bits) {
-            to = end - to >= kLine ? compress_line(bits, from + place, to) : pick_word(bits, from + place, to);
+        float* to = pick_word(ends.head, from, reinterpret_cast<float*>(task.values) + rank);
+        const float* const end = reinterpret_cast<float*>(task.values) + last_rank;
+        sweep_lines(task.mask, task.n, ends.first, ends.last, ask, [&](uint32_t place, uint32_t bits) {
+            const float* const line = asked.from + place;
+            to = end - to >= kLine ? compress_line(bits, line, to) : pick_word(bits, line, to);
         });
-        pick_word(rest, x + whole, to);
+        pick_word(ends.rest, x + ends.last, to);
         return true;
     }
     if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
     Held held(task, base_of(first), rank);
-    float* to = held.value;
+    const auto behind = static_cast<uint32_t>(ends.first - held.first);
     bool finite = true;
-    sweep_lines_of(x, task, first, whole, [&](uint32_t place, uint32_t bits) {
-        if (task.residual) held.list(bits, place, held.where + (to - held.value));
-        to = compress_line(bits, from + place, to);
+    held.list(ends.head, 0, held.value);
+    float* to = pick_word(ends.head, from, held.value);
+    sweep_lines(task.mask, task.n, ends.first, ends.last, ask, [&](uint32_t place, uint32_t bits) {
+        held.list(bits, behind + place, to);
+        to = compress_line(bits, asked.from + place, to);
         if (to - held.value < kChunk) return;
         held.count = to - held.value;
-        finite = held.send(false) && finite;
-        to = held.value + held.count;
+        finite = finite && held.send(false);
+        to = held.value + (finite ? held.count : 0);
     });
-    if (task.residual) held.list(rest, static_cast<uint32_t>(whole - held.first), held.where + (to - held.value));
-    held.count = pick_word(rest, x + whole, to) - held.value;
-    return held.send(true) && finite;
+    if (!finite) return false;
+    held.list(ends.rest, static_cast<uint32_t>(ends.last - held.first), to);
+    held.count = pick_word(ends.rest, x + ends.last, to) - held.value;
+    return held.send(true);
 }
 
-// Straight, from all of the range: four stretches of it in turns, which reads faster than one.
+// Straight, from all of a range that begins at a word: stretches of it in turns, which reads faster than one where it
+// is long.
+template <int kStretches>
 inline void pack_straight(const PackTask& task, int64_t first, int64_t last, int64_t rank) {
-    constexpr int64_t kStretches = 4;
     float* const values = reinterpret_cast<float*>(task.values);
     const int64_t words = (last - first) / kWord / kStretches;
     const uint8_t* mask[kStretches];
@@ -152,7 +162,8 @@ inline void pack_straight(const PackTask& task, int64_t first, int64_t last, int
 inline bool pack(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
     if (task.mask && few(last_rank - rank, last - first)) return pack_few(task, first, last, rank, last_rank);
     if (task.mask && straight(task) && first % kWord == 0) {
-        pack_straight(task, first, last, rank);
+        last - first < 4 * kChunk ? pack_straight<1>(task, first, last, rank)
+                                  : pack_straight<4>(task, first, last, rank);
         return true;
     }
     const float* const x = source_of(task);
@@ -219,11 +230,11 @@ inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t la
     alignas(64) float buffer[kChunk + kSlack];
     const float *from = buffer, *end = buffer;
     const F32 weight = F32::splat(task.weight);
-    float *const totals = task.total + base_of(first), *const weight_sums = task.weight_sum + base_of(first);
+    const Asked totals(task.total + base_of(first)), weight_sums(task.weight_sum + base_of(first));
     const int64_t whole = (task.packed.n - base_of(first)) / kLine * kLine;  // sixteens before it are in the tensor
     const auto ask = [&](uint32_t place) {
-        ask_for(totals + place);
-        ask_for(weight_sums + place);
+        totals.ask(place);
+        weight_sums.ask(place);
     };
     sweep_lines(task.packed.mask, task.packed.n, first, last, ask, [&](uint32_t place, uint32_t bits) {
         if (end - from < kLine) {  // a sixteen may need so many
@@ -233,7 +244,8 @@ inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t la
             end = from + count;
             rank += count;
         }
-        float *const total = totals + place, *const weight_sum = weight_sums + place;
+        float* const total = task.total + base_of(first) + place;
+        float* const weight_sum = task.weight_sum + base_of(first) + place;
         if (F32::lanes == kLine && place < whole) {
             const F32 sum = F32::load(total), held = F32::load(weight_sum);
             F32::select(bits, sum + weight * F32::expand(F32::load(from), bits), sum).store(total);

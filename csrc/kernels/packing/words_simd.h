@@ -97,6 +97,11 @@ inline int64_t count_bits(const uint8_t* bytes, int64_t count) {
         std::memcpy(word, bytes + i, sizeof word);
         for (uint64_t each : word) set += bits_in(each);
     }
+    for (; i + 8 <= count; i += 8) {
+        uint64_t word;
+        std::memcpy(&word, bytes + i, 8);
+        set += bits_in(word);
+    }
     for (; i < count; ++i) set += __builtin_popcount(bytes[i]);
     return set;
 }
