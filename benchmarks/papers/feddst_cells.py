@@ -83,15 +83,13 @@ def public_loss(task: str, seed: int, gib: float) -> Iterator[Cell]:
 
 
 def controls(task: str, seed: int, gib: float) -> Iterator[Cell]:
-    """The controls beside F1: narrow dense uploads, server momentum, other learning rates, FedAvg, top-k."""
+    """The controls beside F1: narrow dense uploads, server momentum, other learning rates, FedAvg."""
     yield dense(task, "fedavgm-server", seed, gib, "algorithm.momentum=0", "algorithm.server_momentum=0.9")
     yield dense(task, "fedavg", seed, gib, "algorithm.momentum=0")
     for lr in (0.003, 0.03, 0.1):
         yield dense(task, f"fedavgm-lr{lr:g}", seed, gib, "algorithm.momentum=0.9", f"algorithm.lr={lr}")
     yield dense(task, "fedavgm-fp16", seed, gib, "algorithm.upload=fp16", share=0.5)
     yield dense(task, "fedavgm-int8", seed, gib, "algorithm.upload=int8", share=0.254)
-    # A largest tenth with positions takes about a tenth of the values and half a bit a weight.
-    yield dense(task, "topk", seed, gib, "algorithm.density=0.1", "algorithm.feedback=true", share=0.116)
     yield dst(task, "prunefl-like", seed, gib, "algorithm.moves=server")
     yield dst(task, "feddst-prox", seed, gib, "algorithm.prox=0.1")
     yield dense(task, "fedprox", seed, gib, "algorithm.prox=0.1")
@@ -106,20 +104,26 @@ def small_dense(seed: int, gib: float) -> Iterator[Cell]:
     yield cell("cifar10-feddst", "small-dense", seed, rounds, *sets)
 
 
+def topk(task: str, seed: int, gib: float) -> Iterator[Cell]:
+    """The largest tenth of every change; many rounds at a dense network's pace, so last."""
+    # A largest tenth with positions takes about a tenth of the values and half a bit a weight.
+    yield dense(task, "topk", seed, gib, "algorithm.density=0.1", "algorithm.feedback=true", share=0.116)
+
+
 def where_dynamics_matter(task: str, seed: int, gib: float) -> Iterator[Cell]:
     """F3: sparsities, layer densities and alphas."""
+    for alpha in (0.05, 0.2):
+        yield dst(task, f"feddst-alpha{alpha:g}", seed, gib, f"algorithm.alpha={alpha}")
+    for distribution in ("uniform", "public"):
+        layers = f"algorithm.distribution={distribution}"
+        yield dst(task, f"feddst-layers-{distribution}", seed, gib, layers)
+        yield dst(task, f"magnitude-mask-layers-{distribution}", seed, gib, layers, "algorithm.moves=never")
     for sparsity in (0.9, 0.95):
         tag = f"S{sparsity:g}"
         yield dst(task, f"feddst-{tag}", seed, gib, sparsity=sparsity)
         yield dst(task, f"magnitude-mask-{tag}", seed, gib, "algorithm.moves=never", sparsity=sparsity)
         still = ("algorithm.start=random", "algorithm.moves=never")
         yield dst(task, f"random-mask-{tag}", seed, gib, *still, sparsity=sparsity)
-    for distribution in ("uniform", "public"):
-        layers = f"algorithm.distribution={distribution}"
-        yield dst(task, f"feddst-layers-{distribution}", seed, gib, layers)
-        yield dst(task, f"magnitude-mask-layers-{distribution}", seed, gib, layers, "algorithm.moves=never")
-    for alpha in (0.05, 0.2):
-        yield dst(task, f"feddst-alpha{alpha:g}", seed, gib, f"algorithm.alpha={alpha}")
 
 
 def cells(grid: str = "all") -> list[Cell]:
@@ -132,7 +136,9 @@ def cells(grid: str = "all") -> list[Cell]:
         "headline": [headline(cifar, seed, 8) for seed in SEEDS],
         "fixed": [fixed(cifar, seed, 4) for seed in SEEDS],
         "softmax": [public_loss(cifar, seed, 2) for seed in SEEDS],
-        "controls": [itertools.chain(controls(cifar, seed, 1), small_dense(seed, 1)) for seed in SEEDS],
+        "controls": [
+            itertools.chain(controls(cifar, seed, 1), small_dense(seed, 1), topk(cifar, seed, 1)) for seed in SEEDS
+        ],
         "fashion": [itertools.chain(headline(fashion, seed, 1), fixed(fashion, seed, 1)) for seed in SEEDS],
         "where": [where_dynamics_matter(cifar, seed, 1) for seed in SEEDS],
     }
