@@ -85,13 +85,13 @@ void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochasti
         check_packing_mask(op, call.mask, n);
         MaskPlan plan = plan_mask(kernels, mask_of(call.mask), n, options.threads, static_cast<int>(i));
         check_values(op, call.values, call.scales, coding, plan.kept);
-        if (coding == Coding::i8) align_to_blocks(plan, mask_of(call.mask), n);
-        for (const PackingPiece& piece : plan.pieces)
-            if (piece.last - piece.first >= kLongestPiece)
-                fail(
-                    "%s: tensor %zu keeps less than %lld of more than 2^31 elements; in i8 that is not packed, use "
-                    "bf16",
-                    op, i, number(kScaleBlock));
+        if (coding == Coding::i8) {
+            align_to_blocks(plan, mask_of(call.mask), n);
+            for (const PackingPiece& piece : plan.pieces)
+                if (piece.last - piece.first >= kLongestPiece)
+                    fail("%s: tensor %zu keeps less than %lld of more than 2^31 elements; int8 needs more, use bf16",
+                         op, i, number(kScaleBlock));
+        }
         // What a residual is added up in should still be in the second cache afterwards: a joined piece would not be.
         if (!has_residual) join_alike(plan, options.threads);
         pieces.insert(pieces.end(), plan.pieces.begin(), plan.pieces.end());

@@ -143,19 +143,19 @@ class Step:
                     if parameter.grad is not None:
                         away = parameter - self.optimizer.state[parameter]["received"]
                         parameter.grad.add_(away, alpha=recipe.prox)
-        self._check_sizes()
+        if recipe.momentum:
+            self._check_momenta()
         self.optimizer.step()
         return loss.detach()
 
-    def _check_sizes(self) -> None:
-        """A momentum of another size makes torch's fused SGD read and write out of bounds; it does not look."""
+    def _check_momenta(self) -> None:
+        """One of another size makes torch's fused SGD read and write out of bounds; it does not look."""
         for parameter in self._parameters:
-            state = self.optimizer.state.get(parameter)
-            momentum = state.get("momentum_buffer") if state else None
-            if momentum is not None and momentum.shape != parameter.shape:
+            momentum = self.optimizer.state[parameter]["momentum_buffer"]
+            if momentum.shape != parameter.shape:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} has a momentum of shape {tuple(momentum.shape)}; "
-                    "a mask moved without the optimizer: nn.set_mask(layer, mask, optimizer)"
+                    "a mask moved without the optimizer: layer.set_mask(mask, optimizer)"
                 )
 
 

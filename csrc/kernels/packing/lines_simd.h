@@ -24,9 +24,6 @@ struct Asked {
     }
 };
 
-// The places of sixteens are counted from here on: the beginning of a word of the mask.
-inline int64_t base_of(int64_t first) { return first / kWord * kWord; }
-
 // Sixteens of a mask that hold kept elements, which elements, and where the sixteen begins.
 struct Lines {
     static constexpr int64_t block = 4096;  // elements listed at a time
@@ -34,13 +31,13 @@ struct Lines {
     uint32_t place[room + F32::lanes], bits[room + F32::lanes];
     int64_t listed = 0, visited = 0;
 
-    // Those of [at, at + block) as far as they are in [first, last), counted from `base`.
-    void list(const uint8_t* mask, int64_t n, int64_t base, int64_t at, int64_t first, int64_t last) {
+    // Those of [at, at + block) before `last`, counted from `first`.
+    void list(const uint8_t* mask, int64_t n, int64_t first, int64_t at, int64_t last) {
         if (room - listed < block / kLine) move_up();
-        if (F32::lanes > 1 && at >= first && at + block <= last)
-            list_block(mask + at / 8, static_cast<uint32_t>(at - base));
+        if (F32::lanes > 1 && at + block <= last)
+            list_block(mask + at / 8, static_cast<uint32_t>(at - first));
         else
-            list_words(mask, n, base, at, first, last);
+            list_words(mask, n, first, at, at + block < last ? at + block : last);
     }
 
   private:
@@ -70,31 +67,30 @@ struct Lines {
         listed = count;
     }
 
-    void list_words(const uint8_t* mask, int64_t n, int64_t base, int64_t at, int64_t first, int64_t last) {
-        const int64_t end = at + block < last ? at + block : last;
-        for (int64_t w = at / kWord; w * kWord < end; ++w) {
+    void list_words(const uint8_t* mask, int64_t n, int64_t first, int64_t at, int64_t last) {
+        for (int64_t w = at / kWord; w * kWord < last; ++w) {
             const uint64_t word = word_at(mask, n, w, first, last);
             for (int64_t i = 0; i < kWord / kLine; ++i) {
                 const auto some = static_cast<uint32_t>(word >> (kLine * i) & 0xFFFF);
                 if (!some) continue;
                 bits[listed] = some;
-                place[listed++] = static_cast<uint32_t>(w * kWord + kLine * i - base);
+                place[listed++] = static_cast<uint32_t>(w * kWord + kLine * i - first);
             }
         }
     }
 };
 
 // Calls visit(place, bits) for each sixteen of a range with kept elements, in order, and ask(place) some way ahead of
-// it; places count from base_of(first). One is asked for and one is visited in turn: that keeps the same number of
-// lines on their way, where asking in bursts leaves the memory idle between them. A range is shorter than 2^31.
+// it; places count from `first`, where a word begins. One is asked for and one is visited in turn: that keeps the same
+// number of lines on their way, where asking in bursts leaves the memory idle between them. A range is shorter than
+// 2^31.
 template <class Ask, class Visit>
 inline void sweep_lines(const uint8_t* mask, int64_t n, int64_t first, int64_t last, Ask ask, Visit visit) {
-    const int64_t base = base_of(first);
     Lines lines;
-    for (int64_t at = base; at < last; at += Lines::block) {
+    for (int64_t at = first; at < last; at += Lines::block) {
         const bool done = at + Lines::block >= last;
         int64_t ask_from = lines.listed - lines.visited;
-        lines.list(mask, n, base, at, first, last);
+        lines.list(mask, n, first, at, last);
         ask_from += lines.visited;
         int64_t visit_from = lines.visited;
         for (; ask_from < lines.listed && ask_from < visit_from + kAhead; ++ask_from) ask(lines.place[ask_from]);

@@ -95,7 +95,8 @@ struct Ends {
 };
 
 inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
-    const float *const x = source_of(task), *const from = x + base_of(first);
+    const int64_t word = first / kWord * kWord;  // the one that holds `first` begins here
+    const float *const x = source_of(task), *const from = x + word;
     const Ends ends(task, first, last);
     const Asked asked(x + ends.first);
     const auto ask = [&](uint32_t place) { asked.ask(place); };
@@ -110,8 +111,8 @@ inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t 
         return true;
     }
     if (task.residual && task.x) add(task.x + first, task.residual + first, last - first);
-    Held held(task, base_of(first), rank);
-    const auto behind = static_cast<uint32_t>(ends.first - held.first);
+    Held held(task, word, rank);
+    const auto behind = static_cast<uint32_t>(ends.first - word);
     bool finite = true;
     held.list(ends.head, 0, held.value);
     float* to = pick_word(ends.head, from, held.value);
@@ -124,15 +125,14 @@ inline bool pack_few(const PackTask& task, int64_t first, int64_t last, int64_t 
         to = held.value + (finite ? held.count : 0);
     });
     if (!finite) return false;
-    held.list(ends.rest, static_cast<uint32_t>(ends.last - held.first), to);
+    held.list(ends.rest, static_cast<uint32_t>(ends.last - word), to);
     held.count = pick_word(ends.rest, x + ends.last, to) - held.value;
     return held.send(true);
 }
 
-// Straight, from all of a range that begins at a word: stretches of it in turns, which reads faster than one where it
-// is long.
-template <int kStretches>
+// Straight, from all of a range that begins at a word: four stretches of it in turns, which reads faster than one.
 inline void pack_straight(const PackTask& task, int64_t first, int64_t last, int64_t rank) {
+    constexpr int64_t kStretches = 4;
     float* const values = reinterpret_cast<float*>(task.values);
     const int64_t words = (last - first) / kWord / kStretches;
     const uint8_t* mask[kStretches];
@@ -162,8 +162,7 @@ inline void pack_straight(const PackTask& task, int64_t first, int64_t last, int
 inline bool pack(const PackTask& task, int64_t first, int64_t last, int64_t rank, int64_t last_rank) {
     if (task.mask && few(last_rank - rank, last - first)) return pack_few(task, first, last, rank, last_rank);
     if (task.mask && straight(task) && first % kWord == 0) {
-        last - first < 4 * kChunk ? pack_straight<1>(task, first, last, rank)
-                                  : pack_straight<4>(task, first, last, rank);
+        pack_straight(task, first, last, rank);
         return true;
     }
     const float* const x = source_of(task);
@@ -230,8 +229,8 @@ inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t la
     alignas(64) float buffer[kChunk + kSlack];
     const float *from = buffer, *end = buffer;
     const F32 weight = F32::splat(task.weight);
-    const Asked totals(task.total + base_of(first)), weight_sums(task.weight_sum + base_of(first));
-    const int64_t whole = (task.packed.n - base_of(first)) / kLine * kLine;  // sixteens before it are in the tensor
+    const Asked totals(task.total + first), weight_sums(task.weight_sum + first);
+    const int64_t whole = (task.packed.n - first) / kLine * kLine;  // sixteens before it are in the tensor
     const auto ask = [&](uint32_t place) {
         totals.ask(place);
         weight_sums.ask(place);
@@ -244,8 +243,8 @@ inline void accumulate_few(const AccumulateTask& task, int64_t first, int64_t la
             end = from + count;
             rank += count;
         }
-        float* const total = task.total + base_of(first) + place;
-        float* const weight_sum = task.weight_sum + base_of(first) + place;
+        float* const total = task.total + first + place;
+        float* const weight_sum = task.weight_sum + first + place;
         if (F32::lanes == kLine && place < whole) {
             const F32 sum = F32::load(total), held = F32::load(weight_sum);
             F32::select(bits, sum + weight * F32::expand(F32::load(from), bits), sum).store(total);
