@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -234,3 +237,24 @@ def test_a_block_that_ends_within_the_last_sixteen(variant: str) -> None:
         x, mask = values(n, last), mask_of(kept)
         expected, got = reference.pack(x, mask, "i8"), pack(x, mask, "i8", None, variant, 2)
         assert (raw(got.values), raw(got.scales)) == (raw(expected.values), raw(expected.scales))
+
+
+def test_lines_are_asked_for_ahead_in_every_variant() -> None:
+    """gcc drops such requests where it takes a function that does nothing else for one without an effect."""
+    objdump = shutil.which("objdump")
+    if platform.machine() != "x86_64" or not objdump:
+        pytest.skip("needs objdump and an x86-64 build")
+    command = [objdump, "-d", "-C", "--no-show-raw-insn", _core.__file__]
+    requests: dict[str, int] = {}
+    function = ""
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        if line.endswith(">:"):
+            function = line
+            requests[function] = 0
+        elif "prefetcht1" in line:
+            requests[function] += 1
+    if any("ask_for(" in name for name in requests) or not any("AccumulateTask" in name for name in requests):
+        pytest.skip("not an optimised build with its symbols")
+    for task in ("pack(edgeprune::PackTask", "accumulate(edgeprune::AccumulateTask"):
+        counts = [count for name, count in requests.items() if f"::{task} const&, long, long, long, long)" in name]
+        assert len(counts) == 3 and all(counts)  # scalar, AVX2, AVX-512

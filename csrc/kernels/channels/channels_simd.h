@@ -8,6 +8,7 @@
 namespace edgeprune {
 namespace {
 
+using simd::ask_for;
 using simd::F32;
 using simd::F64;
 
@@ -110,8 +111,8 @@ inline int64_t rows_ahead(const GatherTask& task) {
     return row > 0 && row <= kPage ? kPage / row : 0;
 }
 
-inline void ask_for(const float* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / sizeof(float)) __builtin_prefetch(row + i, 0, 2);
+inline void ask_for_row(const float* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / sizeof(float)) ask_for(row + i);
 }
 
 void gather(const GatherTask& task, int64_t first_unit, int64_t last_unit) {
@@ -123,7 +124,7 @@ void gather(const GatherTask& task, int64_t first_unit, int64_t last_unit) {
         const int64_t row = unit / items, first = unit % items;
         const int64_t last = first + (last_unit - unit) < items ? first + (last_unit - unit) : items;
         if (ahead && unit + ahead * items < last_unit)
-            ask_for(task.src + row_offset(task, row + ahead, true, stride), task.axis[task.axes - 3].stride);
+            ask_for_row(task.src + row_offset(task, row + ahead, true, stride), task.axis[task.axes - 3].stride);
         const int64_t offset = row_offset(task, row, true, stride);
         if (task.keep.word && last - first == items) {
             gather_row_by_bits(task, task.src + offset, task.dst + unit * block);

@@ -19,8 +19,8 @@ struct Asked {
     explicit Asked(const float* from_)
         : from(from_), on_lines(reinterpret_cast<uintptr_t>(from_) % (kLine * sizeof(float)) == 0) {}
     void ask(uint32_t place) const {
-        __builtin_prefetch(from + place, 0, 2);
-        if (!on_lines) __builtin_prefetch(from + place + kLine - 1, 0, 2);
+        ask_for(from + place);
+        if (!on_lines) ask_for(from + place + kLine - 1);
     }
 };
 

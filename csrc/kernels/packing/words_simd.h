@@ -10,6 +10,7 @@
 namespace edgeprune {
 namespace {
 
+using simd::ask_for;
 using simd::F32;
 using simd::I32;
 
