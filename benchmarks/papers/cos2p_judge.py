@@ -50,7 +50,25 @@ def judge(rows: Rows) -> dict[str, Any]:
             one["spearman"] > 0 and one["p"] < 0.01,
         )
     gradients(found, _read("cos2p_slope"))
+    both_kinds(found)
     return found
+
+
+def both_kinds(found: dict[str, Any]) -> None:
+    """B10: what was found on the ViT and on the text network, side by side."""
+    labels = [name.removeprefix("B2 vit ") for name in found if name.startswith("B2 vit ")]
+    wanted = {f"B10 {label} over baselines": f"B2 {{}} {label}" for label in labels}
+    wanted |= {f"B10 {part}": f"B6 {{}} {part}" for part in ABLATIONS}
+    for name, row in wanted.items():
+        vision, text = (found.get(row.format(task)) for task in ("vit", "text"))
+        if vision and text:
+            values = [vision["value"][0], text["value"][0]]
+            found[name] = claim("points on the ViT, on the text", values, "same sign", values[0] * values[1] > 0)
+    ratios = [found[row]["value"][0] for task in ("vit", "text") if (row := f"B3 {task} relative") in found]
+    if len(ratios) == 2:
+        found["B10 utilisation"] = claim(
+            "ratio to the best baseline on the ViT, on the text", ratios, "both > 1", min(ratios) > 1
+        )
 
 
 def gradients(found: dict[str, Any], runs: list[dict[str, Any]]) -> None:

@@ -96,6 +96,29 @@ def test_co_s2p_is_judged_by_hand(grid, monkeypatch, tmp_path):
     assert "B4 har" not in found and "| B3 har relative |" in judge.table(rows)
 
 
+def test_two_kinds_of_task_are_held_side_by_side(grid, monkeypatch, tmp_path):
+    judge = grid("cos2p_judge")
+    monkeypatch.setattr(judge, "RESULTS", tmp_path)
+    rows = {
+        f"{task}-{row}": [outcome(0, accuracy, utilisation)]
+        for task, ours, without in (("vit", 0.31, 0.30), ("text", 0.27, 0.28))
+        for row, accuracy, utilisation in (
+            ("relative", ours, 0.9),
+            ("no-transfer", without, 0.9),
+            ("heterofl", 0.29, 0.6),
+            ("fedrolex", 0.25, 0.5),
+            ("fits", 0.2, 0.5),
+        )
+    }
+    found = judge.judge(rows)
+    assert found["B10 relative over baselines"]["value"] == pytest.approx([2.0, -2.0])
+    assert not found["B10 relative over baselines"]["holds"]
+    assert found["B10 no-transfer"]["value"] == pytest.approx([1.0, -1.0]) and not found["B10 no-transfer"]["holds"]
+    assert found["B10 utilisation"]["value"] == pytest.approx([1.5, 1.5]) and found["B10 utilisation"]["holds"]
+    del rows["text-relative"]
+    assert not [name for name in judge.judge(rows) if name.startswith("B10")]
+
+
 def test_adaptive_dynamic_pruning_is_judged_by_hand(grid, monkeypatch, tmp_path):
     judge = grid("adp_judge")
     monkeypatch.setattr(judge, "RESULTS", tmp_path)
