@@ -153,6 +153,10 @@ def accuracy(found: dict[str, Any], task: str, of: Rows) -> list[float]:
                 min(each) > 0,
             )
             gaps += each if row == "relative" else []
+        if early := [gap for outcome in of.get(row, []) if (gap := gap_at_equal_time(of, outcome)) is not None]:
+            found[f"B2 {task} {row} at equal time"] = claim(
+                "the same when the clock of each baseline stands where ours ended", spread(early), "> 0", min(early) > 0
+            )
     for name in ("cos2p", "relative", *SYNCHRONOUS):
         if name in of:
             values = [final_accuracy(o) for o in of[name]]
@@ -160,6 +164,20 @@ def accuracy(found: dict[str, Any], task: str, of: Rows) -> list[float]:
                 "per cent at the end", [statistics.fmean(values)], "reported", None
             )
     return gaps
+
+
+def gap_at_equal_time(of: Rows, ours: dict[str, Any]) -> float | None:
+    """Points over the best baseline as it was at the virtual time at which ``ours`` ended (means of three evaluations);
+    None where a baseline of that seed is missing or had not been evaluated three times by then."""
+    seed, best = ours["cell"]["seed"], []
+    for name in SYNCHRONOUS:
+        for other in of.get(name, []):
+            if other["cell"]["seed"] == seed and "time_s" in other:
+                by_then = [
+                    a for round_, a in other["accuracy"].items() if other["time_s"][int(round_) - 1] <= ours["virtual_s"]
+                ]
+                best += [100 * statistics.fmean(by_then[-3:])] if len(by_then) >= 3 else []
+    return final_accuracy(ours) - max(best) if len(best) == len(SYNCHRONOUS) else None
 
 
 def engine_claims(found: dict[str, Any], task: str, of: Rows) -> None:

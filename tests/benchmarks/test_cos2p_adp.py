@@ -119,6 +119,17 @@ def test_two_kinds_of_task_are_held_side_by_side(grid, monkeypatch, tmp_path):
     assert not [name for name in judge.judge(rows) if name.startswith("B10")]
 
 
+def test_a_baseline_is_read_when_ours_ended(grid):
+    gap = grid("cos2p_judge").gap_at_equal_time
+    ours = outcome(0, 0.5, seconds=3.5)
+    late = {str(i): 0.1 * i for i in range(1, 7)}  # per cent 10, 20, 30 by 3.5 s
+    slow = {**outcome(0, 0.0), "accuracy": late, "time_s": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    of = {name: [slow] for name in ("heterofl", "fedrolex", "fits")}
+    assert gap(of, ours) == pytest.approx(50 - 20)
+    assert gap(of, outcome(0, 0.5, seconds=2.5)) is None
+    assert gap({**of, "fits": []}, ours) is None
+
+
 def test_adaptive_dynamic_pruning_is_judged_by_hand(grid, monkeypatch, tmp_path):
     judge = grid("adp_judge")
     monkeypatch.setattr(judge, "RESULTS", tmp_path)
