@@ -173,9 +173,8 @@ def gap_at_equal_time(of: Rows, ours: dict[str, Any]) -> float | None:
     for name in SYNCHRONOUS:
         for other in of.get(name, []):
             if other["cell"]["seed"] == seed and "time_s" in other:
-                by_then = [
-                    a for round_, a in other["accuracy"].items() if other["time_s"][int(round_) - 1] <= ours["virtual_s"]
-                ]
+                ended, times = ours["virtual_s"], other["time_s"]
+                by_then = [a for round_, a in other["accuracy"].items() if times[int(round_) - 1] <= ended]
                 best += [100 * statistics.fmean(by_then[-3:])] if len(by_then) >= 3 else []
     return final_accuracy(ours) - max(best) if len(best) == len(SYNCHRONOUS) else None
 
