@@ -48,6 +48,9 @@ Staleness = Literal["drift", "relative", "none"]
 RatesBy = Literal["table", "profile"]
 
 
+LEAST = 1e-20  # share of an update that could still move a float32
+
+
 @dataclass(frozen=True)
 class CoS2P(ClientSide):
     """Fields on the clients' side: clients.py.
@@ -156,12 +159,12 @@ class CoS2P(ClientSide):
             moved = [on_top(state.model, update) for update in trained]
             held = state.memory["rates"]
             found = [self._weight(u, now, held[u.client]) for u, (now, _) in zip(trained, moved, strict=True)]
-            each = zip(trained, found, moved, strict=True)
-            if sum(found) > 0:
-                model = merge_all(
-                    state.model, [(u.plan, local, share) for u, share, (_, local) in each if share > 0], self.merge_by
-                )
-                weights = {u.client: w / sum(found) for u, w in zip(trained, found, strict=True)}
+            if (total := math.fsum(found)) > 0:
+                shares = [weight / total for weight in found]
+                each = zip(trained, shares, moved, strict=True)
+                counted = [(u.plan, local, share) for u, share, (_, local) in each if share > LEAST]
+                model = merge_all(state.model, counted, self.merge_by)
+                weights = {update.client: share for update, share in zip(trained, shares, strict=True)}
         memory = {**state.memory, "weights": weights}
         state = replace(state, round=state.round + 1, model=model, memory=memory)
         if learnt:

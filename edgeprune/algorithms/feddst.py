@@ -190,13 +190,28 @@ def masks_of(state: State) -> dict[str, Tensor]:
 
 def mean_of_holders(model: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
     """Every coordinate the mean over the clients that hold it, weighted by samples; exact in any order of them."""
-    each = (t.aminmax() for u in updates for t in u.state.values() if t.is_floating_point() and t.numel())
-    largest = max(max(-float(low), float(high)) for low, high in each)
-    total = wire.Accumulator(model, total_weight=sum(u.samples for u in updates), reach=max(1.0, largest))
-    for update in updates:
+    weights = whole_weights([update.samples for update in updates])
+    reach = {name: largest([update.state[name] for update in updates]) for name in model}
+    total = wire.Accumulator(model, total_weight=sum(weights), reach=reach)
+    for update, weight in zip(updates, weights, strict=True):
         packed = {name: wire.pack_tensor(t, update.masks.get(name), name=name) for name, t in update.state.items()}
-        total.add(packed, update.samples)
+        total.add(packed, weight)
     return total.finish(model)
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    """The largest magnitude in ``tensors``, at least 1; 1 for whole numbers and where there is nothing."""
+    ends = [t.aminmax() for t in tensors if t.is_floating_point() and t.numel()]
+    return max([1.0, *(max(-float(low), float(high)) for low, high in ends)])
+
+
+def whole_weights(samples: Sequence[int]) -> list[int]:
+    """``samples``, or where they come to more than the accumulator holds, whole numbers in the same proportions, at
+    least 1 and right to 1 in 2^22 of all."""
+    total, most = sum(samples), 1 << wire.MAX_WEIGHT_BITS
+    if total < most:
+        return list(samples)
+    return [max(1, round(count * (most / 4) / total)) for count in samples]
 
 
 def _moves(old: Mapping[str, Tensor], sent: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, float]:

@@ -7,14 +7,13 @@ So every channel of the large model is trained by small clients too, though not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from edgeprune.algorithms.heterofl import HeteroFL
+from edgeprune.algorithms.heterofl import HeteroFL, channels
 from edgeprune.algorithms.protocol import Assignment, Setting, State
 from edgeprune.pruning import SubmodelPlan
 
@@ -43,7 +42,6 @@ def window(setting: Setting, rate: float, start: int) -> SubmodelPlan:
     """``rate`` of the channels of every group from ``start`` on, around the end; at least one."""
     groups = setting.graph.map.groups
     kept = {
-        name: tuple(sorted((start + i) % size for i in range(max(1, math.ceil(rate * size)))))
-        for name, size in groups.items()
+        name: tuple(sorted((start + i) % size for i in range(channels(rate, size)))) for name, size in groups.items()
     }
     return SubmodelPlan(setting.graph.map, kept)

@@ -58,5 +58,9 @@ class HeteroFL(ClientSide):
 def first_channels(setting: Setting, rate: float) -> SubmodelPlan:
     """The first ``rate`` of the channels of every group, at least one."""
     groups = setting.graph.map.groups
-    kept = {name: tuple(range(max(1, math.ceil(rate * size)))) for name, size in groups.items()}
-    return SubmodelPlan(setting.graph.map, kept)
+    return SubmodelPlan(setting.graph.map, {name: tuple(range(channels(rate, size))) for name, size in groups.items()})
+
+
+def channels(rate: float, size: int) -> int:
+    """ceil(``rate`` * ``size``), at least one; 0.55 of 100 are 55, whatever their product is in binary."""
+    return max(1, math.ceil(rate * size - 1e-9))

@@ -92,8 +92,8 @@ class MPFL(ClientSide):
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """Count the votes, or average the weights."""
         after = state.round + 1
-        if not updates:
-            return replace(state, round=after)
+        if not updates and after != self.iterations:
+            return replace(state, round=after)  # a later vote catches up; after the last one none does
         if state.round >= self.iterations:
             return replace(state, round=after, model=average(state.model, updates))
         plan = state.plans[setting.clients[0]]
@@ -146,8 +146,8 @@ class MPFL(ClientSide):
             keep = sum(2 * votes[i] <= nodes for i in kept)
         elif self.consensus == "public":
             for threshold in THRESHOLDS:
-                keep = sum(votes[i] < threshold * nodes for i in kept)
-                if size - keep >= k * self.step * size:
+                keep = sum(votes[i] < threshold * nodes for i in kept) if nodes else len(kept)
+                if size - keep >= k * self.step * size - 1e-9:
                     break
         return tuple(sorted(ranked[: max(1, keep)]))
 

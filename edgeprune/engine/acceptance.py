@@ -9,6 +9,7 @@ from torch import Tensor, zeros_like
 
 from edgeprune import ops, wire
 from edgeprune.algorithms.protocol import Assignment, Update
+from edgeprune.engine.answers import changes
 from edgeprune.engine.transport import Reply
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
@@ -41,7 +42,7 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     _check_all("update", tensors, expected, changes=asked.job.change)
     state = {name: tensors[name] for name in answered}
     if asked.job.change:
-        state = {n: asked.state[n] + t if t.is_floating_point() else t for n, t in state.items()}
+        state = {n: asked.state[n] + t if changes(n, t) else t for n, t in state.items()}
         _check_all("update", state, asked.state)
     job = asked.job
     plan = _proposal(message, asked.plan) if job.propose or job.learn or job.gates else asked.plan

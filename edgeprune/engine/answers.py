@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgeprune import wire
 from edgeprune.algorithms.protocol import Job
+from edgeprune.pruning.robust import STATISTICS
 from edgeprune.wire import PackedTensor
 
 
@@ -35,26 +36,29 @@ def answer_with(
 ) -> Answered:
     """``state`` after training from ``received``, packed as ``job`` asks. ``masks`` are the device's own now, ``held``
     those that the server sent: where they are equal, no positions travel.
+
+    Where changes are asked for, batch-norm statistics go whole and as they are all the same: they are measured, not
+    trained, and a variance that part of a change is added to may come out negative.
     """
     values = dict(state)
     owed: dict[str, Tensor] = {}
+    changed = [name for name, x in state.items() if not job.change or changes(name, x)]
     if job.change:
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                change = tensor - received[name]
-                values[name] = change + residual[name] if job.feedback and name in residual else change
+        for name in changed:
+            change = state[name] - received[name]
+            values[name] = change + residual[name] if job.feedback and name in residual else change
     if not _finite(values):
         # Nothing can be selected or scaled by such values: they go as they are, and the server refuses them.
         whole = {name: values[name] for name in state}
         return Answered({**whole, **gradients}, {}, "", dict(residual))
     same = bool(held) and all(torch.equal(masks[name], held[name]) for name in held)
     if job.density < 1:
-        packed = dict(wire.pack_largest(values, job.density, job.dtype))
+        packed = dict(wire.pack_largest({name: values[name] for name in changed}, job.density, job.dtype))
     elif masks or job.dtype != "fp32":
         packed = {
             name: wire.pack_tensor(x, masks.get(name), job.dtype, name=name, known=same and name in masks)
             for name, x in values.items()
-            if name in masks or (job.dtype != "fp32" and x.is_floating_point())
+            if name in masks or (job.dtype != "fp32" and x.is_floating_point() and name in changed)
         }
     else:
         packed = {}
@@ -62,6 +66,11 @@ def answer_with(
         owed = {name: _left(name, values[name], packed[name], masks) for name in packed}
     whole = {name: x for name, x in values.items() if name not in packed}
     return Answered({**whole, **gradients}, packed, wire.mask_id(held) if same else "", owed)
+
+
+def changes(name: str, tensor: Tensor) -> bool:
+    """Whether an answer that holds changes holds that of this tensor; otherwise it holds the tensor itself."""
+    return tensor.is_floating_point() and not name.endswith(STATISTICS)
 
 
 def _left(name: str, x: Tensor, sent: PackedTensor, masks: Mapping[str, Tensor]) -> Tensor:

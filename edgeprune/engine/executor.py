@@ -1,4 +1,5 @@
-"""Who does the devices' training in this process: one after the other, or many at once. Both give the same numbers."""
+"""Who does the devices' training in this process: one after the other, or many at once. Both give the same numbers up
+to the rounding of sums in another order, each the same bits every time at the same number of threads."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class InterleavedServer(Server):
             if arrival is None:
                 now = end if end < math.inf else now
                 break
-            now, name = arrival.at_s, arrival.reply.client
+            now, name = max(now, arrival.at_s), arrival.reply.client
             if name not in flight or flight[name].round != arrival.round:
                 strays.append(name)
                 continue

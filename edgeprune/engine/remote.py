@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -80,7 +80,7 @@ class RemoteTransport:
         self._now: dict[str, str] = {}  # client -> token of what it was asked last
         self._usual_s: dict[str, float] = {}  # client -> how long it took last time
         self._pushed_s = 0.0
-        self._run_s = 0.0  # the run's own time at the last push
+        self._began_s, self._run_s = 0.0, 0.0  # this clock and the run's own at the last begin
         self._patience = 1.0
         self._ready: list[Arrival] = []
         self._round = _Round()
@@ -128,13 +128,16 @@ class RemoteTransport:
 
     def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
         """Send each device its bytes, in an envelope with a token that only its answer can know."""
+        self._push(round_, assignments, {"round": round_})
+
+    def _push(self, round_: int, assignments: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
         self._round = _Round()
         old = self._clock() - 10 * self._deadline_s
         self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
         self._now = {client: token for client, token in self._now.items() if token in self._asked}
         self._pushed_s = self._clock()
         for client, blob in assignments.items():
-            self._send(client, Frame("work", client, _token(), {"round": round_}, blob), self._deadline_s, round_)
+            self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_)
 
     def pull(self, clients: Sequence[str], patience: float) -> Collected:
         """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
@@ -161,15 +164,19 @@ class RemoteTransport:
         return Collected(tuple(replies[client] for client in clients), waited)
 
     def begin(self, round_: int, assignments: Mapping[str, bytes], now_s: float, patience: float) -> None:
-        """Send each device its bytes; the run's clock stands at ``now_s``. Others may be at work still."""
-        self.push(round_, assignments)
-        self._run_s, self._patience = now_s, patience
+        """Send each device its bytes; the run's clock stands at ``now_s``. Others may be at work still.
+
+        What came since the last round's end came before this one: it is there when this one begins.
+        """
+        self._push(round_, assignments, {"round": round_, "lasting": True})
+        self._began_s, self._run_s, self._patience = self._pushed_s, now_s, patience
+        self._ready = [replace(arrival, at_s=min(arrival.at_s, now_s)) for arrival in self._ready]
 
     def next(self, until_s: float) -> Arrival | None:
         """The next answer, or who is given up: after ``patience`` times what it took last time, or the deadline."""
         while True:
             now = self._clock()
-            run_s = self._run_s + now - self._pushed_s
+            run_s = self._run_s + now - self._began_s
             if self._ready:
                 return self._ready.pop(0)
             under_way = [one for one in self._asked.values() if one.round and one.wanted and not one.answered]
@@ -187,7 +194,7 @@ class RemoteTransport:
                     self._keep(reply, delivery)
 
     def _keep(self, reply: Reply, delivery: Delivery) -> None:
-        at_s = self._run_s + self._clock() - self._pushed_s
+        at_s = self._run_s + self._clock() - self._began_s
         self._ready.append(Arrival(reply, at_s, self._asked[delivery.token].round))
 
     def cancel(self, clients: Sequence[str]) -> None:

@@ -19,7 +19,6 @@ import select
 import socket
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,7 +46,7 @@ from edgeprune.fleet import build_fleet
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import get as get_task
 
-REMEMBERED = 2  # answers: one to train, one to calibrate
+OWED, LAST = "owed/", "last"  # in the state file: what error feedback owes, by tensor; the bytes of the last update
 
 
 def experiment_id(experiment: Experiment) -> str:
@@ -62,7 +61,8 @@ def experiment_id(experiment: Experiment) -> str:
 class Resident:
     """One device: its worker, what it remembers on disk, the answers it gave last.
 
-    ``state``: a file that keeps the plan and what error feedback owes; a worker that was killed goes on from there.
+    ``state``: a file that keeps the plan, what error feedback owes and, where it owes anything, the last update; a
+    worker that was killed goes on from there.
     ``meter``: of the machine's power, where it can be had.
     """
 
@@ -77,7 +77,7 @@ class Resident:
         state: Path,
         meter: EnergyMeter | None = None,
     ) -> None:
-        plan, residual, self._round = _remembered(state, graph)
+        plan, residual, self._round, last = _remembered(state, graph)
         self._new = lambda: Worker(client, data, graph, shelf, loss)
         self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
         self._client = client
@@ -85,7 +85,8 @@ class Resident:
         self._meter = meter or EnergyMeter(partial(open_sampler, "none"))
         self._state = state
         self._plan = "" if plan is None else plan.id
-        self._given: OrderedDict[str, Frame] = OrderedDict()
+        # By what was asked for ("update", "statistics"): which bytes asked, and what was answered.
+        self._given: dict[str, tuple[str, Frame]] = {} if last is None else {"update": last}
 
     def hello(self, token: str) -> Frame:
         """Who this is: samples, version, experiment, where power comes from."""
@@ -94,7 +95,7 @@ class Resident:
     def work(self, asked: Frame) -> Frame:
         """The answer to an assignment; "refused" with the reason where it is nothing for this device."""
         key = hashlib.sha256(asked.blob).hexdigest()
-        known = self._given.get(key)
+        known = next((frame for asked_by, frame in self._given.values() if asked_by == key), None)
         if known is not None:
             return Frame(known.verb, self._client, asked.token, {**known.about, "again": True}, known.blob)
         round_ = asked.about.get("round")
@@ -112,33 +113,44 @@ class Resident:
         energy = self._meter.finish()
         if energy.joules is not None:
             measured |= {"energy_j": energy.joules}
-        self._remember(answer)
         given = Frame("done", self._client, asked.token, {**self._about, **measured}, answer.blob)
-        self._given[key] = given
-        while len(self._given) > REMEMBERED:
-            self._given.popitem(last=False)
+        self._given[answer.kind] = key, given
+        if answer.kind == "update":
+            self._remember(answer, key, given)
         return given
 
-    def _remember(self, answer: Answer) -> None:
-        if answer.plan.id == self._plan and not self._worker.residual:
+    def _remember(self, answer: Answer, key: str, given: Frame) -> None:
+        """Keep what a new process needs. The update itself only where it cannot be made again: what error feedback owed
+        before it is gone."""
+        residual = self._worker.residual
+        if answer.plan.id == self._plan and not residual:
             return
         self._plan = answer.plan.id
         kept = base64.b64encode(answer.plan.kept_bytes()).decode()
-        tensors = {name: t.contiguous() for name, t in self._worker.residual.items()}
-        write_atomically(
-            self._state, safetensors.torch.save(tensors, metadata={"plan": kept, "round": str(self._round)})
-        )
+        tensors = {OWED + name: t.contiguous() for name, t in residual.items()}
+        if residual:
+            tensors[LAST] = torch.frombuffer(bytearray(given.to_bytes()), dtype=torch.uint8)
+        told = {"plan": kept, "round": str(self._round), "asked": key}
+        write_atomically(self._state, safetensors.torch.save(tensors, metadata=told))
 
 
-def _remembered(state: Path, graph: ChannelGraph) -> tuple[SubmodelPlan | None, dict[str, torch.Tensor], int]:
-    """The plan, the residual and the round in ``state``; nothing where it is not there or not this model's."""
+Kept = tuple[SubmodelPlan | None, dict[str, torch.Tensor], int, tuple[str, Frame] | None]
+
+
+def _remembered(state: Path, graph: ChannelGraph) -> Kept:
+    """The plan, the residual, the round and the last update in ``state``; nothing where it is not there or not this
+    model's."""
     try:
         with safetensors.safe_open(state, framework="pt") as file:
             told = file.metadata()
             plan = SubmodelPlan.from_kept_bytes(graph, base64.b64decode(told["plan"]))
-            return plan, {name: file.get_tensor(name) for name in file.keys()}, int(told["round"])  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        last = None
+        if LAST in tensors:
+            last = told["asked"], Frame.from_bytes(tensors.pop(LAST).numpy().tobytes(), frames.ANSWERS)
+        return plan, {name.removeprefix(OWED): t for name, t in tensors.items()}, int(told["round"]), last
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, EdgePruneError):
-        return None, {}, 0
+        return None, {}, 0, None
 
 
 def _cpu_s() -> float:
@@ -201,7 +213,7 @@ class Listener:
     def __init__(self, devices: dict[str, Resident], path: Path, idle_s: float) -> None:
         self._devices = devices
         self._left = set(devices)
-        self._last: dict[str, _Job] = {}
+        self._last: dict[tuple[str, bool], _Job] = {}  # by device, and whether it is wanted whatever is asked next
         self._lock = threading.Lock()
         self._idle_s = idle_s
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -267,11 +279,14 @@ class Listener:
         if asked.verb == "hello":
             return self._devices[asked.client].hello(asked.token).to_bytes()
         job = _Job(asked)
+        # In rounds that do not wait an assignment outlasts questions for statistics; another one takes its place.
+        lasting = asked.about.get("lasting") is True
         with self._lock:
-            older = self._last.get(asked.client)
-            if older is not None:
-                older.wanted = False  # its round is over; if it waits still, it is not begun
-            self._last[asked.client] = job
+            for kind in (False, True) if lasting else (False,):
+                older = self._last.get((asked.client, kind))
+                if older is not None:
+                    older.wanted = False  # its round is over; if it waits still, it is not begun
+            self._last[asked.client, lasting] = job
         self._jobs.put(job)
         while not job.done.wait(1.0):
             # The one who asked has nothing more to say: what can be read now is the end of the connection.

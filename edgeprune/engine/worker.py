@@ -23,14 +23,15 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.nn import set_masks, sparsify, with_transfer
 from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
-from edgeprune.pruning.surgery import extract, extract_state, load_local
+from edgeprune.pruning.surgery import expand_state, extract, extract_state, load_local
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The update's bytes, and what was done for them (for the clock). ``masks``: what the bytes take for known."""
+    """The answer's bytes, and what was done for them (for the clock). ``masks``: what the bytes take for known;
+    ``kind``: "update" or "statistics"."""
 
     blob: bytes
     plan: SubmodelPlan
@@ -38,6 +39,7 @@ class Answer:
     forwards: int
     rebuilt: bool
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    kind: str = "update"
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Worker:
         statistics = local_statistics(model, batches, own=first)
         answer = wire.Message("statistics", message.round, self._client, full.id, statistics, samples=len(self._data))
         blob = wire.encode(answer)
-        return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False)
+        return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False, kind="statistics")
 
     def _order(self, message: wire.Message) -> Order | Answer:
         rebuilt = self._adopt_plan(message)
@@ -242,6 +244,8 @@ class Worker:
         plan = SubmodelPlan.from_kept_bytes(self._graph, message.kept)
         if plan.id != message.plan:
             raise EdgePruneError(f"{self._client}: kept channels do not match plan {message.plan}; refused")
+        if self._plan is not None and self._residual:
+            self._residual = carried_over(self._residual, self._plan, plan)
         self._plan = plan
         return True
 
@@ -263,6 +267,13 @@ class Worker:
                 packed=answered.packed,
             )
         )
+
+
+def carried_over(owed: Mapping[str, Tensor], old: SubmodelPlan, new: SubmodelPlan) -> dict[str, Tensor]:
+    """What error feedback owes under ``old``, at the places that its weights have under ``new``: 0 for weights that are
+    new; of weights that are gone nothing is owed any more."""
+    held = {name: t for name, t in owed.items() if old.holds(name) and tuple(t.shape) == old.shape(name)}
+    return extract_state(expand_state(held, old), new)
 
 
 def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Done:
