@@ -61,6 +61,20 @@ def state_of(first, second, head=(0.0, 0.0)):
     return {"0.weight": torch.tensor([[first], [second]]), "2.weight": torch.tensor([list(head)])}
 
 
+def test_an_update_of_large_values_is_merged_in_proportion_and_ends_nothing():
+    _, full, _ = two_weights()
+    now = state_of(1.0, 2.0)
+    huge = {**now, "0.weight": now["0.weight"] + 9e19}
+    little = {**now, "0.weight": now["0.weight"] + 1e-15}
+    updates = [
+        Update("a", full, huge, 3, 0.1, 1.0, received=now),
+        Update("b", full, little, 1, 0.1, 1.0, received=now),
+    ]
+    after = merged(CoS2P(), updates, now)
+    assert torch.isfinite(after.model["0.weight"]).all()
+    assert sum(after.memory["weights"].values()) == pytest.approx(1.0)
+
+
 def test_weights_and_merge_by_hand():
     """a (r = 1) holds all, is fresh, changed by |1| + |1|; b (r = 0.5) holds channel 1, changed by 3, drifted by 2."""
     _, full, half = two_weights()

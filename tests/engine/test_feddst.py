@@ -260,3 +260,29 @@ def test_sampling_is_the_same_for_every_algorithm_and_without_repetition(tiny):
 def test_a_configuration_that_means_nothing_is_one_sentence(fields):
     with pytest.raises(EdgePruneError, match="algorithm"):
         FedDST(**fields)
+
+
+def whole_update(client, samples, **state):
+    return Update(client, None, state, samples, 0.1, 1.0, {})
+
+
+def test_a_large_value_in_one_tensor_leaves_the_mean_of_the_others_exact():
+    generator = torch.Generator().manual_seed(0)
+    fine = [torch.randn(1000, generator=generator) for _ in range(2)]
+    updates = [
+        whole_update("a", 30_000, fine=fine[0], coarse=torch.tensor([1e19])),
+        whole_update("b", 10_000, fine=fine[1], coarse=torch.tensor([0.0])),
+    ]
+    found = mean_of_holders(updates[0].state, updates)
+    expected = (3 * fine[0].double() + fine[1].double()) / 4
+    assert (found["fine"].double() - expected).abs().max() < 2e-7
+    assert found["coarse"].item() == pytest.approx(7.5e18)
+
+
+@pytest.mark.parametrize("most", [1, 1 << 44])
+def test_any_number_of_samples_can_be_averaged(most):
+    updates = [
+        whole_update("a", 3 * 10_000_000 * most, w=torch.ones(4)),
+        whole_update("b", 10_000_000 * most, w=-torch.ones(4)),
+    ]
+    assert torch.allclose(mean_of_holders(updates[0].state, updates)["w"], torch.full((4,), 0.5), atol=1e-5)

@@ -167,3 +167,33 @@ def test_resuming_equals_never_stopping(tiny, tmp_path, monkeypatch, round_):
 def test_a_configuration_that_means_nothing_is_one_sentence(fields):
     with pytest.raises(EdgePruneError, match=r"algorithm\."):
         MPFL(**fields)
+
+
+def test_unanimity_is_enough_whatever_the_share_is_in_binary():
+    """Six of 20 filters are dropped by all ten nodes, six more by one; due are .3 of 20, which in binary is above 6."""
+    assert 3 * 0.1 * 20 > 6
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 20, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(80, 2))
+    graph = ChannelGraph.trace(model, (torch.zeros(2, 1, 4, 4),))
+    setting = Setting(graph, tuple("abcdefghij"), dict.fromkeys("abcdefghij", 1), None, 9)
+    state = State(2, model.state_dict(), {}, {"votes": {}})
+    cast = np.array([10] * 6 + [1] * 6 + [0] * 8)
+    algorithm = MPFL(iterations=7, step=0.1, consensus="public")
+    (name,) = mpfl.filters(graph)
+    assert algorithm._agreed(setting, name, tuple(range(20)), cast, None, 3, state, 10) == tuple(range(6, 20))
+
+
+@pytest.mark.parametrize(("consensus", "kept"), [("exact", 2), ("majority", 3), ("public", 3)])
+def test_a_last_vote_that_nobody_casts_still_ends_the_search(consensus, kept):
+    """The exact budget is kept by the votes so far; rules that need votes drop nothing more. The whole model is the
+    small one in any case."""
+    setting, model, name = toy()
+    algorithm = MPFL(iterations=2, step=0.25, consensus=consensus)
+    start = algorithm.init(setting, {n: t.clone() for n, t in model.state_dict().items()})
+    once = algorithm.merge(setting, start, votes(setting, name, *[(0, 1, 3)] * 3))
+    ended = algorithm.merge(setting, once, [])
+    plan = ended.plans["a"]
+    assert len(plan.kept[name]) == kept and 2 not in plan.kept[name]
+    small = load_local(extract(model, plan), extract_state(ended.model, plan))
+    model.load_state_dict(ended.model)
+    x = torch.randn(3, 1, 4, 4)
+    assert torch.allclose(model(x), small(x), atol=1e-6)

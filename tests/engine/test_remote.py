@@ -248,6 +248,51 @@ def test_what_a_device_must_keep_survives_its_end(small, tmp_path):
     assert same(weights(tmp_path / "local"), weights(tmp_path / "run"))
 
 
+def test_an_assignment_that_comes_again_to_a_new_process_is_answered_as_before(small, tmp_path):
+    """The worker was killed between its work and its answer: what error feedback owes is on disk already."""
+    experiment = of(small, FEEDBACK)
+    _, carrier = lead(experiment, tmp_path)
+    asked, honest = [(q, a) for q, a in carrier.history if q.client == "device-0"][-1]
+    again = bench(experiment, tmp_path / "run.state")._devices["device-0"].work(asked)
+    assert again.about["again"] is True
+    assert again.blob == Frame.from_bytes(honest.data, frames.ANSWERS).blob
+
+
+def test_a_device_asked_for_statistics_still_knows_its_plan_after_its_end(small, tmp_path):
+    half = ["algorithm.name=heterofl", "algorithm.rates=[0.5]", "algorithm.calibrate=1"]
+    experiment = of(small, half, "run.evaluate_every=1", "run.deadline_s=60")
+    carrier = bench(experiment, tmp_path / "state")
+
+    def end_of_process(at, record):
+        if record["round"] == 1:
+            carrier._devices = bench(experiment, tmp_path / "state")._devices
+
+    federation.lead(experiment, carrier, tmp_path / "run", None, wait_s=5, clock=carrier.clock, watch=end_of_process)
+    assert [record["rejected"] for record in engine.RunDir(tmp_path / "run").metrics()] == [{}, {}, {}]
+
+
+def test_time_never_falls_where_answers_come_with_statistics(small, tmp_path):
+    """Two answers to the first round take so long that they come while statistics are asked for."""
+    late = {}
+
+    def strike(carrier, asked, answer):
+        first = asked.about["round"] == 1 and asked.about.get("lasting")
+        if first and asked.client == "device-0":
+            carrier._now += 100.0
+        elif first:
+            late[asked.client] = answer
+            return []
+        elif asked.client in late:
+            return [late.pop(asked.client), answer]
+        return [answer]
+
+    experiment = of(small, ["algorithm.name=fedbuff", "algorithm.buffer=1", "algorithm.calibrate=1"])
+    run = replace(experiment.run, deadline_s=3000.0, rounds=5, evaluate_every=1)
+    records, _ = lead(replace(experiment, run=run), tmp_path, strike)
+    times = [record["time_s"] for record in records]
+    assert not late and times[0] > 100 and times == sorted(times)
+
+
 def test_a_device_with_a_new_run_owes_nothing_of_the_old_one(small, tmp_path):
     experiment = of(small, FEEDBACK)
     carrier = bench(experiment, tmp_path / "state")
