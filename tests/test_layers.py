@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first. Parts in one set are neighbours that do not know each other.
 PYTHON_LAYERS: list[set[str]] = [
-    {"_version", "errors", "destination", "onnx_session", "types"},
+    {"_version", "errors", "destination", "digest", "onnx_session", "types"},
     {"_core"},
     {"ops"},
     {"nn"},

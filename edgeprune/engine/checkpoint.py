@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from edgeprune.algorithms.protocol import Assignment, Job, Recipe, State
 from edgeprune.destination import write_bytes
+from edgeprune.digest import digest_of
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 FILE = "checkpoint.safetensors"
-VERSION = 2
+VERSION = 3
 SERVER, DEVICES, FLIGHT = (
     "server:",
     "device:",
@@ -75,7 +75,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     sections = {"": state.model, SERVER: state.tensors, DEVICES: checkpoint.devices, FLIGHT: snapshots}
     tensors = {prefix + name: t.contiguous() for prefix, part in sections.items() for name, t in part.items()}
     text = json.dumps(header, allow_nan=False)
-    metadata = {"edgeprune": text, "sha256": _digest(text, tensors)}
+    metadata = {"edgeprune": text, "sha256": digest_of(tensors, text)}
     write_atomically(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
@@ -93,7 +93,7 @@ def load(path: Path, graph: ChannelGraph, experiment: str = "") -> Checkpoint:
         if header["version"] != VERSION:
             raise EdgePruneError(f"{path}: checkpoint version {header['version']}, this program reads {VERSION}")
         # All that follows believes the header.
-        if metadata.get("sha256") != _digest(metadata["edgeprune"], tensors):
+        if metadata.get("sha256") != digest_of(tensors, metadata["edgeprune"]):
             raise EdgePruneError(f"{path}: damaged checkpoint (header or tensors are not those that were written)")
         if experiment and header["experiment"] != experiment:
             raise EdgePruneError(
@@ -138,12 +138,6 @@ def check_model(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, 
         here, there = found.get(name), expected.get(name)
         if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
             raise EdgePruneError(f"{path}: damaged checkpoint (tensor {name!r} is not that of the task's model)")
-
-
-def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """Over the header and the tensors' names, shapes and types; whoever reads the values checks them."""
-    kinds = sorted((name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items())
-    return hashlib.sha256((header + json.dumps(kinds)).encode()).hexdigest()
 
 
 def _flight_out(flight: Mapping[str, Sent]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -153,6 +153,10 @@ def _classes(out: np.ndarray, answer: np.ndarray | None, path: Path) -> np.ndarr
     classes: np.ndarray = out.argmax(axis=2 if text else 1)
     if answer is not None and answer.shape != classes.shape:
         raise EdgePruneError(f"{path}: its output {out.shape} does not go with answers {answer.shape}")
+    known = out.shape[2 if text else 1]
+    if answer is not None and answer.size and not 0 <= answer.min() <= answer.max() < known:
+        wrong = int(answer.max() if answer.max() >= known else answer.min())
+        raise EdgePruneError(f"{path}: it knows {known} classes, 0 to {known - 1}, and one answer is {wrong}")
     return classes
 
 
@@ -195,7 +199,7 @@ def _values(path: Path, values: np.ndarray) -> Tensor:
 def _labels(path: Path, values: np.ndarray) -> Tensor:
     with np.errstate(invalid="ignore"):
         y = values.astype(np.int64)
-    if values.ndim < 1 or not np.array_equal(y, values):
+    if values.ndim < 1 or not np.array_equal(y, values) or (y.size and y.min() < 0):
         raise EdgePruneError(f"{path}: y must hold the number of a class for each row, whole numbers from 0")
     return torch.from_numpy(y)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from edgeprune._version import __version__
 from edgeprune.destination import check_destination, staged
+from edgeprune.digest import digest_of
 from edgeprune.errors import EdgePruneError, is_whole
 from edgeprune.export import precision as precisions
 from edgeprune.export import targets
@@ -233,11 +233,4 @@ def _json(value: object) -> str:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 in hex over names, types, shapes and bytes of the state dict: which weights a file was made from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{flat.dtype}|{tuple(flat.shape)}|".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of({name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)})

@@ -18,13 +18,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from edgeprune.digest import digest_of
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.codec import MAX_TEXT
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract, load_local
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
-FORMAT = "edgeprune.submodel/1"
+FORMAT = "edgeprune.submodel/2"
 MAX_HEADER = 1 << 26
 
 
@@ -43,7 +44,7 @@ def save(
         raise EdgePruneError(f"{folder}: is there already; name a new folder")
     if not folder.parent.is_dir():
         raise EdgePruneError(f"{folder}: the folder {folder.parent} does not exist; create it first")
-    header = {"format": FORMAT, "plan": plan.id, "about": dict(about or {})}
+    header = {"format": FORMAT, "plan": plan.id, "sha256": digest_of(state), "about": dict(about or {})}
     try:
         beside = Path(tempfile.mkdtemp(prefix=".edgeprune-", dir=folder.parent))
         try:
@@ -85,6 +86,8 @@ def load(
     small = extract(full, plan)
     state = _read_weights(folder, {n: t for n, t in small.state_dict().items() if isinstance(t, Tensor)})
     plan.check_local(state)
+    if header["sha256"] != digest_of(state):
+        raise EdgePruneError(f"{folder / WEIGHTS}: its weights are not those that were written; copy the folder again")
     return load_local(small, state).eval(), plan
 
 
@@ -120,7 +123,7 @@ def _header(folder: Path) -> dict[str, Any]:
             header = json.loads((tensors.metadata() or {})["edgeprune"])
         if header["format"] != FORMAT or not isinstance(header["about"], dict):
             raise ValueError
-        return {"plan": str(header["plan"]), "about": header["about"]}
+        return {key: header[key] for key in ("plan", "sha256", "about")}
     except OSError as error:
         raise EdgePruneError(f"{path}: cannot be read ({error.strerror}); name a folder that prune wrote") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):

@@ -209,8 +209,9 @@ def test_a_changed_header_is_one_sentence(ran, key, value):
         lambda held: held.update(more=torch.zeros(2)),
         lambda held: held.update({"0.weight": held["0.weight"][:1].clone()}),
         lambda held: held.update({"0.weight": held["0.weight"].double()}),
+        lambda held: held["0.weight"].view(-1)[3:4].view(torch.int32).bitwise_xor_(1),
     ],
-    ids=["missing", "extra", "misshapen", "another type"],
+    ids=["missing", "extra", "misshapen", "another type", "one bit"],
 )
 def test_changed_tensors_are_one_sentence(ran, change):
     rewritten(ran / checkpoints.FILE, tensors=change)

@@ -105,8 +105,10 @@ def test_text_counts_every_character(tmp_path: Path) -> None:
             lambda p, f: infer(f, torch.ones(4, 1, 8, 8), torch.zeros(4, 2, dtype=torch.int64)),
             "does not go with answers",
         ),
+        (lambda p, f: infer(f, torch.ones(4, 1, 8, 8), torch.tensor([0, 1, 77, 1])), "and one answer is 77"),
+        (lambda p, f: infer(f, torch.ones(4, 1, 8, 8), torch.tensor([0, 1, -1, 1])), "and one answer is -1"),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_what_does_not_fit_is_one_sentence(tmp_path: Path, file: Path, make, words: str) -> None:
     with pytest.raises(EdgePruneError, match=words):
@@ -153,8 +155,9 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
         (np.array([1.0, 2.5]), "y must hold the number of a class"),
         (np.array([1, 2**64 - 1], dtype=np.uint64), "y must hold the number of a class"),
         (np.int64(3), "y must hold the number of a class"),
+        (np.array([0, -1]), "y must hold the number of a class"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_answers_that_are_no_classes_are_refused(y: np.ndarray, words: str, file: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"

@@ -61,6 +61,16 @@ def test_what_was_said_about_it_and_a_full_model_in_hand(small):
     assert again is not model and all(map(torch.equal, before, model.state_dict().values()))
 
 
+def test_one_bit_of_a_weight_is_noticed(small):
+    folder, model, *_ = small
+    path = folder / files.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EdgePruneError, match="its weights are not those that were written"):
+        files.load(folder, model)
+
+
 def test_tied_weights_stay_tied(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
