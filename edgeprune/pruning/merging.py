@@ -24,6 +24,9 @@ class Merger:
 
     Floating-point tensors (parameters and buffers) are averaged, of integer tensors (num_batches_tracked) the largest
     value wins. Half-precision tensors are summed in float32. ``state`` is not changed.
+
+    Sums are float32 (float64 for tensors of that type), so their rounding grows with the number of updates: 3e-7 of a
+    mean of 16, 1.5e-5 of 1,000 (equal ones, the worst case). wire.Accumulator is exact for any number.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
