@@ -141,8 +141,8 @@ void packing_cuda_check(const char* op, const std::vector<uint32_t>& status, Cod
     if (status[kStatusNan])
         fail("%s: tensor %u holds NaN, which has no magnitude; find out where it comes from", op, tensor(kStatusNan));
     if (status[kStatusNotFinite])
-        fail("%s: a kept value of tensor %u is not finite in %s; use f32, or find out where it comes from", op,
-             tensor(kStatusNotFinite), kNames[static_cast<int>(coding)]);
+        fail("%s: a kept value of tensor %u is not finite in %s; %sfind out where it comes from", op,
+             tensor(kStatusNotFinite), kNames[static_cast<int>(coding)], coding == Coding::f32 ? "" : "use f32, or ");
     if (status[kStatusIndex]) fail("%s: an index lies outside the tensor", op);
 }
 

@@ -250,7 +250,8 @@ def pack_with_feedback_many_(
         kept = kept_of(mask, v.numel(), op)
         sent = read_values(op, *packed[-1], int(kept.sum()), dtype)
         if not np.isfinite(sent).all():
-            raise EdgePruneError(f"{op}: a kept value of tensor {i} is not finite in {dtype}; use f32, or find out why")
+            advice = "find out where it comes from" if dtype == "f32" else "use f32, or find out where it comes from"
+            raise EdgePruneError(f"{op}: a kept value of tensor {i} is not finite in {dtype}; {advice}")
         rest = v.numpy()
         rest[kept] -= sent
         flat(residual)[:] = rest

@@ -36,8 +36,8 @@ def pack(
 
     ``density`` in place of a mask: the largest magnitudes of all floating tensors together, that share of their
     elements (at least one). ``residual``: with it, error feedback: what an earlier call did not send is added first,
-    and what this one does not send (or rounds away) is left in it; start with an empty dict, one for each sender (and
-    again after an error that says a value cannot be written).
+    and what this one does not send (or rounds away) is left in it; start with an empty dict, one for each sender. An
+    error leaves it as it was.
 
     ``dtype``: "fp32", "bf16", "fp16" or "int8" (one scale for 256 values) narrows wider floating tensors; None keeps
     every type, bit for bit (with a residual, which is float32, float64 goes as fp32). ``seed``: int8 rounds
@@ -49,8 +49,10 @@ def pack(
     if density is not None:
         if mask is not None:
             raise EdgePruneError("pack: give either mask or density, not both")
-        packed = pack_largest(state, density, dtype, residual, seed)
-        return encode(Message("state", 0, "", "", {n: x for n, x in state.items() if n not in packed}, packed=packed))
+        with _kept_on_error(residual):
+            packed = _largest(state, density, dtype, residual, seed)
+            whole = {name: x for name, x in state.items() if name not in packed}
+            return encode(Message("state", 0, "", "", whole, packed=packed))
     bitmaps = _bitmaps(mask or {}, {name: tuple(x.shape) for name, x in state.items()})
     packed = {
         name: pack_tensor(x, bitmaps.get(name), dtype, name=name, known=not send_mask and name in bitmaps, seed=seed)
@@ -130,6 +132,13 @@ def pack_largest(
     seed: int | None = None,
 ) -> dict[str, PackedTensor]:
     """The floating tensors of ``state``, of each only what belongs to the largest of all. As :func:`pack`."""
+    with _kept_on_error(residual):
+        return _largest(state, density, dtype, residual, seed)
+
+
+def _largest(
+    state: Mapping[str, Tensor], density: float, dtype: str | None, residual: dict[str, Tensor] | None, seed: int | None
+) -> dict[str, PackedTensor]:
     if not is_number(density) or not 0 < density <= 1:
         raise EdgePruneError(f"pack: density is {shown(density)}; it is a share of the elements, in (0, 1]")
     names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
@@ -208,6 +217,25 @@ def _with_feedback(
             with _named([name]):
                 done.append(ops.pack_with_feedback_(x, r, mask, coding, seed)[1])
     return [mask for mask in masks if mask is not None], done
+
+
+@contextmanager
+def _kept_on_error(residual: dict[str, Tensor] | None) -> Iterator[None]:
+    """Whatever is raised, ``residual`` then holds what it held before: the operators add to its tensors in place."""
+    if residual is None:
+        yield
+        return
+    before = dict(residual)
+    usable = {n: x for n, x in before.items() if isinstance(x, Tensor) and x.layout is torch.strided}
+    copies = {name: held.detach().clone() for name, held in usable.items() if held.is_contiguous()}
+    try:
+        yield
+    except BaseException:
+        for name in residual.keys() - before.keys():
+            del residual[name]
+        for name, copy in copies.items():
+            before[name].detach().copy_(copy)
+        raise
 
 
 @contextmanager

@@ -232,7 +232,8 @@ def test_feedback_loses_nothing() -> None:
 
 def test_feedback_refuses_what_cannot_be_read() -> None:
     for dtype, value in (("i8", math.inf), ("f16", 70_000.0), ("f32", math.inf), ("bf16", math.nan)):
-        with pytest.raises(EdgePruneError, match=f"not finite in {dtype}"):
+        advice = "find out" if dtype == "f32" else "use f32, or find out"
+        with pytest.raises(EdgePruneError, match=f"not finite in {dtype}; {advice}"):
             ops.pack_with_feedback_(torch.tensor([1.0, value]), torch.zeros(2), None, dtype)
     with pytest.raises(EdgePruneError, match="holds NaN"):
         ops.pack_with_feedback_(torch.tensor([math.nan]), torch.zeros(1), 1)

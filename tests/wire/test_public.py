@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wire_cases import DTYPES, random_mask, random_tensor, same
 
 import edgeprune
+from edgeprune import wire
 from edgeprune.errors import EdgePruneError
 
 
@@ -185,6 +186,25 @@ def test_error_feedback_names_the_tensor():
     for sent in (large, {**large, "c": torch.ones(2).bfloat16()}):
         with pytest.raises(EdgePruneError, match="kept value of 'b'"):
             edgeprune.pack(sent, density=0.5, dtype="fp16", residual={})
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("call", [edgeprune.pack, wire.pack_largest])
+def test_an_error_leaves_the_residual_as_it_was(call, other):
+    sent = {"a": torch.ones(3), "b": torch.tensor([1e30, 1, 2]), "c": torch.ones(4, dtype=other)}
+    residual = {"a": torch.tensor([0.1, 0.2, 0.3]), "b": torch.tensor([0.4, 0.5, 0.6])}
+    tensors, before = dict(residual), {name: x.clone() for name, x in residual.items()}
+    with pytest.raises(EdgePruneError, match="not finite in f16"):
+        call(sent, density=0.4, dtype="fp16", residual=residual)
+    assert list(residual) == ["a", "b"]
+    for name, x in before.items():
+        assert residual[name] is tensors[name] and torch.equal(residual[name], x)
+    empty = {}
+    with pytest.raises(EdgePruneError, match="not finite in f16"):
+        call(sent, density=0.4, dtype="fp16", residual=empty)
+    assert not empty
+    with pytest.raises(EdgePruneError, match="start with an empty dict"):
+        call(sent, density=0.4, residual={"c": torch.zeros(1).expand(4)})
 
 
 @pytest.mark.parametrize(
