@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from edgeprune.digest import digest_of
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.pruning.codec import MAX_TEXT
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract, load_local
@@ -37,7 +37,11 @@ def save(
     ``about``: what else should be known of it, JSON-able (returned by ``describe``). Raises EdgePruneError when the
     folder exists or cannot be written, or when the model is not that of the plan.
     """
-    folder = Path(folder)
+    if not isinstance(model, nn.Module) or not isinstance(plan, SubmodelPlan):
+        raise EdgePruneError(f"save: give sub.model and sub.plan, not {shown(model)} and {shown(plan)}")
+    if about is not None and not isinstance(about, Mapping):
+        raise EdgePruneError(f"save: about is {shown(about)}; give a dict of what should be known of the sub-model")
+    folder = _folder("save", folder)
     state = {name: t.detach().cpu() for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     plan.check_local(state)
     if os.path.lexists(folder):
@@ -73,7 +77,11 @@ def load(
     EdgePruneError (one sentence) on anything that is not such a folder, on weights that are not the plan's, and on a
     plan of another model; what the files promise is compared with the model before it is believed.
     """
-    folder = Path(folder)
+    folder = _folder("load", folder)
+    if not callable(make_model):  # as modules are
+        raise EdgePruneError(
+            f"load: make_model is {shown(make_model)}; give the full model, or a function that makes it"
+        )
     plan, header = _read_plan(folder), _header(folder)
     if header["plan"] != plan.id:
         raise EdgePruneError(f"{folder}: {PLAN} and {WEIGHTS} are of two different sub-models; keep them together")
@@ -94,6 +102,12 @@ def load(
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What ``save`` was told ``about`` the sub-model."""
     return dict(_header(Path(folder))["about"])
+
+
+def _folder(op: str, folder: object) -> Path:
+    if not isinstance(folder, str | os.PathLike) or not isinstance(path := os.fspath(folder), str):
+        raise EdgePruneError(f"{op}: folder is {shown(folder)}; give its path")
+    return Path(path)
 
 
 def _read_plan(folder: Path) -> SubmodelPlan:

@@ -88,6 +88,35 @@ def test_tied_weights_stay_tied(tmp_path):
     assert again.c.weight is again.b.weight and torch.equal(again.b.weight, sub.model.b.weight)
 
 
+def test_what_is_no_model_no_plan_and_no_folder(small, tmp_path):
+    folder, model, plan, sub, _ = small
+    both = edgeprune.Submodel(sub, plan, None)
+    for call, words in (
+        (lambda: edgeprune.save(both, plan, tmp_path / "q"), "sub.model and sub.plan, not a Submodel and a"),
+        (lambda: edgeprune.save(None, plan, tmp_path / "q"), "sub.model and sub.plan, not None"),
+        (lambda: edgeprune.save(sub, None, tmp_path / "q"), "sub.model and sub.plan, .* and None"),
+        (lambda: edgeprune.save(sub, plan, 3), "folder is 3"),
+        (lambda: edgeprune.save(sub, plan, b"q"), "folder is a bytes"),
+        (lambda: edgeprune.save(sub, plan, tmp_path / "q", 3), "about is 3"),
+        (lambda: edgeprune.load(model, folder), "load: folder is a"),
+        (lambda: edgeprune.load(None, model), "load: folder is None"),
+        (lambda: edgeprune.load(3, model), "load: folder is 3"),
+        (lambda: edgeprune.load(folder, "x"), "make_model is 'x'; give the full model"),
+    ):
+        with pytest.raises(EdgePruneError, match=words) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["small"]
+
+
+def test_the_error_of_the_users_function_is_his_own(small):
+    def make():
+        return {}["weights"]
+
+    with pytest.raises(KeyError, match="weights"):
+        edgeprune.load(small[0], make)
+
+
 def test_saving_refuses_before_it_writes(small, tmp_path):
     folder, model, plan, sub, _ = small
     with pytest.raises(EdgePruneError, match="is there already"):
