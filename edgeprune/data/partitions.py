@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, shown
 
 KINDS = ("iid", "sorted", "shards", "classes", "dirichlet", "subject")
 _SIZED = ("iid", "sorted", "dirichlet")
@@ -52,13 +53,11 @@ def partition(
     """
     if kind not in KINDS:
         raise EdgePruneError(f"data.partition: unknown kind {kind!r}{nearest(kind, KINDS)}")
-    labels = y.numpy()
-    if labels.ndim != 1 and kind in _BY_LABEL:
-        raise EdgePruneError(f"data.partition: {kind!r} needs one label a sample, which text has not; use iid")
+    _check(kind, y, subjects, clients, seed, sizes)
+    # Where only their number matters, labels may be of any type and shape.
+    labels = y.detach().cpu().numpy() if kind in _BY_LABEL else np.zeros(len(y), int)
     if clients < 1 or clients > len(labels):
         raise EdgePruneError(f"data.partition: {len(labels)} samples cannot be split over {clients} clients")
-    if sizes is not None and kind not in _SIZED:
-        raise EdgePruneError(f"data.partition: {kind!r} cannot deal unequal shares; use one of {', '.join(_SIZED)}")
     rng = np.random.default_rng(seed)
     weights = _weights(sizes, clients)
     if kind == "iid":
@@ -76,10 +75,28 @@ def partition(
     return [torch.from_numpy(np.sort(part).astype(np.int64)) for part in parts]
 
 
+def _check(kind: str, y: object, subjects: object, clients: object, seed: Any, sizes: object) -> None:
+    if not is_whole(clients):
+        raise EdgePruneError(f"data.partition: clients is {shown(clients)}; give a whole number, 1 or more")
+    if not is_whole(seed) or seed < 0:
+        raise EdgePruneError(f"data.partition: seed is {shown(seed)}; give a whole number, 0 or more")
+    if not isinstance(y, Tensor) or not y.dim():
+        raise EdgePruneError(f"data.partition: y is {shown(y)}; give a tensor with one label a sample")
+    if subjects is not None and (not isinstance(subjects, Tensor) or subjects.dim() != 1):
+        raise EdgePruneError(f"data.partition: subjects is {shown(subjects)}; give a tensor with one number a sample")
+    if kind in _BY_LABEL and y.dim() != 1:
+        raise EdgePruneError(f"data.partition: {kind!r} needs one label a sample, which text has not; use iid")
+    if kind in _BY_LABEL and (y.is_floating_point() or y.is_complex()):
+        raise EdgePruneError(f"data.partition: {kind!r} needs class labels, and y is {y.dtype}; give whole numbers")
+    if sizes is not None and kind not in _SIZED:
+        raise EdgePruneError(f"data.partition: {kind!r} cannot deal unequal shares; use one of {', '.join(_SIZED)}")
+
+
 def _weights(sizes: Sequence[float] | None, clients: int) -> np.ndarray:
     if sizes is None:
         return np.full(clients, 1.0 / clients)
-    if len(sizes) != clients or not all(math.isfinite(size) and size > 0 for size in sizes):
+    fitting = isinstance(sizes, Sequence | np.ndarray) and len(sizes) == clients
+    if not fitting or not all(is_number(size) and math.isfinite(size) and size > 0 for size in sizes):
         raise EdgePruneError(f"data.partition: give {clients} positive shares, one a client")
     return np.asarray(sizes, dtype=float) / math.fsum(sizes)
 
@@ -97,8 +114,8 @@ def _cut(indices: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
 
 
 def _sorted(labels: np.ndarray, weights: np.ndarray, share: float, rng: np.random.Generator) -> list[np.ndarray]:
-    if not 0 <= share <= 1:
-        raise EdgePruneError(f"data.share is {share}; it is a part of the samples, from 0 to 1")
+    if not is_number(share) or not 0 <= share <= 1:
+        raise EdgePruneError(f"data.share is {shown(share)}; it is a part of the samples, from 0 to 1")
     total = len(labels)
     order = rng.permutation(total)
     cut = round(share * total)
@@ -117,6 +134,8 @@ def _sorted(labels: np.ndarray, weights: np.ndarray, share: float, rng: np.rando
 
 
 def _shards(labels: np.ndarray, clients: int, per_client: int, rng: np.random.Generator) -> list[np.ndarray]:
+    if not is_whole(per_client):
+        raise EdgePruneError(f"data.per_client is {shown(per_client)}; give a whole number of shards")
     count = clients * per_client
     if per_client < 1 or count > len(labels):
         raise EdgePruneError(f"data.per_client is {per_client}; {len(labels)} samples give no {count} shards")
@@ -130,22 +149,23 @@ def _classes(
     labels: np.ndarray, clients: int, per_client: int, per_class: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
     present = np.unique(labels)
-    if not 1 <= per_client <= len(present) or per_class < 1:
+    whole = is_whole(per_client) and is_whole(per_class)
+    if not whole or not 1 <= per_client <= len(present) or per_class < 1:
         raise EdgePruneError(
-            f"data.per_client is {per_client} and per_class {per_class}; give 1 to {len(present)} classes, 1 sample or "
-            "more of each"
+            f"data.per_client is {shown(per_client)} and per_class {shown(per_class)}; give 1 to "
+            f"{len(present)} classes, 1 sample or more of each"
         )
     left = {label: rng.permutation(np.flatnonzero(labels == label)) for label in present}
     parts = []
     for _ in range(clients):
         mine = []
         # In proportion to what is left of each class, so that none runs out before the others.
-        whole = np.array([len(left[label]) // per_class for label in present], dtype=float)
-        if np.count_nonzero(whole) < per_client:
+        fills = np.array([len(left[label]) // per_class for label in present], dtype=float)
+        if np.count_nonzero(fills) < per_client:
             raise EdgePruneError(
                 f"data.per_class is {per_class}: the classes have too few samples for {clients} clients; lower it"
             )
-        for label in rng.choice(present, per_client, replace=False, p=whole / whole.sum()):
+        for label in rng.choice(present, per_client, replace=False, p=fills / fills.sum()):
             taken, left[label] = left[label][:per_class], left[label][per_class:]
             mine.append(taken)
         parts.append(np.concatenate(mine))
@@ -153,8 +173,8 @@ def _classes(
 
 
 def _dirichlet(labels: np.ndarray, weights: np.ndarray, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise EdgePruneError(f"data.alpha is {alpha}; the Dirichlet parameter is a positive number")
+    if not (is_number(alpha) and math.isfinite(alpha) and alpha > 0):
+        raise EdgePruneError(f"data.alpha is {shown(alpha)}; the Dirichlet parameter is a positive number")
     clients = len(weights)
     for _ in range(_ATTEMPTS):
         parts: list[list[np.ndarray]] = [[] for _ in range(clients)]

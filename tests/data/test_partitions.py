@@ -153,12 +153,42 @@ def test_subjects_stay_whole():
         ("iid", 2, {"sizes": [1.0]}, "give 2 positive shares"),
         ("iid", 2, {"sizes": [1.0, 0.0]}, "give 2 positive shares"),
         ("shards", 2, {"sizes": [1.0, 2.0]}, "cannot deal unequal shares"),
+        ("iid", 2.5, {}, "clients is 2.5; give a whole number"),
+        ("iid", 2, {"sizes": 3}, "give 2 positive shares"),
+        ("iid", 2, {"sizes": ["a", "b"]}, "give 2 positive shares"),
+        ("sorted", 2, {"share": "most"}, "share is 'most'"),
+        ("shards", 2, {"per_client": 1.5}, "per_client is 1.5"),
+        ("classes", 2, {"per_class": 1.5}, "per_class 1.5"),
+        ("dirichlet", 2, {"alpha": None}, "alpha is None"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(kind, clients, parameters, sentence):
     with pytest.raises(EdgePruneError, match=sentence) as caught:
         partition(kind, TEN, None, clients, 0, **parameters)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "subjects", "seed", "sentence"),
+    [
+        ("iid", TEN, None, -1, "seed is -1; give a whole number, 0 or more"),
+        ("iid", TEN, None, 1.5, "seed is 1.5"),
+        ("iid", TEN, None, None, "seed is None"),
+        ("iid", TEN.tolist(), None, 0, "y is a list; give a tensor"),
+        ("iid", torch.tensor(3), None, 0, "y is a Tensor; give a tensor with one label a sample"),
+        ("dirichlet", TEN.float(), None, 0, "needs class labels, and y is torch.float32"),
+        ("sorted", TEN.bfloat16(), None, 0, "needs class labels, and y is torch.bfloat16"),
+        ("subject", TEN, [0, 1] * 100, 0, "subjects is a list"),
+    ],
+)
+def test_labels_subjects_and_seeds_that_are_none(kind, y, subjects, seed, sentence):
+    with pytest.raises(EdgePruneError, match=sentence) as caught:
+        partition(kind, y, subjects, 2, seed)
+    assert "\n" not in str(caught.value)
+
+
+def test_iid_takes_targets_of_any_type():
+    assert [len(part) for part in partition("iid", TEN.bfloat16(), None, 4, 0)] == [50] * 4
 
 
 def test_too_few_people():
