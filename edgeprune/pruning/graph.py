@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.parameter import is_lazy
 
 from edgeprune.errors import EdgePruneError, shown
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
@@ -115,6 +116,8 @@ class ChannelGraph:
                 f"the layer {masked[0]!r} is masked, and channels are cut out of dense layers; call edgeprune.densify "
                 "first"
             )
+        if lazy := [name for name, t in tensors(model) if is_lazy(t)]:
+            raise EdgePruneError(f"{lazy[0]!r} has no shape yet; run the model once with these inputs first")
         if norms not in get_args(Norms) or attention not in ("heads", "width"):
             raise EdgePruneError(
                 f"norms must be one of {get_args(Norms)} and attention 'heads' or 'width', not {norms!r}, {attention!r}"
