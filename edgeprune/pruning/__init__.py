@@ -12,7 +12,7 @@ from torch.nn import functional
 from edgeprune.errors import EdgePruneError, shown
 from edgeprune.pruning.budget import Costs, Latency, Scope, check_scope, fit
 from edgeprune.pruning.capture import tensors
-from edgeprune.pruning.choice import Ranking, check_keep, choose, ranking
+from edgeprune.pruning.choice import Ranking, check_keep, choose, floors, ranking, steps
 from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
 from edgeprune.pruning.files import load, save
 from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
@@ -91,7 +91,7 @@ def prune(
     ``graph``: that of this model, if it is there already (then those three are not looked at).
     The network's inputs and outputs keep their size, and so does what the graph cannot follow (``.graph.notes`` names
     it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it, no plan fits the budget,
-    or there is nothing to cut.
+    the floors (``min_channels``, ``min_keep``, ``round_to``) keep far more than ``keep``, or there is nothing to cut.
     """
     check_scope(scope)
     if graph is None:
@@ -100,6 +100,8 @@ def prune(
     found = scores(model, graph, importance, batches, loss) if order is None else {}
     limits = budget or {"channels": keep}
     if budget is None and scope != "cost":
+        if order is None:
+            _check_floors(graph, keep, min_channels, round_to, min_keep)
         plan = order.plan(keep) if order else choose(graph, found, keep, scope, min_channels, round_to, min_keep)
     else:
         costs = Costs(model, graph, latency)
@@ -126,6 +128,23 @@ def _check(model: nn.Module, graph: ChannelGraph, keep: object, budget: object, 
             f"prune: {type(model).__name__} has no channels that can be cut (the first stay because of this: {why}); "
             "change that, or give keep=1"
         )
+
+
+def _check_floors(graph: ChannelGraph, keep: float, min_channels: int, round_to: int, min_keep: float) -> None:
+    """EdgePruneError where the smallest plan allowed keeps a step in each group more than ``keep``, or everything."""
+    sizes, each = graph.map.groups, steps(graph, round_to)
+    least = floors(graph, min_channels, round_to, min_keep)
+    count = sum(min(size, max(each[name], least[name])) for name, size in sizes.items())
+    rounding = sum(each[name] for name, size in sizes.items() if each[name] <= size)
+    total = graph.map.total
+    if keep == 1 or count < total and count <= keep * total + rounding:
+        return
+    given = {"min_channels": (min_channels, 1), "round_to": (round_to, 1), "min_keep": (min_keep, 0)}
+    named = " and ".join(f"{name}={value}" for name, (value, default) in given.items() if value != default)
+    raise EdgePruneError(
+        f"prune: keep is {keep}, but with {named} at least {100 * count / total:.3g} % of the {total} prunable "
+        "channels stay; lower that, or raise keep"
+    )
 
 
 def merge(

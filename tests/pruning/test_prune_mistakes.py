@@ -59,6 +59,51 @@ def test_weights_that_are_not_finite_are_named():
         edgeprune.prune(model, torch.ones(2, 4))
 
 
+def test_layers_without_a_shape_are_run_first():
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(EdgePruneError, match=r"'0.weight' has no shape yet; run the model once"):
+        edgeprune.prune(model, torch.ones(2, 4))
+    model(torch.ones(2, 4))
+    assert edgeprune.prune(model, torch.ones(2, 4)).model[0].weight.shape == (3, 4)
+
+
+def floored(**arguments):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    return edgeprune.prune(model, torch.ones(2, 4), **arguments).plan
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("floor", "says"),
+    [
+        ({"min_channels": 9999}, "keep is 0.5, but with min_channels=9999 at least 100 % of the 24"),
+        ({"round_to": 1000}, "keep is 0.5, but with round_to=1000 at least 100 %"),
+        ({"min_keep": 0.9}, "keep is 0.5, but with min_keep=0.9 at least 95.8 %"),
+    ],
+)
+def test_a_floor_far_above_keep_is_refused(scope, floor, says):
+    with pytest.raises(EdgePruneError, match=says) as caught:
+        floored(scope=scope, **floor)
+    assert "lower that, or raise keep" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"round_to": 8},
+        {"round_to": 8, "keep": 0.3},
+        {"min_channels": 5, "keep": 0.4},
+        {"min_keep": 0.5},
+        {"keep": 0.01},
+        {"keep": 1, "min_channels": 9999},
+    ],
+)
+def test_rounding_and_the_floor_of_small_layers_are_no_mistake(scope, arguments):
+    floored(scope=scope, **arguments)
+
+
 @pytest.mark.parametrize("budgets", [("macs=.4", "macs=.5"), ("macs=.5", "bytes=.5", "macs=.4")])
 def test_a_unit_has_one_limit_on_the_command_line(budgets, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
