@@ -18,6 +18,7 @@ import tomli_w
 from edgeprune.algorithms import algorithm_class
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.protocol import Algorithm
+from edgeprune.data.partitions import KINDS
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet import FleetConfig
 from edgeprune.fleet.description import LATENCIES
@@ -32,6 +33,12 @@ ENGINES = ("local", "processes", "flower", "flare")
 EXECUTORS = ("serial", "batched")
 DEVICES = ("cpu", "cuda")
 MOST_THREADS = 256
+PARTITION_KEYS = {
+    "sorted": ("share",),
+    "shards": ("per_client",),
+    "classes": ("per_client", "per_class"),
+    "dirichlet": ("alpha",),
+}
 
 
 @dataclass(frozen=True)
@@ -159,11 +166,25 @@ def experiment_from(raw: Mapping[str, Any], folder: Path) -> Experiment:
         raise EdgePruneError(f"algorithm.name must be a string, got {name!r}")
     return Experiment(
         task=_fill(TaskConfig, "task", raw.get("task", {})),
-        data=_fill(DataConfig, "data", raw.get("data", {})),
+        data=_data(raw.get("data", {})),
         algorithm=_fill(algorithm_class(name), "algorithm", algorithm),
         fleet=_fleet(raw.get("fleet", {}), folder),
         run=_fill(RunConfig, "run", raw.get("run", {})),
     )
+
+
+def _data(section: Mapping[str, Any]) -> DataConfig:
+    """``[data]``. The keys of another partition stay what they are by default, as in the file that a run writes."""
+    config = _fill(DataConfig, "data", section)
+    read = PARTITION_KEYS.get(config.partition, ())
+    for key in sorted({key for keys in PARTITION_KEYS.values() for key in keys} - set(read)):
+        if config.partition in KINDS and getattr(config, key) != getattr(DataConfig, key):
+            readers = " or ".join(repr(kind) for kind, keys in PARTITION_KEYS.items() if key in keys)
+            raise EdgePruneError(
+                f"data.{key} has no effect with partition {config.partition!r}; leave it out, or set data.partition to "
+                f"{readers}"
+            )
+    return config
 
 
 def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
@@ -258,7 +279,7 @@ def _plain(value: Any) -> Any:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may begin it with a byte-order mark
     except OSError as error:
         raise EdgePruneError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

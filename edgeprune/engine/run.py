@@ -21,7 +21,7 @@ from edgeprune.device.profile import read_profile
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
-from edgeprune.engine.config import DataConfig, Experiment, load_experiment
+from edgeprune.engine.config import PARTITION_KEYS, DataConfig, Experiment, load_experiment
 from edgeprune.engine.emulation import latency_table
 from edgeprune.engine.evaluation import class_shares, client_accuracy
 from edgeprune.engine.events import PENDING, EventTransport
@@ -39,12 +39,6 @@ from edgeprune.pruning import ChannelGraph
 from edgeprune.tasks import Task, evaluate_by_class
 from edgeprune.tasks import get as get_task
 
-PARTITION_KEYS = {
-    "sorted": ("share",),
-    "shards": ("per_client",),
-    "classes": ("per_client", "per_class"),
-    "dirichlet": ("alpha",),
-}
 Watch = Callable[[Checkpoint, Mapping[str, Any]], None]
 
 

@@ -35,6 +35,25 @@ def test_written_file_reads_back_equal(tmp_path):
     assert "patience" in path.read_text()  # complete: defaults are written too
 
 
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["data.alpha=0.1"], "data.alpha has no effect with partition 'iid'.*set data.partition to 'dirichlet'"),
+        (["data.partition=sorted", "data.per_client=3"], "data.per_client has no effect.*to 'shards' or 'classes'"),
+        (["data.partition=shards", "data.per_class=10"], "data.per_class has no effect with partition 'shards'"),
+    ],
+)
+def test_keys_of_another_partition_are_refused(sets, sentence):
+    with pytest.raises(EdgePruneError, match=sentence):
+        load_experiment(None, sets)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "e.toml"
+    path.write_text("[run]\nrounds = 7\n", encoding="utf-8-sig")
+    assert load_experiment(path).run.rounds == 7
+
+
 def test_set_wins_over_the_file(tmp_path):
     path = tmp_path / "e.toml"
     path.write_text('[algorithm]\nname = "adaptcl"\ninterval = 5\n[run]\nrounds = 7\n')
