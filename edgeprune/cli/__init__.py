@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -26,6 +29,7 @@ COMMANDS = {
     "data": "List, fetch and verify data sets.",
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # A group that was called alone; click before 8.2 prints its help without an error.
 _HELP_WANTED: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -59,6 +63,8 @@ def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and a non-zero status, never a traceback."""
     try:
         status = cli.main(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what does not fit is an error here, not a traceback at the interpreter's end
     except EdgePruneError as error:
         _fail(str(error), 1)
     except _HELP_WANTED as error:
@@ -71,8 +77,20 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped; a run goes on with --resume", 130)
     except BrokenPipeError:
+        _drop_output()
         sys.exit(0)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _drop_output()
+        _fail(f"the output cannot be written ({error.strerror}); free some space, or send it elsewhere", 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _drop_output() -> None:
+    """What is still to be printed has no place; without this the interpreter tries once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(sentence: str, status: int) -> None:

@@ -25,11 +25,10 @@ def edgeprune(*arguments, cwd, **kwargs):
     return subprocess.run(
         [sys.executable, "-m", "edgeprune", *map(str, arguments)],
         cwd=cwd,
-        capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        **kwargs,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs},
     )
 
 
@@ -74,6 +73,15 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, arguments, sente
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert sentence in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"] and not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("arguments", [("data", "list"), ("--help",)])
+def test_an_output_that_does_not_fit_is_one_sentence(tmp_path, arguments):
+    with open("/dev/full", "w") as full:
+        done = edgeprune(*arguments, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("edgeprune: the output cannot be written (No space left on device)")
 
 
 def test_a_models_shape_that_cannot_be_followed_is_one_sentence(tmp_path):
