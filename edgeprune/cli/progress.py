@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,8 @@ from rich.text import Text
 
 from edgeprune.engine import Experiment
 from edgeprune.engine.checkpoint import Checkpoint
+from edgeprune.engine.rundir import RunDir
+from edgeprune.errors import EdgePruneError
 
 SHOWN = 16
 
@@ -69,7 +71,15 @@ class Progress:
         self._console.print(Text(text))
 
     def finish(self, summary: Mapping[str, Any], out: Path) -> None:
-        """The result, in one line, and where it lies."""
+        """The result, in one line, and where it lies. EdgePruneError where no update of the whole run was merged."""
+        refused = summary["rejected"] and _all_refused(RunDir(out).metrics())
+        if refused:
+            self._result.print(
+                f"untrained: every update of {summary['rounds']} rounds was refused, and accuracy "
+                f"{summary['accuracy']:.2%} is that of the initial model"
+            )
+            self._result.print(f"written to {out}", markup=False)
+            raise EdgePruneError(f"{out}: nothing was trained, because every update was refused ({refused})")
         self._result.print(
             f"accuracy [bold]{summary['accuracy']:.2%}[/bold] after {summary['rounds']} rounds, "
             f"{summary['time_s']:.1f} s of fleet time, {summary['upload_bytes'] / 1e6:.1f} MB up, "
@@ -82,6 +92,16 @@ class Progress:
         times = [record["update_time_s"][client] for client in record["participants"]]
         spread = f"  slowest/fastest {max(times) / min(times):.2f}" if times and min(times) > 0 else ""
         return Text(f"round {record['round']:>4}/{self._rounds}{accuracy}  fleet time {record['time_s']:.1f} s{spread}")
+
+
+def _all_refused(records: Sequence[Mapping[str, Any]]) -> str:
+    """Why, as the last refusal says; empty where an update was merged."""
+    if any(record["participants"] for record in records):
+        return ""
+    reasons = [reason for record in records for reason in record["rejected"].values()]
+    reason = str(reasons[-1]) if reasons else ""
+    diverged = any(word in reason for word in ("finite", "NaN", "beyond"))
+    return reason if not diverged or "smaller lr" in reason else f"{reason}; a smaller algorithm.lr is the usual cure"
 
 
 def _devices(record: Mapping[str, Any]) -> Table:

@@ -36,7 +36,7 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     message = _answered(reply, "update", asked.plan.id, expected, room, round_, samples, asked.masks)
     loss = message.header.get("loss")
     if not isinstance(loss, float):
-        raise EdgePruneError(f"update reports a loss of {loss!r}, not a finite number")
+        raise EdgePruneError("update reports a loss that is not finite; a smaller lr is the usual cure")
     masks = {name: _mask(name, message, asked) for name in asked.masks}
     tensors = {**message.tensors, **{name: packed.tensor() for name, packed in message.packed.items()}}
     _check_all("update", tensors, expected, changes=asked.job.change)

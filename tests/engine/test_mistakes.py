@@ -63,6 +63,15 @@ def test_updates_that_are_not_finite_are_refused_and_the_old_model_stays(tmp_pat
     assert same(weights(tmp_path / "run"), initial)
 
 
+def test_a_run_without_one_merged_update_fails_and_says_why(tmp_path):
+    sets = [*SETS, "algorithm.name=fedavg", "algorithm.lr=1e30", "algorithm.epochs=5"]
+    result = command("run", "--quiet", "--out", tmp_path / "run", *(part for item in sets for part in ("--set", item)))
+    assert result.exit_code == 1 and isinstance(result.exception, EdgePruneError)
+    assert "untrained: every update of 2 rounds was refused" in " ".join(result.output.split())
+    assert "a smaller" in str(result.exception) and "lr is the usual cure" in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
 def test_a_loss_that_is_not_finite_is_null_in_the_record_and_the_run_resumes(tmp_path):
     start(tmp_path / "run", "algorithm.name=fedavg", "algorithm.server_lr=1e18", "run.evaluate_every=1")
     records = engine.RunDir(tmp_path / "run").metrics()
