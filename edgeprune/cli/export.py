@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,21 +70,27 @@ def command(
     shapes: tuple[str, ...],
     calibration: Path | None,
 ) -> None:
-    """Write the model of RUN_DIR, or a user's MODEL (module:function), as ONNX and show that it computes the same.
+    """Write the model of RUN_DIR, or a MODEL (module:function or a built-in task), as ONNX; show that it computes the
+    same.
 
     The file is re-opened, checked, and compared with torch at batches 1, 2 and 7 (or --batch) before it gets its name.
     """
     from rich.console import Console
 
     from edgeprune.export.of_run import export_run
+    from edgeprune.tasks.builtin import TASKS
 
-    if not Path(source).is_dir() and ":" in source:
+    if not Path(source).is_dir() and (":" in source or source in TASKS):
         if client is not None or recalibrate:
             raise EdgePruneError(f"export: --client and --recalibrate are for runs; {source} is a model")
         _of_model(source, output, target, precision, batch, pruned, shapes, calibration)
         return
+    if pruned is not None and (Path(source) / "config.toml").is_file():
+        raise EdgePruneError(f"export: --pruned goes with the run's task; write {_of_task(source, pruned, output)}")
     if pruned is not None or shapes or calibration is not None:
-        raise EdgePruneError("export: --pruned, --input and --calibration are for a MODEL (module:function), not a run")
+        raise EdgePruneError(
+            "export: --pruned, --input and --calibration are for a MODEL (module:function or a task), not a run"
+        )
     done = export_run(
         Path(source),
         output,
@@ -99,6 +106,14 @@ def command(
     console.print(_table(done))
     for line in _lines(done):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _of_task(run: str, pruned: Path, output: Path) -> str:
+    """The command for a pruned form of the run's model."""
+    from edgeprune.engine import load_experiment
+
+    task = load_experiment(Path(run) / "config.toml").task.name
+    return shlex.join(["edgeprune", "export", task, "--pruned", str(pruned), "-o", str(output)])
 
 
 def _of_model(
@@ -139,6 +154,8 @@ def _of_model(
         f"agrees with torch on {parity.rows} rows of {'real' if parity.real_inputs else 'random'} inputs: largest "
         f"difference {parity.max_abs_diff:.2g}, relative error {parity.relative_error:.2g}"
     )
+    if pruned is None and not found.trained:
+        click.echo(f"{name}: its weights are random; export a run, or add --pruned")
     click.echo(
         f"wrote {output} for {done.target} (opset {done.opset}, IR {done.ir_version}, {precision}), "
         f"{done.size_bytes / 1e3:,.1f} KB"
