@@ -137,10 +137,10 @@ def _check_floors(graph: ChannelGraph, keep: float, min_channels: int, round_to:
     count = sum(min(size, max(each[name], least[name])) for name, size in sizes.items())
     rounding = sum(each[name] for name, size in sizes.items() if each[name] <= size)
     total = graph.map.total
-    if keep == 1 or count < total and count <= keep * total + rounding:
-        return
     given = {"min_channels": (min_channels, 1), "round_to": (round_to, 1), "min_keep": (min_keep, 0)}
     named = " and ".join(f"{name}={value}" for name, (value, default) in given.items() if value != default)
+    if not named or keep == 1 or (count < total and count <= keep * total + rounding):
+        return
     raise EdgePruneError(
         f"prune: keep is {keep}, but with {named} at least {100 * count / total:.3g} % of the {total} prunable "
         "channels stay; lower that, or raise keep"
