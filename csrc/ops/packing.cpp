@@ -114,8 +114,8 @@ void pack_many(const std::vector<PackCall>& calls, Coding coding, bool stochasti
         if (!kernels.pack(task, piece.first, piece.last, piece.rank, piece.last_rank)) bad = piece.tensor;
     });
     if (bad >= 0)
-        fail("%s: a kept value of tensor %d is not finite in %s; %sfind out where it comes from", op,
-             bad.load(), kNames[static_cast<int>(coding)], coding == Coding::f32 ? "" : "use f32, or ");
+        fail("%s: a kept value of tensor %d is not finite in %s; %sfind out where it comes from", op, bad.load(),
+             kNames[static_cast<int>(coding)], coding == Coding::f32 ? "" : "use f32, or ");
 }
 
 void unpack(const View& values, const View& scales, const View& mask, Coding coding, const View& out,
