@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     "--profile", type=click.Path(path_type=Path), help="What 'edgeprune profile' wrote for devices without one."
 )
 @click.option("--objective", metavar="equal|deadline|energy|memory", help="What is scheduled for; equal if not given.")
-@click.option("--deadline", type=Finite(), metavar="SECONDS", help="A round's length, for the objective deadline.")
+@click.option(
+    "--deadline", type=Finite(0, min_open=True), metavar="SECONDS", help="A round's length, for the objective deadline."
+)
 @click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Override a key of the file.")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), help="Folder that holds the data sets.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")

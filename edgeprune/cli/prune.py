@@ -20,7 +20,9 @@ TAYLOR_BATCHES = 8
 @click.command(name="prune")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--keep", type=Finite(), help="Share of the channels to keep; 0.5 when there is no --budget.")
+@click.option(
+    "--keep", type=Finite(0, 1, min_open=True), help="Share of the channels to keep; 0.5 when there is no --budget."
+)
 @click.option(
     "--budget",
     "budgets",
@@ -152,13 +154,17 @@ def _order(path: Path, graph: ChannelGraph, rank: Any) -> Any:
     from edgeprune.pruning import Ranking
 
     try:
-        if path.exists():
-            return Ranking.from_json(path.read_text(encoding="utf-8"), graph)
-        found = rank()
-        path.write_text(found.to_json(), encoding="utf-8")
-        return found
+        text = path.read_text(encoding="utf-8") if path.exists() else None
+        if text is None:
+            found = rank()
+            path.write_text(found.to_json(), encoding="utf-8")
+            return found
     except (OSError, UnicodeDecodeError) as error:
         raise EdgePruneError(f"--order {path}: cannot be read or written ({error})") from None
+    try:
+        return Ranking.from_json(text, graph)
+    except EdgePruneError as error:
+        raise EdgePruneError(f"--order {path}: {error}") from None
 
 
 def _data(source: Source, data_dir: str | None) -> Any:

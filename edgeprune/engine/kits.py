@@ -88,7 +88,7 @@ def prepare_folder(federation: Federation) -> None:
 def read_kit(folder: Path) -> Kit:
     """The kit in ``folder``. Raises :class:`EdgePruneError` if it is not one, or of another version."""
     try:
-        kit = Kit(**tomllib.loads((folder / KIT).read_text(encoding="utf-8")))
+        kit = Kit(**tomllib.loads((folder / KIT).read_text(encoding="utf-8-sig")))
         split_address(kit.address)
     except OSError:
         raise EdgePruneError(f"{folder}: not a kit (no {KIT}); copy the folder that 'edgeprune serve' made") from None

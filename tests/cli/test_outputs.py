@@ -64,6 +64,16 @@ def test_what_is_no_number_is_refused(command: tuple[str, ...], tmp_path: Path) 
     assert len(done.stderr.splitlines()) == 1 and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "bounds"), [("prune", "--keep", "0<x<=1"), ("plan", "--deadline", "x>0")]
+)
+def test_bounds_are_said_and_kept(command: str, option: str, bounds: str, tmp_path: Path) -> None:
+    told = edgeprune(command, "--help", cwd=tmp_path).stdout
+    assert f"[{bounds}]" in told and "None" not in told
+    done = edgeprune(command, "digits", option, "0", cwd=tmp_path)
+    assert done.returncode == 2 and f"'{option}': 0.0 is not in the range {bounds}" in done.stderr
+
+
 @pytest.mark.parametrize("group", [(), ("data",), ("bench",)], ids=["edgeprune", "data", "bench"])
 def test_a_group_alone_shows_its_help_in_lines(group: tuple[str, ...], tmp_path: Path) -> None:
     alone, asked = edgeprune(*group, cwd=tmp_path), edgeprune(*group, "--help", cwd=tmp_path)

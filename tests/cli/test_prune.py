@@ -107,6 +107,20 @@ def test_the_pruned_model_exports_from_its_folder(beside: Path) -> None:
     assert not Path("n.onnx").exists()
 
 
+def test_a_pruned_task_exports_under_the_tasks_name(run_dir: Path, beside: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert invoke(run_dir, "--keep", 0.5, "-o", "small").exit_code == 0
+    done = CliRunner().invoke(export.command, [str(run_dir), "--pruned", "small", "-o", "m.onnx"])
+    said = str(done.exception)
+    assert isinstance(done.exception, EdgePruneError) and "export digits --pruned small -o m.onnx" in said
+    args = said.partition("edgeprune export ")[2].split()
+    done = CliRunner().invoke(export.command, args)
+    assert done.exit_code == 0 and "agrees with torch" in done.output, (done.output, done.exception)
+    assert "random;" not in done.output and Path("m.onnx").exists()
+    done = CliRunner().invoke(export.command, ["digits", "-o", "n.onnx"])
+    assert done.exit_code == 0 and "its weights are random" in done.output, (done.output, done.exception)
+
+
 def test_what_stays_and_where_the_weights_come_from(beside: Path) -> None:
     state = {n: t + 1 for n, t in own().state_dict().items()}
     safetensors.torch.save_file(state, "w.safetensors")
@@ -169,7 +183,7 @@ def test_a_runs_checkpoint_with_its_data(run_dir: Path, tmp_path: Path) -> None:
         (["own_net:pair", "--budget", "ms=3"], "milliseconds need measured times"),
         (["own_net:pair", "--latency", "no/t.json"], "does not exist"),
         (["own_net:pair", "--latency", "own_net.py"], "not JSON"),
-        (["own_net:pair", "--order", "own_net.py"], "not a ranking"),
+        (["own_net:pair", "--order", "own_net.py"], "--order own_net.py: this is not a ranking"),
         (["own_net:pair", "--weights", "own_net.py"], "is not a safetensors file"),
         (["own_net:pair", "--weights", "none.safetensors"], "cannot be read"),
         (["own_net:pair", "--protect", "heads"], "no tensor of the model matches 'heads'"),
