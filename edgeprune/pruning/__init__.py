@@ -91,7 +91,7 @@ def prune(
     ``graph``: that of this model, if it is there already (then those three are not looked at).
     The network's inputs and outputs keep their size, and so does what the graph cannot follow (``.graph.notes`` names
     it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it, no plan fits the budget,
-    the floors (``min_channels``, ``min_keep``, ``round_to``) keep far more than ``keep``, or there is nothing to cut.
+    the floors (``min_channels``, ``min_keep``, ``round_to``) leave nothing to cut, or there is nothing to cut.
     """
     check_scope(scope)
     if graph is None:
@@ -131,20 +131,18 @@ def _check(model: nn.Module, graph: ChannelGraph, keep: object, budget: object, 
 
 
 def _check_floors(graph: ChannelGraph, keep: float, min_channels: int, round_to: int, min_keep: float) -> None:
-    """EdgePruneError where the smallest plan allowed keeps a step in each group more than ``keep``, or everything."""
+    """EdgePruneError where floors leave nothing to cut, or keep a larger share of every group than ``keep``."""
     sizes, each = graph.map.groups, steps(graph, round_to)
     least = floors(graph, min_channels, round_to, min_keep)
     count = sum(min(size, max(each[name], least[name])) for name, size in sizes.items())
-    rounding = sum(each[name] for name, size in sizes.items() if each[name] <= size)
-    total = graph.map.total
     given = {"min_channels": (min_channels, 1), "round_to": (round_to, 1), "min_keep": (min_keep, 0)}
     named = " and ".join(f"{name}={value}" for name, (value, default) in given.items() if value != default)
-    if not named or keep == 1 or (count < total and count <= keep * total + rounding):
-        return
-    raise EdgePruneError(
-        f"prune: keep is {keep}, but with {named} at least {100 * count / total:.3g} % of the {total} prunable "
-        "channels stay; lower that, or raise keep"
-    )
+    if named and keep != 1 and (count == graph.map.total or min_keep > keep):
+        raise EdgePruneError(
+            f"prune: keep is {keep}, but with {named} at least {100 * count / graph.map.total:.3g} % of the "
+            f"{graph.map.total} prunable channels stay; lower that, or raise keep"
+        )
+
 
 
 def merge(

@@ -82,7 +82,7 @@ def floored(**arguments):
         ({"min_keep": 0.9}, "keep is 0.5, but with min_keep=0.9 at least 95.8 %"),
     ],
 )
-def test_a_floor_far_above_keep_is_refused(scope, floor, says):
+def test_a_floor_that_leaves_nothing_to_cut_is_refused(scope, floor, says):
     with pytest.raises(EdgePruneError, match=says) as caught:
         floored(scope=scope, **floor)
     assert "lower that, or raise keep" in str(caught.value) and "\n" not in str(caught.value)
@@ -95,12 +95,13 @@ def test_a_floor_far_above_keep_is_refused(scope, floor, says):
         {"round_to": 8},
         {"round_to": 8, "keep": 0.3},
         {"min_channels": 5, "keep": 0.4},
+        {"min_channels": 8, "keep": 0.1},
         {"min_keep": 0.5},
         {"keep": 0.01},
         {"keep": 1, "min_channels": 9999},
     ],
 )
-def test_rounding_and_the_floor_of_small_layers_are_no_mistake(scope, arguments):
+def test_a_floor_that_leaves_something_to_cut_is_no_mistake(scope, arguments):
     floored(scope=scope, **arguments)
 
 
