@@ -144,7 +144,6 @@ def _check_floors(graph: ChannelGraph, keep: float, min_channels: int, round_to:
         )
 
 
-
 def merge(
     state: Mapping[str, Tensor],
     updates: Sequence[tuple[SubmodelPlan, Mapping[str, Tensor], float]],
