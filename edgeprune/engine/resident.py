@@ -102,6 +102,7 @@ class Resident:
         if isinstance(round_, int):
             if round_ < self._round:  # another run has begun, or this one again: what was owed is owed no more
                 self._worker, self._plan = self._new(), ""
+                self._given.clear()
             self._round = round_
         cpu, began = _cpu_s(), perf_counter()
         self._meter.begin()
