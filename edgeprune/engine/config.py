@@ -18,7 +18,6 @@ import tomli_w
 from edgeprune.algorithms import algorithm_class
 from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.protocol import Algorithm
-from edgeprune.data.partitions import KINDS
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet import FleetConfig
 from edgeprune.fleet.description import LATENCIES
@@ -174,15 +173,14 @@ def experiment_from(raw: Mapping[str, Any], folder: Path) -> Experiment:
 
 
 def _data(section: Mapping[str, Any]) -> DataConfig:
-    """``[data]``. The keys of another partition stay what they are by default, as in the file that a run writes."""
+    """``[data]``. A key of a partition that was not asked for shows that one was meant."""
     config = _fill(DataConfig, "data", section)
-    read = PARTITION_KEYS.get(config.partition, ())
-    for key in sorted({key for keys in PARTITION_KEYS.values() for key in keys} - set(read)):
-        if config.partition in KINDS and getattr(config, key) != getattr(DataConfig, key):
-            readers = " or ".join(repr(kind) for kind, keys in PARTITION_KEYS.items() if key in keys)
+    for key in section:
+        readers = [repr(kind) for kind, keys in PARTITION_KEYS.items() if key in keys]
+        if readers and "partition" not in section and repr(config.partition) not in readers:
             raise EdgePruneError(
                 f"data.{key} has no effect with partition {config.partition!r}; leave it out, or set data.partition to "
-                f"{readers}"
+                f"{' or '.join(readers)}"
             )
     return config
 
