@@ -167,8 +167,9 @@ def accuracy(found: dict[str, Any], task: str, of: Rows) -> list[float]:
 
 
 def gap_at_equal_time(of: Rows, ours: dict[str, Any]) -> float | None:
-    """Points over the best baseline as it was at the virtual time at which ``ours`` ended (means of three evaluations);
-    None where a baseline of that seed is missing or had not been evaluated three times by then."""
+    """Points over the best baseline as it was at the virtual time at which ``ours`` ended, or at its own end where that
+    came first (means of three evaluations); None where a baseline of that seed is missing or had not been evaluated
+    three times by then."""
     seed, best = ours["cell"]["seed"], []
     for name in SYNCHRONOUS:
         for other in of.get(name, []):

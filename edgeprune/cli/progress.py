@@ -99,9 +99,7 @@ def _all_refused(records: Sequence[Mapping[str, Any]]) -> str:
     if any(record["participants"] for record in records):
         return ""
     reasons = [reason for record in records for reason in record["rejected"].values()]
-    reason = str(reasons[-1]) if reasons else ""
-    diverged = any(word in reason for word in ("finite", "NaN", "beyond"))
-    return reason if not diverged or "smaller lr" in reason else f"{reason}; a smaller algorithm.lr is the usual cure"
+    return str(reasons[-1]) if reasons else ""
 
 
 def _devices(record: Mapping[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -49,10 +50,12 @@ def pack(
     if density is not None:
         if mask is not None:
             raise EdgePruneError("pack: give either mask or density, not both")
-        with _kept_on_error(residual):
-            packed = _largest(state, density, dtype, residual, seed)
-            whole = {name: x for name, x in state.items() if name not in packed}
-            return encode(Message("state", 0, "", "", whole, packed=packed))
+        whole = {name: x for name, x in state.items() if not _is_selected(x)}
+        if residual is not None:  # the names and what goes whole are refused before a residual is changed
+            none = {name: x.new_empty((0,) * x.dim()) for name, x in state.items() if name not in whole}
+            encode(Message("state", 0, "", "", whole | none))
+        packed = pack_largest(state, density, dtype, residual, seed)
+        return encode(Message("state", 0, "", "", whole, packed=packed))
     bitmaps = _bitmaps(mask or {}, {name: tuple(x.shape) for name, x in state.items()})
     packed = {
         name: pack_tensor(x, bitmaps.get(name), dtype, name=name, known=not send_mask and name in bitmaps, seed=seed)
@@ -132,20 +135,14 @@ def pack_largest(
     seed: int | None = None,
 ) -> dict[str, PackedTensor]:
     """The floating tensors of ``state``, of each only what belongs to the largest of all. As :func:`pack`."""
-    with _kept_on_error(residual):
-        return _largest(state, density, dtype, residual, seed)
-
-
-def _largest(
-    state: Mapping[str, Tensor], density: float, dtype: str | None, residual: dict[str, Tensor] | None, seed: int | None
-) -> dict[str, PackedTensor]:
     if not is_number(density) or not 0 < density <= 1:
         raise EdgePruneError(f"pack: density is {shown(density)}; it is a share of the elements, in (0, 1]")
-    names = [name for name, x in state.items() if x.dtype in _WORK and x.numel()]
+    names = [name for name, x in state.items() if _is_selected(x)]
     owns = [state[name].detach().cpu().contiguous().reshape(-1) for name in names]
     xs = [own.float() for own in owns]
-    for name, own, x in zip(names, owns, xs, strict=True):
-        if not all_finite(x):  # or a float64 that float32, in which they are compared, cannot hold
+    peaks = [_peak(x) for x in xs]
+    for name, own, peak in zip(names, owns, peaks, strict=True):
+        if not math.isfinite(peak):  # or a float64 that float32, in which they are compared, cannot hold
             if not all_finite(own):
                 raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
             if residual is not None:
@@ -158,13 +155,19 @@ def _largest(
             written(own, x, m, coding, seed, name) if coding else _as_it_is(own, m) for own, x, m, coding, name in every
         ]
     else:
-        owed = [_residual(residual, name, state[name]) for name in names]
-        masks, done = _with_feedback(names, xs, owed, density, codings, seed)
-        for name, mask, values, coding, rest in zip(names, masks, done, codings, owed, strict=True):
-            narrow = state[name].dtype
-            if coding == "i8" and narrow.itemsize == 2:  # what is read is rounded once more, to 16 bits
-                read = ops.unpack(values.values, values.scales, mask, rest.numel(), coding)
-                rest += read - read.to(narrow).float()
+        held = {name: _residual(residual, name, state[name]) for name in names}
+        owed = [rest.detach().view(-1) for rest in held.values()]
+        every_peak = zip(peaks, owed, codings, owns, strict=True)
+        fits = all(peak + _peak(rest) < _limit(coding, own.dtype) for peak, rest, coding, own in every_peak)
+        with _kept_on_error([] if fits else owed):
+            masks, done = _with_feedback(names, xs, owed, density, codings, seed)
+            for name, own, mask, values, coding, rest in zip(names, owns, masks, done, codings, owed, strict=True):
+                if coding == "i8" and own.dtype.itemsize == 2:  # what is read is rounded once more, to 16 bits
+                    read = ops.unpack(values.values, values.scales, mask, rest.numel(), coding)
+                    rest += read - read.to(own.dtype).float()
+                    if not fits and not all_finite(rest):
+                        raise EdgePruneError(f"pack: {name!r} with its residual holds a value beyond its own type")
+        residual.update(held)
     packed = {}
     for name, mask, values in zip(names, masks, done, strict=True):
         x = state[name]
@@ -172,6 +175,21 @@ def _largest(
         coding, kept = coding_of(x.dtype, as_sent), ops.mask_count(mask)
         packed[name] = PackedTensor(tuple(x.shape), x.dtype, coding, values.values, values.scales, mask, kept)
     return packed
+
+
+def _is_selected(x: Tensor) -> bool:
+    return x.dtype in _WORK and x.numel() > 0
+
+
+def _peak(x: Tensor) -> float:
+    """The largest magnitude, NaN where there is one, in one pass."""
+    low, high = torch.aminmax(x)
+    return max(abs(float(low)), float(high)) if low == low else math.nan
+
+
+def _limit(coding: str, own: torch.dtype) -> float:
+    """Below it no rounding to ``coding``, nor to ``own`` after that, makes an infinity of a value."""
+    return torch.finfo(torch.float16 if "f16" in (coding, _WORK[own]) else torch.float32).max / 2
 
 
 def _as_it_is(x: Tensor, mask: Tensor) -> ops.Packed:
@@ -191,13 +209,15 @@ def _written(own: torch.dtype, dtype: str | None, exact: bool) -> str:
     return "" if exact and own is torch.float64 else _WORK[own]
 
 
-def _residual(residual: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    held = residual.setdefault(name, torch.zeros(x.shape))
+def _residual(residual: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    held = residual.get(name)
+    if held is None:
+        return torch.zeros(x.shape)
     if not isinstance(held, Tensor):
         raise EdgePruneError(f"pack: the residual of {name!r} is {shown(held)}; start with an empty dict")
-    if held.dtype is not torch.float32 or held.shape != x.shape or not held.is_contiguous() or held.is_cuda:
+    if held.dtype is not torch.float32 or held.shape != x.shape or not held.is_contiguous() or not held.is_cpu:
         raise EdgePruneError(f"pack: the residual of {name!r} is not that tensor's; start with an empty dict")
-    return held.view(-1)
+    return held
 
 
 def _with_feedback(
@@ -220,21 +240,14 @@ def _with_feedback(
 
 
 @contextmanager
-def _kept_on_error(residual: dict[str, Tensor] | None) -> Iterator[None]:
-    """Whatever is raised, ``residual`` then holds what it held before: the operators add to its tensors in place."""
-    if residual is None:
-        yield
-        return
-    before = dict(residual)
-    usable = {n: x for n, x in before.items() if isinstance(x, Tensor) and x.layout is torch.strided}
-    copies = {name: held.detach().clone() for name, held in usable.items() if held.is_contiguous()}
+def _kept_on_error(residuals: list[Tensor]) -> Iterator[None]:
+    """Whatever is raised, ``residuals`` then hold what they held before: the operators add to them in place."""
+    copies = [rest.clone() for rest in residuals]
     try:
         yield
     except BaseException:
-        for name in residual.keys() - before.keys():
-            del residual[name]
-        for name, copy in copies.items():
-            before[name].detach().copy_(copy)
+        for rest, copy in zip(residuals, copies, strict=True):
+            rest.copy_(copy)
         raise
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from short_runs import SETS
 
+from edgeprune import engine
 from edgeprune.engine import load_experiment
 from edgeprune.fleet import LatencyTable
 
@@ -40,3 +43,17 @@ def small(latency):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of two rounds."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    engine.start(engine.prepare(load_experiment(None, SETS)), path)
+    return path
+
+
+@pytest.fixture
+def ran(finished, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(finished, tmp_path / "ran")

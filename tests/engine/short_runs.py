@@ -7,10 +7,15 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 
 from edgeprune import engine
+from edgeprune.cli import cli
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
+
+# What an experiment of a second sets.
+SETS = ["run.rounds=2", "data.samples=100", "fleet.devices=2"]
 
 
 class Killed(BaseException):
@@ -21,6 +26,11 @@ def maker(latency, *shared: str):
     """``make("key.path=value", ...)``: an experiment of ``shared`` and these, on one thread, with a fixed table."""
     fixed = ("run.threads=1", f"fleet.latency={json.dumps(str(latency))}")
     return lambda *sets: engine.load_experiment(None, [*fixed, *shared, *sets])
+
+
+def command(*arguments):
+    """The outcome of ``edgeprune ARGUMENTS`` in this process."""
+    return CliRunner().invoke(cli, [str(item) for item in arguments], catch_exceptions=True)
 
 
 def weights(path):

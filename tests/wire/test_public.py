@@ -207,6 +207,22 @@ def test_an_error_leaves_the_residual_as_it_was(call, other):
         call(sent, density=0.4, residual={"c": torch.zeros(1).expand(4)})
 
 
+def test_what_a_residual_makes_too_large_for_the_tensors_own_type_is_refused():
+    sent, residual = {"w": torch.tensor([65500.0, 1]).half()}, {"w": torch.tensor([60.0, 0.25])}
+    with pytest.raises(EdgePruneError, match="'w' with its residual holds a value beyond its own type"):
+        edgeprune.pack(sent, density=0.5, dtype="int8", residual=residual)
+    assert residual["w"].tolist() == [60, 0.25]
+
+
+@pytest.mark.parametrize("other", [{"\ud800": torch.ones(2)}, {"q": torch.ones(2, dtype=torch.cfloat)}], ids=["a", "b"])
+def test_what_cannot_travel_is_refused_before_the_residual_is_changed(other):
+    residual = {"w": torch.tensor([0.1, 0.2])}
+    for held in (residual, {}):
+        with pytest.raises(EdgePruneError, match="UTF-8|cannot travel"):
+            edgeprune.pack({"w": torch.ones(2), **other}, density=0.5, residual=held)
+    assert torch.equal(residual["w"], torch.tensor([0.1, 0.2])) and not held
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -222,6 +238,7 @@ def test_an_error_leaves_the_residual_as_it_was(call, other):
         {"mask": {"w": TRUE.to("meta")}},
         {"density": 0.5, "residual": []},
         {"density": 0.5, "residual": {"w": 3}},
+        {"density": 0.5, "residual": {"w": torch.zeros(3, device="meta")}},
         {"seed": 1.5},
     ],
     ids=lambda bad: "-".join(bad),
