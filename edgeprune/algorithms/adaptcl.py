@@ -27,11 +27,12 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 
 from edgeprune.algorithms import rate_learner
-from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
+from edgeprune.algorithms.averaging import MergeRule, average, check_averaging, summing
 from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import assign_plans, check_least_zero, override
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point, Scale
+from edgeprune.algorithms.running_mean import Summing
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning import importance as channel_importance
@@ -125,6 +126,10 @@ class AdaptCL:
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """Each worker its sub-model."""
         return assign_plans(setting, state)
+
+    def summing(self, setting: Setting, state: State) -> Summing | None:
+        """The mean is all that a merge needs."""
+        return summing(self.merge_rule, self.merge_by, self.clip_norm)
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """Average, remember the times, and every ``interval`` rounds set new retentions."""

@@ -17,10 +17,11 @@ from typing import ClassVar
 
 import torch
 
-from edgeprune.algorithms.averaging import MergeRule, average, check_averaging
+from edgeprune.algorithms.averaging import MergeRule, average, check_averaging, summing
 from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import WholeModel
 from edgeprune.algorithms.protocol import Job, Setting, State, Update
+from edgeprune.algorithms.running_mean import Summing
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.robust import STATISTICS
 
@@ -60,6 +61,10 @@ class FedAvg(WholeModel):
         """The change, where less than all of it is sent."""
         own = super().job()
         return replace(own, change=own.change or self.density < 1, density=self.density)
+
+    def summing(self, setting: Setting, state: State) -> Summing | None:
+        """The mean is all that a merge needs."""
+        return summing(self.merge_rule, clip_norm=self.clip_norm)
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """The mean, or a step of server momentum towards it."""

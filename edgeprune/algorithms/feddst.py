@@ -27,6 +27,7 @@ from edgeprune import ops, wire
 from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
+from edgeprune.algorithms.running_mean import largest, whole_weights
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import SubmodelPlan, masks
 
@@ -197,21 +198,6 @@ def mean_of_holders(model: Mapping[str, Tensor], updates: Sequence[Update]) -> d
         packed = {name: wire.pack_tensor(t, update.masks.get(name), name=name) for name, t in update.state.items()}
         total.add(packed, weight)
     return total.finish(model)
-
-
-def largest(tensors: Sequence[Tensor]) -> float:
-    """The largest magnitude in ``tensors``, at least 1; 1 for whole numbers and where there is nothing."""
-    ends = [t.aminmax() for t in tensors if t.is_floating_point() and t.numel()]
-    return max([1.0, *(max(-float(low), float(high)) for low, high in ends)])
-
-
-def whole_weights(samples: Sequence[int]) -> list[int]:
-    """``samples``, or where they come to more than the accumulator holds, whole numbers in the same proportions, at
-    least 1 and right to 1 in 2^22 of all."""
-    total, most = sum(samples), 1 << wire.MAX_WEIGHT_BITS
-    if total < most:
-        return list(samples)
-    return [max(1, round(count * (most / 4) / total)) for count in samples]
 
 
 def _moves(old: Mapping[str, Tensor], sent: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from edgeprune.algorithms.averaging import average
 from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide, assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
+from edgeprune.algorithms.running_mean import Summing
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
 
@@ -49,6 +50,10 @@ class HeteroFL(ClientSide):
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """Each client of the round its sub-model."""
         return assign_plans(setting, state, self.participants(setting, state.round), self.job())
+
+    def summing(self, setting: Setting, state: State) -> Summing | None:
+        """The mean is all that a merge needs."""
+        return Summing()
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """The mean over each weight's holders."""

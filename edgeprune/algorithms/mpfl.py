@@ -31,6 +31,7 @@ from edgeprune.algorithms.averaging import average
 from edgeprune.algorithms.barrier import ALL, Barrier
 from edgeprune.algorithms.clients import ClientSide, assign_plans
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
+from edgeprune.algorithms.running_mean import Summing
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.importance import scores
@@ -88,6 +89,10 @@ class MPFL(ClientSide):
         left = 1 - state.round * self.step
         job = Job(propose=self.step if self.consensus == "public" else self.step / left)
         return [Assignment(client, state.plans[client], {}, recipe, job=job) for client in setting.clients]
+
+    def summing(self, setting: Setting, state: State) -> Summing | None:
+        """After the votes the mean is all that a merge needs."""
+        return Summing() if state.round >= self.iterations else None
 
     def merge(self, setting: Setting, state: State, updates: Sequence[Update]) -> State:
         """Count the votes, or average the weights."""

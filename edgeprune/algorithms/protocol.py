@@ -162,7 +162,9 @@ class Algorithm(Protocol):
     The engine calls ``init`` once, then per round ``assign`` (server), ``train`` (device) and ``merge`` (server).
     ``barrier`` says for whom a round waits (barrier.py). ``calibrate``: passes over the devices' data in which
     batch-norm statistics are measured anew before the global model is used (calibration.py).
-    An algorithm may also have ``facts(setting, state)``: JSON-able figures for the round's record.
+    An algorithm may also have ``facts(setting, state)``: JSON-able figures for the round's record; and
+    ``summing(setting, state)``: a running_mean.Summing where the coming round's merge needs no more of the updates'
+    weights than ``average`` of them, None elsewhere. They are summed as they come then, and not held.
     """
 
     name: ClassVar[str]

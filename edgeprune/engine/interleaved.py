@@ -32,9 +32,8 @@ class InterleavedServer(Server):
         asked, sent, control = self._ask(at)
         self.transport.begin(round_, sent, at.time_s, self.patience)
         flight = dict(at.flight)
-        flight.update({c: Sent(a, round_, at.time_s, len(sent[c])) for c, a in asked.items()})
-        downloaded, uploaded = sum(map(len, sent.values())), 0
-        del sent
+        flight.update({c: Sent(a, round_, at.time_s, sent.sizes[c]) for c, a in asked.items()})
+        downloaded, uploaded = sum(sent.sizes.values()), 0
         working = {client: flight[client] for client in self.setting.clients if client in flight}
 
         barrier = self.algorithm.barrier
@@ -81,7 +80,7 @@ class InterleavedServer(Server):
             updates,
             rejected,
             now - at.time_s,
-            control,
+            control + sent.seconds,
             {client: was.asked.plan.retention for client, was in working.items()},
             _busy(working, came, flight, at.time_s, now),
             flight,

@@ -11,7 +11,7 @@ from torch import Tensor
 from edgeprune import wire
 from edgeprune.algorithms.training import planned_steps
 from edgeprune.engine.executor import Executor, Outcome
-from edgeprune.engine.transport import Collected, Reply
+from edgeprune.engine.transport import Collected, Reply, Take
 from edgeprune.engine.worker import Answer, Order, Worker
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
@@ -37,7 +37,7 @@ class LocalTransport:
         self._seed = seed
         self._executor = executor
         self._round = 0
-        self._sent: dict[str, bytes] = {}
+        self._sent: Mapping[str, bytes] = {}
 
     def nodes(self) -> Sequence[str]:
         """Every device of the fleet; one that will not answer is found out by waiting, as in the field."""
@@ -46,11 +46,11 @@ class LocalTransport:
     def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
         """Take the bytes; the work is done when they are asked for."""
         self._round = round_
-        self._sent = dict(assignments)
+        self._sent = assignments
 
-    def pull(self, clients: Sequence[str], patience: float) -> Collected:
+    def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:
         """Train and charge; the wait ends with the last arrival, or with the end of patience if one is missing."""
-        replies = self._answers(clients)
+        replies = self._answers(clients, take)
         if replies and all(reply.fault for reply in replies):  # nothing of this fleet can go on
             raise EdgePruneError(f"{replies[0].client}: {replies[0].fault}")
         arrived = [reply.update_time_s for reply in replies if reply.blob is not None]
@@ -61,33 +61,36 @@ class LocalTransport:
         return Collected(tuple(replies), waited)
 
     def cancel(self, clients: Sequence[str]) -> None:
-        """Forget what was sent to them."""
-        for client in clients:
-            self._sent.pop(client, None)
+        """Nothing to do: work begins when it is asked for."""
 
     def memory(self) -> Mapping[str, Tensor]:
         """What error feedback owes on every device, as "device/tensor"."""
         return {f"{client}/{n}": t for client, worker in self._workers.items() for n, t in worker.residual.items()}
 
-    def _answers(self, clients: Sequence[str]) -> list[Reply]:
-        """Everybody's reply, in the order asked for."""
-        sent = {client: self._sent.pop(client) for client in clients}
+    def _answers(self, clients: Sequence[str], take: Take | None = None) -> list[Reply]:
+        """Everybody's reply, in the order asked for, or what ``take`` made of it."""
+        sizes: dict[str, int] = {}
         replies: dict[str, Reply] = {}
 
+        def keep(reply: Reply) -> None:
+            replies[reply.client] = take(reply) if take and reply.blob is not None else reply
+
         def orders() -> Iterator[Order]:
-            for client, blob in sent.items():
+            for client in clients:
+                blob = self._sent[client]
+                sizes[client] = len(blob)
                 opened = self._workers[client].open(blob)
                 if isinstance(opened, Answer):
-                    replies[client] = self._answered(client, blob, opened)
+                    keep(self._answered(client, len(blob), opened))
                 else:
                     yield opened
 
         for order, done in self._executor(orders()):
             client = order.message.client
-            replies[client] = self._closed(client, sent[client], order, done)
+            keep(self._closed(client, sizes[client], order, done))
         return [replies[client] for client in clients]
 
-    def _closed(self, client: str, sent: bytes, order: Order, done: Outcome) -> Reply:
+    def _closed(self, client: str, sent: int, order: Order, done: Outcome) -> Reply:
         """The answer to an order, or as from a device of its own why there is none."""
         if isinstance(done, EdgePruneError):
             return self._failed(client, sent, order, done)
@@ -97,19 +100,19 @@ class LocalTransport:
             return self._failed(client, sent, order, error)
         return self._answered(client, sent, answer)
 
-    def _failed(self, client: str, sent: bytes, order: Order, error: EdgePruneError) -> Reply:
+    def _failed(self, client: str, sent: int, order: Order, error: EdgePruneError) -> Reply:
         """No bytes, after the time that the work would have taken."""
         nothing = Answer(b"", order.plan, planned_steps(len(order.data), order.recipe), 0, order.rebuilt)
         return replace(self._charged(client, sent, nothing), fault=str(error))
 
-    def _answered(self, client: str, sent: bytes, answer: Answer) -> Reply:
+    def _answered(self, client: str, sent: int, answer: Answer) -> Reply:
         blob = _spoiled(answer, self._fleet[client], self._round)
         return replace(self._charged(client, sent, answer), blob=blob)
 
-    def _charged(self, client: str, sent: bytes, answer: Answer) -> Reply:
+    def _charged(self, client: str, sent: int, answer: Answer) -> Reply:
         """What the answer took, still without its bytes."""
         size = size_of(self._graph, answer.plan.counts, answer.plan.dropped)
-        work = Work(len(sent), len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
+        work = Work(sent, len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
         cost = charge(self._fleet[client], work, self._table, round_=self._round, seed=self._seed)
         parts = {
             "download": cost.download_s,

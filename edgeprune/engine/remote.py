@@ -7,7 +7,7 @@ the same for all of them stands here: tokens, deadlines, late and double answers
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -18,7 +18,7 @@ from torch import Tensor
 from edgeprune.engine import frames
 from edgeprune.engine.carrier import Carrier, Delivery
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.transport import Arrival, Collected, Reply
+from edgeprune.engine.transport import Arrival, Collected, Reply, Take
 from edgeprune.errors import EdgePruneError
 
 ROOM = 1 << 20  # bytes that an answer may have beside twice its question
@@ -139,28 +139,40 @@ class RemoteTransport:
         for client, blob in assignments.items():
             self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_)
 
-    def pull(self, clients: Sequence[str], patience: float) -> Collected:
+    def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:
         """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
-        that answered, or that device itself the last time; and never longer than the deadline."""
+        that answered, or that device itself the last time; and never longer than the deadline.
+
+        Between two replies that are taken it looks for more, for an answer's time counts until it is seen."""
         replies: dict[str, Reply] = {}
+        waiting: deque[str] = deque()  # whose replies are not taken yet
         while len(replies) < len(clients):
             left = self._until(clients, replies, patience) - self._clock()
             if left <= 0:
                 break
-            for delivery in self._carrier.receive(min(left, 1.0)):
+            for delivery in self._carrier.receive(0.0 if waiting else min(left, 1.0)):
                 reply = self._settled(delivery)
                 if reply is None:
                     continue
-                if delivery.token == self._now.get(reply.client):
-                    replies.setdefault(reply.client, reply)
-                else:  # to an earlier question, whose answer is still wanted: a round that does not wait for all
+                if delivery.token != self._now.get(reply.client):
+                    # To an earlier question, whose answer is still wanted: a round that does not wait for all.
                     self._keep(reply, delivery)
+                elif reply.client not in replies:
+                    replies[reply.client] = reply
+                    if take and reply.blob is not None:
+                        waiting.append(reply.client)
+            if take and waiting:
+                client = waiting.popleft()
+                replies[client] = take(replies[client])
         waited = self._clock() - self._pushed_s
         missing = [client for client in clients if client not in replies]
         self.cancel(missing)
         for client in missing:
             self._round.counts["missing"] += 1
             replies[client] = Reply(client, None, waited)
+        while take and waiting:
+            client = waiting.popleft()
+            replies[client] = take(replies[client])
         return Collected(tuple(replies[client] for client in clients), waited)
 
     def begin(self, round_: int, assignments: Mapping[str, bytes], now_s: float, patience: float) -> None:

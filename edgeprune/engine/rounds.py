@@ -13,8 +13,11 @@ from torch import Tensor
 from edgeprune import wire
 from edgeprune.algorithms.calibration import MEAN, VAR, pooled
 from edgeprune.algorithms.protocol import Algorithm, Assignment, Job, Setting, State, Update
-from edgeprune.engine.acceptance import accept, checked
+from edgeprune.algorithms.running_mean import RunningMean
+from edgeprune.engine.acceptance import checked
 from edgeprune.engine.checkpoint import Checkpoint, Sent
+from edgeprune.engine.intake import Intake
+from edgeprune.engine.outbox import Outbox
 from edgeprune.engine.transport import Reply, Transport
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import SubmodelPlan
@@ -87,25 +90,43 @@ class Server:
         """Ask, wait for all, accept."""
         round_ = at.state.round + 1
         asked, sent, control = self._ask(at)
+        intake = self._intake(at, asked, sent)
         self.transport.push(round_, sent)
-        sizes = {client: len(blob) for client, blob in sent.items()}
-        del sent  # a round of many clients is measured in models: nothing is kept that is not needed any more
-        collected = self.transport.pull(list(asked), self.patience)
-        replies, seconds = list(collected.replies), collected.seconds
-        del collected
-        busy = {reply.client: reply.update_time_s for reply in replies if reply.blob is not None}
-        came = sum(len(reply.blob) for reply in replies if reply.blob is not None)
-        updates, rejected = self._sort(replies, asked, sizes, round_)
+        collected = self.transport.pull(list(asked), self.patience, intake.take)
+        updates, rejected = intake.close(collected.replies)
+        busy = {reply.client: reply.update_time_s for reply in collected.replies if reply.blob is not None}
         retention = {client: a.plan.retention for client, a in asked.items()}
-        return Gathered(asked, sum(sizes.values()), came, replies, updates, rejected, seconds, control, retention, busy)
+        return Gathered(
+            asked,
+            sum(sent.sizes.values()),
+            intake.nbytes,
+            collected.replies,
+            updates,
+            rejected,
+            collected.seconds,
+            control + sent.seconds + intake.seconds,
+            retention,
+            busy,
+        )
 
-    def _ask(self, at: Checkpoint) -> tuple[dict[str, Assignment], dict[str, bytes], float]:
-        """Who is asked for what in the next round, the bytes that say so, and the seconds that took."""
+    def _intake(self, at: Checkpoint, asked: Mapping[str, Assignment], sent: Outbox) -> Intake:
+        """What takes this round's replies: one that sums them as they come where the algorithm's merge allows it."""
+        summing = getattr(self.algorithm, "summing", None)
+        how = summing(self.setting, at.state) if summing else None
+        running = None
+        if how is not None and asked:
+            running = RunningMean(at.state.model, {client: self.setting.samples[client] for client in asked}, how)
+        samples = {client: self.setting.samples[client] for client in self.setting.clients}
+        return Intake(asked, sent.sizes, at.state.round + 1, samples, running)
+
+    def _ask(self, at: Checkpoint) -> tuple[dict[str, Assignment], Outbox, float]:
+        """Who is asked for what in the next round, the messages that say so, and the seconds that took; making the
+        messages takes more (``Outbox.seconds``)."""
         started = perf_counter()
         state = replace(at.state, busy=frozenset(at.flight))
         asked = {a.client: a for a in self.algorithm.assign(self.setting, state) if a.client not in at.flight}
         packer = Packer()
-        sent = {client: self._encode(a, at.held, at.state.round + 1, packer) for client, a in asked.items()}
+        sent = Outbox(asked, lambda client: self._encode(asked[client], at.held, at.state.round + 1, packer))
         return asked, sent, perf_counter() - started
 
     def _finish(self, at: Checkpoint, found: Gathered) -> tuple[Checkpoint, dict[str, Any]]:
@@ -202,7 +223,7 @@ class Server:
         plan = SubmodelPlan.full(self.setting.graph).id
         header = {"batch_size": self.setting.recipe.batch_size, "first": first}
         clients = [client for client in self.setting.clients if client not in cost["rejected"]]
-        sent = {c: wire.encode(wire.Message("calibrate", round_, c, plan, payload, header)) for c in clients}
+        sent = Outbox(clients, lambda c: wire.encode(wire.Message("calibrate", round_, c, plan, payload, header)))
         self.transport.push(round_, sent)
         found: list[tuple[int, Mapping[str, Tensor]]] = []
         collected = self.transport.pull(clients, self.patience)
@@ -210,12 +231,12 @@ class Server:
             samples = self.setting.samples[reply.client]
             cost["upload_bytes"] += len(reply.blob or b"")
             try:
-                message = checked(reply, "statistics", plan, expected, len(sent[reply.client]), round_, samples)
+                message = checked(reply, "statistics", plan, expected, sent.sizes[reply.client], round_, samples)
                 found.append((samples, message.tensors))
             except EdgePruneError as error:
                 cost["rejected"][reply.client] = str(error)
         cost["time_s"] += collected.seconds
-        cost["download_bytes"] += sum(map(len, sent.values()))
+        cost["download_bytes"] += sum(sent.sizes.values())
         return found
 
     def _encode(self, asked: Assignment, held: Mapping[str, SubmodelPlan], round_: int, packer: Packer) -> bytes:
@@ -236,24 +257,6 @@ class Server:
         """Bytes that only the pruning costs: plans sent because they changed."""
         changed = (a for a in assignments.values() if a.client in held and held[a.client].id != a.plan.id)
         return sum(len(a.plan.kept_bytes()) for a in changed)
-
-    def _sort(
-        self, replies: list[Reply], assignments: Mapping[str, Assignment], sizes: Mapping[str, int], round_: int
-    ) -> tuple[list[Update], dict[str, str]]:
-        """The updates that may be merged, in the setting's order, and for each other client the reason why not.
-
-        Takes the bytes out of ``replies``. ``sizes``: the bytes that each was sent.
-        """
-        accepted: dict[str, Update] = {}
-        rejected: dict[str, str] = {}
-        for at, reply in enumerate(replies):
-            name = reply.client
-            try:
-                accepted[name] = accept(reply, assignments[name], sizes[name], round_, self.setting.samples[name])
-            except EdgePruneError as error:
-                rejected[name] = str(error)
-            replies[at] = replace(reply, blob=None)
-        return [accepted[client] for client in self.setting.clients if client in accepted], rejected
 
 
 def utilisation(busy_s: Mapping[str, float], seconds: float, clients: int) -> float | None:

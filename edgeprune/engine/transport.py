@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ class Reply:
     update_time_s: float
     parts_s: Mapping[str, float] = field(default_factory=dict)
     fault: str = ""
+
+
+Take = Callable[[Reply], Reply]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class Transport(Protocol):
         """Send each named device its bytes."""
         ...
 
-    def pull(self, clients: Sequence[str], patience: float) -> Collected:
-        """Wait for ``clients``, in their order: at most ``patience`` times as long as the slowest that answered."""
+    def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:
+        """Wait for ``clients``, in their order: at most ``patience`` times as long as the slowest that answered.
+
+        ``take`` is given every reply that has bytes as soon as it is there; what it makes of it (still with bytes, be
+        they none) is collected in its place.
+        """
         ...
 
     def cancel(self, clients: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from edgeprune.wire.accumulator import MAX_WEIGHT_BITS, Accumulator
 from edgeprune.wire.message import Message, Repeats, decode, encode, mask_id
 from edgeprune.wire.positions import to_bitmap
 from edgeprune.wire.public import pack, pack_largest, unpack
-from edgeprune.wire.tensors import PackedTensor, all_finite, pack_tensor
+from edgeprune.wire.tensors import PackedTensor, all_finite, pack_tensor, peak
 
 __all__ = [
     "MAX_WEIGHT_BITS",
@@ -24,6 +24,7 @@ __all__ = [
     "pack",
     "pack_largest",
     "pack_tensor",
+    "peak",
     "to_bitmap",
     "unpack",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory
-from edgeprune.wire.tensors import PackedTensor
+from edgeprune.wire.tensors import PackedTensor, peak
 
 MAX_WEIGHT_BITS = 24
 Index = Sequence[Tensor | None]
@@ -85,37 +85,53 @@ class Accumulator:
         self.weight += weight
         self.updates += 1
 
-    def finish(self, base: Mapping[str, Tensor], mode: Missing = "unit") -> dict[str, Tensor]:
+    def finish(
+        self, base: Mapping[str, Tensor], mode: Missing = "unit", beside: Accumulator | None = None
+    ) -> dict[str, Tensor]:
         """The merged tensors (new memory, the state's types), this accumulator's own memory given back on the way.
+
+        ``beside``: one over the same tensors with another reach, whose updates count as well; its memory goes too.
 
         ``mode`` says what an update counts for where it holds nothing. "unit": nothing, and where nobody holds anything
         ``base`` stays, bit for bit. "worker": zero. "delta": ``base``.
         """
         if mode not in get_args(Missing):
             raise EdgePruneError(f"accumulate: the mode must be 'unit', 'worker' or 'delta', not {mode!r}")
-        if not self.updates:
+        everybody = self.weight + (beside.weight if beside else 0)
+        if not everybody:
             raise EdgePruneError("accumulate: there is nothing to merge; add at least one update")
         merged: dict[str, Tensor] = {}
         for name, dtype in self._types.items():
             if name in self._words:
-                merged[name] = self._mean(name, self._words.pop(name), base[name], mode).to(dtype)
+                merged[name] = self._mean(name, base[name], mode, everybody, beside).to(dtype)
             else:
                 held = self._largest.pop(name, base[name])
+                if beside and name in beside._largest:
+                    other = beside._largest.pop(name)
+                    held = held | other if dtype == torch.bool else torch.maximum(held, other)
                 merged[name] = held | base[name] if dtype == torch.bool else torch.maximum(held, base[name])
         return merged
 
-    def _mean(self, name: str, words: Tensor, base: Tensor, mode: Missing) -> Tensor:
+    def _mean(self, name: str, base: Tensor, mode: Missing, everybody: int, beside: Accumulator | None) -> Tensor:
         flat = base.detach().reshape(-1)
-        out = memory.empty(words.numel(), dtype=torch.float64 if base.dtype == torch.float64 else torch.float32)
-        for start in range(0, words.numel(), _CHUNK):
-            word, old = words[start : start + _CHUNK], flat[start : start + _CHUNK].double()
-            held = (word & ((1 << self._bits) - 1)).double()
-            total = (word >> self._bits).double() * 2.0 ** -self.shift(name)
+        out = memory.empty(flat.numel(), dtype=torch.float64 if base.dtype == torch.float64 else torch.float32)
+        sums = [(each, each._words.pop(name)) for each in (self, beside) if each]
+        for start in range(0, flat.numel(), _CHUNK):
+            old = flat[start : start + _CHUNK].double()
+            total, held = sums[0][0]._sums(name, sums[0][1][start : start + _CHUNK])
+            for each, words in sums[1:]:
+                more, by = each._sums(name, words[start : start + _CHUNK])
+                total, held = total + more, held + by
             if mode == "delta":
-                total += (self.weight - held) * old
-            mean = total / (held if mode == "unit" else float(self.weight))
+                total += (everybody - held) * old
+            mean = total / (held if mode == "unit" else float(everybody))
             out[start : start + _CHUNK] = torch.where(held > 0, mean, old) if mode == "unit" else mean
         return out.reshape(base.shape)
+
+    def _sums(self, name: str, words: Tensor) -> tuple[Tensor, Tensor]:
+        """(weighted sums, weights of the holders) in some words of tensor ``name``, in double."""
+        held = (words & ((1 << self._bits) - 1)).double()
+        return (words >> self._bits).double() * 2.0 ** -self.shift(name), held
 
     def _check(self, name: str, x: Entry, index: Index | None) -> None:
         if name not in self._types:
@@ -128,7 +144,7 @@ class Accumulator:
                 f"{self._types[name]}"
             )
         if name in self._words:
-            largest = float(_values(x).abs().max()) if _values(x).numel() else 0.0
+            largest = peak(_values(x))
             if not largest <= 2.0 ** self._reach[name]:
                 raise EdgePruneError(
                     f"accumulate: the update's {name!r} holds {largest:.4g}, beyond the reach of "
@@ -143,11 +159,11 @@ class Accumulator:
         if index is None or all(i is None for i in index):
             self._sum(name, words, mask, _values(x), weight)
             return
-        # A sub-model's slice: summed in words of its own, then put where the plan says.
-        part = memory.zeros(math.prod(x.shape), dtype=torch.int64)
-        self._sum(name, part, mask, _values(x), weight)
+        # A sub-model's slice: its words taken out, added to, and put back.
         full = words.view(self._shapes[name])
-        full[_mesh(index, full)] += part.view(tuple(x.shape))
+        part = _taken(full, index).contiguous()
+        self._sum(name, part.view(-1), mask, _values(x), weight)
+        _put(full, index, part)
 
     def _sum(self, name: str, words: Tensor, mask: Tensor | None, values: Tensor, weight: int) -> None:
         if values.dtype != torch.float64:
@@ -180,6 +196,37 @@ def _power(reach: float) -> int:
     if not (reach > 0 and math.isfinite(reach)):
         raise EdgePruneError(f"accumulate: a reach of {reach} is not a positive number")
     return math.ceil(math.log2(reach))
+
+
+def _taken(full: Tensor, index: Index) -> Tensor:
+    """The positions ``index`` of ``full``."""
+    for d, kept in enumerate(index):
+        if kept is not None:
+            full = full.narrow(d, int(kept[0]), len(kept)) if _is_run(kept) else full.index_select(d, kept)
+    return full
+
+
+def _put(full: Tensor, index: Index, part: Tensor, at: int = 0) -> None:
+    """What :func:`_taken` took, back in its place: one dimension after the other, from ``at`` on."""
+    d = next((d for d in range(at, len(index)) if index[d] is not None), None)
+    if d is None:
+        full.copy_(part)
+        return
+    kept = index[d]
+    assert kept is not None
+    if _is_run(kept):
+        _put(full.narrow(d, int(kept[0]), len(kept)), index, part, d + 1)
+    elif all(i is None for i in index[d + 1 :]):
+        full.index_copy_(d, kept, part)
+    else:
+        rows = full.index_select(d, kept)
+        _put(rows, index, part, d + 1)
+        full.index_copy_(d, kept, rows)
+
+
+def _is_run(kept: Tensor) -> bool:
+    """Whether each of these positions is the one after the one before."""
+    return len(kept) > 0 and bool((kept.diff() == 1).all())
 
 
 def _mesh(index: Index, full: Tensor) -> tuple[Tensor, ...]:

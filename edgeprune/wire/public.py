@@ -15,7 +15,7 @@ from edgeprune import ops
 from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, shown
 from edgeprune.wire import positions
 from edgeprune.wire.message import DENSE_LIMIT, Message, decode, encode, mask_id
-from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor, written
+from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor, peak, written
 
 _WORK = {torch.float32: "f32", torch.float64: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -140,9 +140,9 @@ def pack_largest(
     names = [name for name, x in state.items() if _is_selected(x)]
     owns = [state[name].detach().cpu().contiguous().reshape(-1) for name in names]
     xs = [own.float() for own in owns]
-    peaks = [_peak(x) for x in xs]
-    for name, own, peak in zip(names, owns, peaks, strict=True):
-        if not math.isfinite(peak):  # or a float64 that float32, in which they are compared, cannot hold
+    peaks = [peak(x) for x in xs]
+    for name, own, most in zip(names, owns, peaks, strict=True):
+        if not math.isfinite(most):  # or a float64 that float32, in which they are compared, cannot hold
             if not all_finite(own):
                 raise EdgePruneError(f"pack: {name!r} holds NaN or infinity; there is no largest share of it")
             if residual is not None:
@@ -158,7 +158,7 @@ def pack_largest(
         held = {name: _residual(residual, name, state[name]) for name in names}
         owed = [rest.detach().view(-1) for rest in held.values()]
         every_peak = zip(peaks, owed, codings, owns, strict=True)
-        fits = all(peak + _peak(rest) < _limit(coding, own.dtype) for peak, rest, coding, own in every_peak)
+        fits = all(most + peak(rest) < _limit(coding, own.dtype) for most, rest, coding, own in every_peak)
         with _kept_on_error([] if fits else owed):
             masks, done = _with_feedback(names, xs, owed, density, codings, seed)
             for name, own, mask, values, coding, rest in zip(names, owns, masks, done, codings, owed, strict=True):
@@ -179,12 +179,6 @@ def pack_largest(
 
 def _is_selected(x: Tensor) -> bool:
     return x.dtype in _WORK and x.numel() > 0
-
-
-def _peak(x: Tensor) -> float:
-    """The largest magnitude, NaN where there is one, in one pass."""
-    low, high = torch.aminmax(x)
-    return max(abs(float(low)), float(high)) if low == low else math.nan
 
 
 def _limit(coding: str, own: torch.dtype) -> float:

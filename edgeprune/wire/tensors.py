@@ -150,6 +150,14 @@ def all_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
+def peak(x: Tensor) -> float:
+    """The largest magnitude of a floating tensor, 0 of an empty one, NaN where there is one; in one pass."""
+    if not x.numel():
+        return 0.0
+    low, high = (float(end) for end in x.detach().aminmax())
+    return max(-low, high) if low == low else low
+
+
 def value_bytes(dtype: torch.dtype, coding: str, kept: int) -> tuple[int, int]:
     """(bytes of the scales, bytes of the values) of ``kept`` elements."""
     if coding == "own":
