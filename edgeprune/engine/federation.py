@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -133,9 +134,11 @@ def run_here(
             tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
             Workers(experiment, names, Path(folder), data_dir, state=state) as workers,
         ):
+            carrier = workers.carrier()
+            workers.tend()
             if resume:
-                return lead_on(out, workers.carrier(), data_dir, rounds=rounds, **common)
-            return lead(experiment, workers.carrier(), out, data_dir, **common)
+                return lead_on(out, carrier, data_dir, rounds=rounds, **common)
+            return lead(experiment, carrier, out, data_dir, **common)
     finally:
         if not rundir.is_run(out):  # a mistake: no run was begun
             shutil.rmtree(state, ignore_errors=True)
@@ -162,6 +165,8 @@ class Workers(AbstractContextManager["Workers"]):
         checkpoints.write_atomically(file, experiment.to_toml().encode())
         hosts = min(hosts or len(names), len(names))
         self._children = Children()
+        self._over = threading.Event()
+        self._tending: threading.Thread | None = None
         self.paths: dict[str, Path] = {}
         self.hosts: list[Child] = []
         for number in range(hosts):
@@ -181,7 +186,23 @@ class Workers(AbstractContextManager["Workers"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        if self._tending is not None:
+            self._tending.join()
         self._children.__exit__(kind, error, trace)
+
+    def tend(self) -> None:
+        """From now on start again who fails."""
+
+        def watch() -> None:
+            while not self._over.wait(0.2):
+                for child in self.hosts:
+                    if child.status():  # 0: the run is over
+                        with suppress(EdgePruneError):  # tried again
+                            child.tend()
+
+        self._tending = threading.Thread(target=watch, daemon=True)
+        self._tending.start()
 
     def carrier(self, seconds: float = 120.0) -> SocketCarrier:
         """The way to them, once all listen."""

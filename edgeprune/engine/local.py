@@ -43,7 +43,7 @@ class LocalTransport:
         """Every device of the fleet; one that will not answer is found out by waiting, as in the field."""
         return tuple(self._fleet)
 
-    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
+    def push(self, round_: int, assignments: Mapping[str, bytes], kind: str = "update") -> None:
         """Take the bytes; the work is done when they are asked for."""
         self._round = round_
         self._sent = assignments

@@ -22,6 +22,7 @@ from edgeprune.engine.transport import Arrival, Collected, Reply, Take
 from edgeprune.errors import EdgePruneError
 
 ROOM = 1 << 20  # bytes that an answer may have beside twice its question
+LEAST_S = 1.0  # the least that is waited for the missing: what takes milliseconds varies by as much
 BYE_S = 60.0  # how long the end waits for the devices to have heard of it
 MOST_W = 1e4  # a device that reports more power than this is not believed
 HELLO_S = 120.0  # a device that has not said who it is by then is asked again
@@ -35,6 +36,7 @@ class _Asked:
     sent_s: float
     limit: int
     round: int = 0
+    kind: str = ""
     answered: bool = False
     wanted: bool = True
 
@@ -78,7 +80,8 @@ class RemoteTransport:
         self._clock = clock
         self._asked: dict[str, _Asked] = {}
         self._now: dict[str, str] = {}  # client -> token of what it was asked last
-        self._usual_s: dict[str, float] = {}  # client -> how long it took last time
+        self._usual_s: dict[tuple[str, str], float] = {}  # (client, kind of answer) -> how long it took last time
+        self._kind = ""  # of the answers that are waited for
         self._pushed_s = 0.0
         self._began_s, self._run_s = 0.0, 0.0  # this clock and the run's own at the last begin
         self._patience = 1.0
@@ -126,18 +129,20 @@ class RemoteTransport:
             raise EdgePruneError(next(iter(refused.values()), absent(missing, wait_s)))
         return {client: samples[client] for client in clients}
 
-    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
+    def push(self, round_: int, assignments: Mapping[str, bytes], kind: str = "update") -> None:
         """Send each device its bytes, in an envelope with a token that only its answer can know."""
-        self._push(round_, assignments, {"round": round_})
+        self._push(round_, assignments, {"round": round_}, kind)
 
-    def _push(self, round_: int, assignments: Mapping[str, bytes], about: Mapping[str, Any]) -> None:
-        self._round = _Round()
+    def _push(self, round_: int, assignments: Mapping[str, bytes], about: Mapping[str, Any], kind: str) -> None:
+        if kind == "update" or kind != self._kind:  # several passes over the data are one calibration
+            self._round = _Round()
+        self._kind = kind
         old = self._clock() - 10 * self._deadline_s
         self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
         self._now = {client: token for client, token in self._now.items() if token in self._asked}
         self._pushed_s = self._clock()
         for client, blob in assignments.items():
-            self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_)
+            self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_, kind)
 
     def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:
         """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
@@ -180,7 +185,7 @@ class RemoteTransport:
 
         What came since the last round's end came before this one: it is there when this one begins.
         """
-        self._push(round_, assignments, {"round": round_, "lasting": True})
+        self._push(round_, assignments, {"round": round_, "lasting": True}, "update")
         self._began_s, self._run_s, self._patience = self._pushed_s, now_s, patience
         self._ready = [replace(arrival, at_s=min(arrival.at_s, now_s)) for arrival in self._ready]
 
@@ -195,8 +200,8 @@ class RemoteTransport:
             if run_s >= until_s or not under_way:
                 return None
             for asked in under_way:
-                usual = self._usual_s.get(asked.client, self._deadline_s)
-                if now - asked.sent_s > min(self._deadline_s, max(self._patience * usual, 1.0)):
+                usual = self._usual_s.get((asked.client, asked.kind), self._deadline_s)
+                if now - asked.sent_s > min(self._deadline_s, max(self._patience * usual, LEAST_S)):
                     self._round.counts["missing"] += 1
                     asked.wanted = False
                     return Arrival(Reply(asked.client, None, now - asked.sent_s), run_s, asked.round)
@@ -240,9 +245,9 @@ class RemoteTransport:
 
     # --- envelopes ---------------------------------------------------------------------------------------------------
 
-    def _send(self, client: str, frame: Frame, seconds: float, round_: int = 0) -> None:
+    def _send(self, client: str, frame: Frame, seconds: float, round_: int = 0, kind: str = "") -> None:
         data = frame.to_bytes()
-        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM, round_)
+        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM, round_, kind)
         self._now[client] = frame.token
         self._round.counts["envelopes"] += 1
         self._round.counts["sent_bytes"] += len(data)
@@ -274,6 +279,7 @@ class RemoteTransport:
         elif not asked.wanted:
             counts["late"] += 1
             asked.answered = True
+            self._usual_s[asked.client, asked.kind] = self._since(frame.token)  # so long it is to be waited for
         else:
             asked.answered = True
             return frame
@@ -306,15 +312,16 @@ class RemoteTransport:
         except EdgePruneError as error:
             self._round.counts["other_version"] += 1
             return Reply(client, None, seconds, fault=str(error))
-        self._usual_s[client] = seconds
+        assert asked is not None
+        self._usual_s[client, asked.kind] = seconds
         parts = {"engine": seconds}
         own = frame.about.get("compute_s")
         if isinstance(own, float) and 0 <= own <= seconds:
-            self._round.device_s[client] = own
+            self._round.device_s[client] = self._round.device_s.get(client, 0.0) + own
             parts = {"compute": own, "engine": seconds - own}
         joules = frame.about.get("energy_j")
         if isinstance(joules, float) and 0 <= joules <= MOST_W * seconds:
-            self._round.energy_j[client] = joules
+            self._round.energy_j[client] = self._round.energy_j.get(client, 0.0) + joules
         return Reply(client, frame.blob, seconds, parts)
 
     def _greeted(self, frame: Frame) -> int:
@@ -340,10 +347,10 @@ class RemoteTransport:
         for client in clients:
             if client in replies or client in hung:
                 continue
-            if client not in self._usual_s:
+            if (client, self._kind) not in self._usual_s:
                 return deadline
-            slowest = max(slowest, self._usual_s[client])
-        return min(deadline, self._pushed_s + patience * slowest)
+            slowest = max(slowest, self._usual_s[client, self._kind])
+        return min(deadline, self._pushed_s + max(patience * slowest, LEAST_S))
 
 
 def _token() -> str:

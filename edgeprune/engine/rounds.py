@@ -144,9 +144,13 @@ class Server:
         time_s = at.time_s + found.seconds
         last = round_ == self.setting.rounds
         judged, calibration = None, None
+        told = getattr(self.transport, "facts", None)
+        transport = told() if told else None
         if last or round_ % self.evaluate_every == 0:
             if self.algorithm.calibrate:
                 state, calibration = self._calibrated(state, round_)
+                if told:
+                    calibration["transport"] = told()
             judged = self.evaluate(state.model)
         record = {
             "round": round_,
@@ -167,9 +171,8 @@ class Server:
         facts = getattr(self.algorithm, "facts", None)
         if facts is not None:
             record["facts"] = facts(self.setting, state)
-        told = getattr(self.transport, "facts", None)
-        if told is not None:
-            record["transport"] = told()
+        if transport is not None:
+            record["transport"] = transport
         totals = {
             "upload_bytes": at.totals["upload_bytes"] + traffic["upload_bytes"],
             "download_bytes": at.totals["download_bytes"] + traffic["download_bytes"],
@@ -224,7 +227,7 @@ class Server:
         header = {"batch_size": self.setting.recipe.batch_size, "first": first}
         clients = [client for client in self.setting.clients if client not in cost["rejected"]]
         sent = Outbox(clients, lambda c: wire.encode(wire.Message("calibrate", round_, c, plan, payload, header)))
-        self.transport.push(round_, sent)
+        self.transport.push(round_, sent, "statistics")
         found: list[tuple[int, Mapping[str, Tensor]]] = []
         collected = self.transport.pull(clients, self.patience)
         for reply in collected.replies:

@@ -51,8 +51,9 @@ class Transport(Protocol):
         """The devices that can be asked now."""
         ...
 
-    def push(self, round_: int, assignments: Mapping[str, bytes]) -> None:
-        """Send each named device its bytes."""
+    def push(self, round_: int, assignments: Mapping[str, bytes], kind: str = "update") -> None:
+        """Send each named device its bytes. ``kind``: of the answers that are asked for, which take times of their
+        own."""
         ...
 
     def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -123,6 +124,39 @@ def test_a_device_that_hangs_is_left_out_until_it_wakes_and_one_that_is_gone_for
     assert records[4]["participants"] == NAMES
     assert "cannot be reached" in records[5]["rejected"]["device-1"]
     assert records[5]["transport"]["unreachable"] == 1
+
+
+def test_a_worker_that_is_killed_comes_back(experiment, tmp_path):
+    """kill -9 of one of a run's own processes: it misses rounds and takes part again."""
+    ours = replace(experiment, run=replace(experiment.run, engine="processes", rounds=60))
+    came: list[bool] = []
+
+    def strike(at, record):
+        came.append("device-1" in record["participants"])
+        if record["round"] == 3:
+            (pid,) = [pid for pid in children_of(os.getpid()) if "--client=device-1" in command_of(pid)]
+            os.kill(pid, signal.SIGKILL)
+        if record["round"] > 3:
+            time.sleep(0.0 if came[-1] else 0.5)
+
+    federation.run_here(ours, tmp_path / "run", None, watch=strike)
+    assert came[:3] == [True] * 3 and not all(came) and came[-1]
+    assert not [pid for pid in children_of(os.getpid()) if "--client=" in command_of(pid)]
+
+
+def children_of(parent):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def command_of(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return []
 
 
 def test_a_slow_and_lossy_link_costs_time_and_a_cut_one_its_round(experiment, workers, tmp_path):
