@@ -37,6 +37,12 @@ def check(experiment: Experiment) -> None:
     for what in ("event", "fault"):
         if getattr(experiment.fleet, what):
             raise EdgePruneError(f"fleet.{what} is for the virtual clock; leave it out, or use run.engine = 'local'")
+    every = experiment.run.checkpoint_every
+    if every > 1 and getattr(experiment.algorithm, "feedback", False):
+        raise EdgePruneError(
+            f"run.checkpoint_every is {every}, and devices of their own keep what error feedback owes after the last "
+            "round only: a run that resumes at an earlier one would go on with other numbers; use 1"
+        )
 
 
 def lead(

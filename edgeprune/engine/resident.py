@@ -101,7 +101,8 @@ class Resident:
         round_ = asked.about.get("round")
         if isinstance(round_, int):
             if round_ < self._round:  # another run has begun, or this one again: what was owed is owed no more
-                self._worker, self._plan = self._new(), ""
+                plans, self._worker, self._plan = self._worker.plans, self._new(), ""
+                self._worker.plans.update(plans)
                 self._given.clear()
             self._round = round_
         cpu, began = _cpu_s(), perf_counter()

@@ -121,7 +121,9 @@ class ModelShelf:
 
 
 class Worker:
-    """Owns one device's data and its present plan. The shelf may be shared by workers in one process."""
+    """Owns one device's data and its present plan. The shelf may be shared by workers in one process.
+
+    ``plans``: by id all that it was sent, for a server that goes on from an earlier round takes them for known."""
 
     def __init__(
         self,
@@ -139,6 +141,7 @@ class Worker:
         self._shelf = shelf
         self._loss_of = loss_of
         self._plan = plan
+        self.plans = {} if plan is None else {plan.id: plan}
         self._residual: dict[str, Tensor] = dict(residual or {})
         self._calibrating: dict[str, Tensor] = {}
 
@@ -239,14 +242,14 @@ class Worker:
         """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
         if self._plan is not None and self._plan.id == message.plan and not message.kept:
             return False
-        if not message.kept:
+        if not message.kept and message.plan not in self.plans:
             raise EdgePruneError(f"{self._client}: plan {message.plan} is not known here and was not sent; refused")
-        plan = SubmodelPlan.from_kept_bytes(self._graph, message.kept)
+        plan = SubmodelPlan.from_kept_bytes(self._graph, message.kept) if message.kept else self.plans[message.plan]
         if plan.id != message.plan:
             raise EdgePruneError(f"{self._client}: kept channels do not match plan {message.plan}; refused")
         if self._plan is not None and self._residual:
             self._residual = carried_over(self._residual, self._plan, plan)
-        self._plan = plan
+        self._plan = self.plans[plan.id] = plan
         return True
 
     def _pack(self, message: wire.Message, answered: Answered, trained: Trained, kept: bytes = b"") -> bytes:

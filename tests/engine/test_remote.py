@@ -3,6 +3,7 @@ counted."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -68,6 +69,28 @@ def test_the_same_model_bit_for_bit_as_on_the_local_engine(small, tmp_path, algo
 
 def fedavg(small, *sets):
     return of(small, ["algorithm.name=fedavg"], *sets)
+
+
+def test_a_server_that_goes_on_from_an_older_round_finds_devices_that_know_its_plans(small, tmp_path):
+    """FedRolex: another plan in every round; the devices are three rounds ahead of the checkpoint."""
+    experiment = of(small, ["algorithm.name=fedrolex", "algorithm.rates=[1, 0.5]"], "run.rounds=6", "run.deadline_s=60")
+    carrier = bench(experiment, tmp_path / "state")
+
+    def copy(at, record):
+        if record["round"] == 3:
+            shutil.copytree(tmp_path / "run", tmp_path / "older")
+
+    federation.lead(experiment, carrier, tmp_path / "run", None, wait_s=5, clock=carrier.clock, watch=copy)
+    federation.lead_on(tmp_path / "older", carrier, None, wait_s=5, clock=carrier.clock)
+    assert [record["rejected"] for record in engine.RunDir(tmp_path / "older").metrics()] == [{}] * 6
+    assert same(weights(tmp_path / "older"), weights(tmp_path / "run"))
+
+
+def test_error_feedback_on_devices_needs_every_checkpoint(small, tmp_path):
+    experiment = of(small, FEEDBACK, "run.checkpoint_every=4")
+    with pytest.raises(EdgePruneError, match="run.checkpoint_every is 4.* use 1"):
+        lead(experiment, tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def update_of(delivery):
