@@ -43,11 +43,11 @@ class EventTransport(LocalTransport):
         fleet: Fleet,
         workers: Mapping[str, Worker],
         graph: ChannelGraph,
-        table: Times,
+        times: Mapping[str, Times],
         seed: int,
         executor: Executor,
     ) -> None:
-        super().__init__(fleet, workers, graph, table, seed, executor)
+        super().__init__(fleet, workers, graph, times, seed, executor)
         self._queue: list[_Pending] = []
         self._number = 0
         self._longest = 0.0  # update time of any device so far: what the server knows of how long to wait

@@ -21,6 +21,7 @@ from edgeprune.engine.carrier import Carrier
 from edgeprune.engine.children import Child, Children, wait_for
 from edgeprune.engine.config import Experiment
 from edgeprune.engine.remote import RemoteTransport, Terms
+from edgeprune.engine.reporting import fleet_reports
 from edgeprune.engine.resident import experiment_id
 from edgeprune.engine.run import Prepared, Watch
 from edgeprune.engine.sockets import SocketCarrier
@@ -102,6 +103,10 @@ def _enrolled(
     samples = transport.enrol(prepared.setting.clients, wait_s, say)
     if own:
         setting = replace(prepared.setting, samples=samples)
+        if setting.reports:  # their steps are those of the devices' own samples
+            run_, noise = prepared.experiment.run, prepared.experiment.fleet.profile_noise
+            reports = fleet_reports(prepared.fleet, prepared.table, samples, setting.recipe, noise, run_.seed)
+            setting = replace(setting, reports=reports)
         return replace(prepared, setting=setting, local={}), transport
     for client, expected in prepared.setting.samples.items():
         if samples[client] != expected:

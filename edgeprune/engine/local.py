@@ -19,21 +19,22 @@ from edgeprune.pruning import ChannelGraph
 
 
 class LocalTransport:
-    """Has the workers' orders done by the executor and charges what their round would have taken on the fleet."""
+    """Has the workers' orders done by the executor and charges what their round would have taken on the fleet: by each
+    device's ``times``, its own profile's where it has one."""
 
     def __init__(
         self,
         fleet: Fleet,
         workers: Mapping[str, Worker],
         graph: ChannelGraph,
-        table: Times,
+        times: Mapping[str, Times],
         seed: int,
         executor: Executor,
     ) -> None:
         self._fleet = {device.name: device for device in fleet.devices}
         self._workers = workers
         self._graph = graph
-        self._table = table
+        self._times = times
         self._seed = seed
         self._executor = executor
         self._round = 0
@@ -113,7 +114,7 @@ class LocalTransport:
         """What the answer took, still without its bytes."""
         size = size_of(self._graph, answer.plan.counts, answer.plan.dropped)
         work = Work(sent, len(answer.blob), answer.steps, size.macs, int(answer.rebuilt), answer.forwards, size)
-        cost = charge(self._fleet[client], work, self._table, round_=self._round, seed=self._seed)
+        cost = charge(self._fleet[client], work, self._times[client], round_=self._round, seed=self._seed)
         parts = {
             "download": cost.download_s,
             "compute": cost.compute_s,

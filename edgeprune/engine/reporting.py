@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import planned_steps
-from edgeprune.device.profile import DeviceProfile, read_profile
+from edgeprune.device.profile import DeviceProfile, from_json, read_profile
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Device, Fleet, ProfileTimes, Times
 from edgeprune.fleet.reports import Report
@@ -25,9 +26,10 @@ def fleet_reports(
     measures without error. Nothing else of the true speed is told. Empty where there is no profile to start from.
     """
     found = []
+    own = own_times(fleet, times)
     for device in fleet.devices:
         steps = planned_steps(samples[device.name], recipe)
-        needs = _needs(device, times, profile_noise, seed)
+        needs = own.get(device.name) or _needs(device, times, profile_noise, seed)
         if needs is None:
             return ()
         found.append(
@@ -47,11 +49,33 @@ def fleet_reports(
     return tuple(found)
 
 
+def recorded_times(path: Path) -> dict[str, ProfileTimes]:
+    """What the devices' profiles said when the run began, by device; nothing where no file is there. (A profile that is
+    measured anew changes what is believed of a device, not what the device is.)"""
+    if not path.exists():
+        return {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EdgePruneError(f"{path}: cannot be read ({error}); put it back as the run wrote it") from None
+    if not isinstance(held, dict):
+        raise EdgePruneError(f"{path}: not what the run wrote; put it back")
+    return {name: ProfileTimes(from_json(value, f"{path}: {name}")) for name, value in held.items()}
+
+
+def own_times(fleet: Fleet, times: Times) -> dict[str, ProfileTimes]:
+    """What the profiles say that devices have of their own, by name. Raises :class:`EdgePruneError` for one that cannot
+    be read, or is of another task or batch size than ``times``."""
+    found = {}
+    for device in fleet.devices:
+        if device.profile:
+            own = read_profile(Path(device.profile))
+            _check(own, device.name, times)
+            found[device.name] = ProfileTimes(own)
+    return found
+
+
 def _needs(device: Device, times: Times, profile_noise: float, seed: int) -> ProfileTimes | None:
-    if device.profile:
-        own = read_profile(Path(device.profile))
-        _check(own, device.name, times)
-        return ProfileTimes(own)
     if not isinstance(times, ProfileTimes):
         return None
     name = int.from_bytes(device.name.encode(), "little")

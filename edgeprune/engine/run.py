@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -17,7 +17,6 @@ from edgeprune._version import __version__
 from edgeprune.algorithms.protocol import Recipe, Setting
 from edgeprune.algorithms.training import LocalData
 from edgeprune.device.probe import beside_figures
-from edgeprune.device.profile import read_profile
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
@@ -28,7 +27,7 @@ from edgeprune.engine.events import PENDING, EventTransport
 from edgeprune.engine.executor import check_device, executor
 from edgeprune.engine.interleaved import InterleavedServer
 from edgeprune.engine.local import LocalTransport
-from edgeprune.engine.reporting import fleet_reports
+from edgeprune.engine.reporting import fleet_reports, own_times, recorded_times
 from edgeprune.engine.rounds import Evaluated, Server
 from edgeprune.engine.transport import Transport
 from edgeprune.engine.worker import ModelShelf, Worker
@@ -55,6 +54,7 @@ class Prepared:
     data: datasets.DataSet
     table: Times
     model: torch.nn.Module
+    own: Mapping[str, Times] = field(default_factory=dict)
 
 
 Connect = Callable[[Prepared], tuple[Prepared, Transport]]
@@ -69,8 +69,6 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     if experiment.run.threads:
         torch.set_num_threads(experiment.run.threads)
     fleet = build_fleet(experiment.fleet)
-    for path in {device.profile for device in fleet.devices if device.profile}:
-        read_profile(Path(path))  # refused here, whether or not this algorithm reads it
     task = get_task(experiment.task.name)
     data = task.load_data(data_dir)
     local = split(data, fleet, experiment.data, experiment.run.seed)
@@ -83,10 +81,11 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
         graph, fleet.names, samples, recipe, experiment.run.rounds, seed=experiment.run.seed, maskable=_maskable(model)
     )
     table = latency_table(experiment.fleet.latency, task, graph, local[fleet.names[0]], recipe)
+    own_table = own_times(fleet, table)
     if getattr(experiment.algorithm, "needs_reports", False):
         noise, seed = experiment.fleet.profile_noise, experiment.run.seed
         setting = replace(setting, reports=fleet_reports(fleet, table, samples, recipe, noise, seed))
-    return Prepared(experiment, task, fleet, graph, setting, local, data, table, model)
+    return Prepared(experiment, task, fleet, graph, setting, local, data, table, model, own_table)
 
 
 def start(
@@ -98,7 +97,7 @@ def start(
         _refuse_other_engines(prepared.experiment)
     experiment = replace(prepared.experiment, fleet=replace(prepared.experiment.fleet, latency=rundir.LATENCY))
     server, begin = begun(prepared, transport)
-    with rundir.created(out, experiment, prepared.table.to_json()):
+    with rundir.created(out, experiment, prepared.table.to_json(), {n: t.to_json() for n, t in prepared.own.items()}):
         checkpoints.save(out / checkpoints.FILE, begin)
         return _go(prepared, server, begin, out, watch)
 
@@ -139,6 +138,7 @@ def _resume(
     if connect is None:
         _refuse_other_engines(experiment)
     prepared = prepare(experiment, data_dir)
+    prepared = replace(prepared, own={**prepared.own, **recorded_times(out / rundir.DEVICES)})
     at = _checkpoint(out, prepared)
     transport: Transport | None = None
     if connect is not None:
@@ -252,10 +252,11 @@ def _local(prepared: Prepared, at: Checkpoint | None) -> LocalTransport:
         for name, part in prepared.local.items()
     }
     run = prepared.experiment.run
+    times = {**dict.fromkeys(prepared.fleet.names, prepared.table), **prepared.own}
     training = executor(run.executor, run.device, shelf, prepared.task.loss)
     if prepared.experiment.algorithm.barrier.synchronous:
-        return LocalTransport(prepared.fleet, workers, graph, prepared.table, run.seed, training)
-    events = EventTransport(prepared.fleet, workers, graph, prepared.table, run.seed, training)
+        return LocalTransport(prepared.fleet, workers, graph, times, run.seed, training)
+    events = EventTransport(prepared.fleet, workers, graph, times, run.seed, training)
     events.recall(at.devices if at else {})
     return events
 

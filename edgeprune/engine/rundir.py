@@ -23,6 +23,7 @@ from edgeprune.tasks import Task
 from edgeprune.tasks import get as get_task
 
 CONFIG, LATENCY, METRICS, SUMMARY = "config.toml", "latency.json", "metrics.jsonl", "summary.json"
+DEVICES = "devices.json"  # the times of devices with profiles of their own
 
 
 class RunDir:
@@ -103,7 +104,9 @@ def refuse_present(path: Path) -> None:
 
 
 @contextmanager
-def created(path: Path, experiment: Experiment, latency: Mapping[str, Any]) -> Iterator[None]:
+def created(
+    path: Path, experiment: Experiment, latency: Mapping[str, Any], devices: Mapping[str, Any]
+) -> Iterator[None]:
     """Make the folder of a new run and have it for oneself (:func:`occupied`). One that holds anything is refused."""
     with ExitStack() as held:
         try:
@@ -115,6 +118,8 @@ def created(path: Path, experiment: Experiment, latency: Mapping[str, Any]) -> I
         if taken:
             raise EdgePruneError(f"{path}: already there and not empty; choose another --out, or --resume that run")
         checkpoints.write_atomically(path / LATENCY, json.dumps(latency, indent=1).encode())
+        if devices:
+            checkpoints.write_atomically(path / DEVICES, json.dumps(devices, indent=1).encode())
         checkpoints.write_atomically(path / CONFIG, experiment.to_toml().encode())
         yield
 

@@ -90,10 +90,27 @@ def schedule(
 
 
 def target_s(reports: Sequence[Report], rungs: Sequence[Rung], goal: Goal) -> float:
-    """The time to be met: infinite where the objective sets none."""
+    """The time to be met: infinite where the objective sets none. Who sits out is nobody's measure."""
     if goal.objective == "equal":
-        return min((report.update_time_s(rungs[0]) for report in reports), default=math.inf)
+        taking_part = [report for report in reports if _can_take_part(report, rungs, goal)]
+        return min((report.update_time_s(rungs[0]) for report in taking_part), default=math.inf)
     return goal.deadline_s if goal.objective == "deadline" else math.inf
+
+
+def _can_take_part(report: Report, rungs: Sequence[Rung], goal: Goal) -> bool:
+    """Whether heat, memory and energy leave it anything to do."""
+    least, most = _steps_by_heat(report, goal)
+    fitting = [rung for rung in rungs if fits(report, rung)]
+    return most > 0 and bool(fitting) and _energy(report, fitting[-1], least) <= report.energy_j
+
+
+def _steps_by_heat(report: Report, goal: Goal) -> tuple[int, int]:
+    """(the fewest steps that are worth a round, the most that it does); none at its limit of temperature."""
+    share, _ = _share_by_heat(report)
+    if share == 0.0:
+        return 0, 0
+    most = max(1, math.floor(report.steps * share))
+    return min(most, max(1, math.ceil(report.steps * goal.least_work))), most
 
 
 def _check_measured(report: Report, whole: Rung, goal: Goal) -> None:
@@ -117,11 +134,10 @@ def _check_measured(report: Report, whole: Rung, goal: Goal) -> None:
 
 
 def _decide(report: Report, rungs: Sequence[Rung], goal: Goal, target: float, present: float | None) -> Decision:
-    share, heat = _share_by_heat(report)
-    if share == 0.0:
+    _, heat = _share_by_heat(report)
+    least, most = _steps_by_heat(report, goal)
+    if not most:
         return _out(report, heat)
-    most = max(1, math.floor(report.steps * share))
-    least = min(most, max(1, math.ceil(report.steps * goal.least_work)))
     fitting = [rung for rung in rungs if fits(report, rung)]
     if not fitting:
         return _out(report, f"even {_percent(rungs[-1])} of the channels needs more than its memory")
@@ -223,12 +239,13 @@ def _less_work(report: Report, rung: Rung, least: int, most: int, target: float,
 
 
 def _within_energy(report: Report, rung: Rung, least: int, most: int, target: float, goal: Goal) -> Decision:
-    """The smallest model costs too many joules for a full round: fewer steps, or out."""
+    """The smallest model costs too many joules for a full round: fewer steps, and in time, or out."""
     each = _energy(report, rung, 1)
     steps = min(most, math.floor(report.energy_j / each + 1e-9))
-    late = target < math.inf and report.update_time_s(rung, steps) * _ahead(report, goal) > target
-    if steps < least or (late and goal.objective == "deadline"):
+    if steps < least:
         return _out(report, f"{least} steps of {_percent(rung)} of the channels exceed its {report.energy_j:.3g} J")
+    if target < math.inf and _steps_within(report, rung, target / _ahead(report, goal), steps) < steps:
+        return _less_work(report, rung, least, steps, target, goal)
     return _decision(report, rung, steps, f"{steps} of {report.steps} steps keep within {report.energy_j:.3g} J")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from edgeprune import engine, tasks
+from edgeprune._version import __version__
 from edgeprune.algorithms.scheduled import Scheduled
 from edgeprune.device.profile import DeviceProfile, Fingerprint, Point, moments, read_profile, write_profile
-from edgeprune.engine import checkpoint
+from edgeprune.engine import checkpoint, federation
+from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.emulation import shipped_profile
+from edgeprune.engine.frames import Frame
 from edgeprune.engine.planning import plan_fleet
+from edgeprune.engine.resident import experiment_id
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import ProfileTimes, size_of
 from edgeprune.pruning import ChannelGraph, ranking, scores
@@ -137,6 +142,58 @@ def test_the_record_says_whom_to_profile_again(profile: Path, tmp_path: Path) ->
     at = checkpoint.load(tmp_path / "a" / checkpoint.FILE, prepared.graph)
     (reasons,) = algorithm.facts(setting, at.state)["profile_again"].items()
     assert reasons[0] == "device-2" and "2.0" in reasons[1][0] and "what the profile promises" in reasons[1][0]
+
+
+@pytest.mark.parametrize("algorithm", ["scheduled", "adaptcl"])
+def test_a_device_takes_the_time_of_its_own_profile(profile: Path, tmp_path: Path, algorithm: str) -> None:
+    """The same device eight times as slow, by a profile of its own: it is charged by that, and as it was promised."""
+    measured, mine = read_profile(profile), tmp_path / "slow.json"
+    points = tuple(replace(p, step_ms=8 * p.step_ms, inference_ms=8 * p.inference_ms) for p in measured.points)
+    write_profile(replace(measured, points=points), mine)
+    values = {"algorithm__name": algorithm, "run__rounds": 3, "algorithm__interval": 50}
+    options = [item for item in sets(profile, **values) if "fleet.devices" not in item and "heterogen" not in item]
+    options.append(f'fleet.device=[{{name="fast"}}, {{name="slow", profile="{mine}"}}]')
+    records = run(tmp_path / "run", options)
+    computed = {name: parts["compute"] for name, parts in records[0]["parts_s"].items()}
+    if algorithm == "adaptcl":  # everybody trains everything
+        assert computed["slow"] == pytest.approx(8 * computed["fast"], rel=1e-6)
+    else:
+        assert records[0]["retention"]["slow"] < 1.0 and spread(records[0]) < 1.3
+        assert records[0]["retention"] == records[2]["retention"]
+        assert not any(record["facts"].get("profile_again") for record in records)
+    mine.unlink()
+    write_profile(measured, mine)  # the file changes, the device does not
+    engine.resume(tmp_path / "run", None, rounds=4)
+    again = engine.RunDir(tmp_path / "run").metrics()[-1]["parts_s"]["slow"]["compute"]
+    assert again > 4 * measured.points[0].step_ms * 1e-3 * 8
+    if algorithm == "adaptcl":
+        assert again == pytest.approx(computed["slow"], rel=1e-6)
+
+
+def test_devices_with_data_of_their_own_are_planned_by_their_own_samples(profile: Path) -> None:
+    """The server's parts say 100 samples each; the devices say 100 and 6,400: 4 and 200 steps of 32."""
+
+    class Greeting:
+        def __init__(self) -> None:
+            self.sent: list[Delivery] = []
+
+        def devices(self) -> list[str]:
+            return ["device-0", "device-1"]
+
+        def send(self, device: str, token: str, data: bytes, seconds: float) -> None:
+            about = {"edgeprune": __version__, "experiment": experiment_id(prepared.experiment)}
+            about["samples"] = {"device-0": 100, "device-1": 6400}[device]
+            self.sent.append(Delivery(device, Frame("hello", device, token, about).to_bytes(), token))
+
+        def receive(self, seconds: float) -> list[Delivery]:
+            found, self.sent = self.sent, []
+            return found
+
+    prepared = engine.prepare(engine.load_experiment(None, sets(profile, fleet__devices=2, data__samples=200)))
+    assert [report.steps for report in prepared.setting.reports] == [4, 4]
+    found, _ = federation._enrolled(prepared, Greeting(), 5, lambda _: None, True, monotonic)
+    assert [report.steps for report in found.setting.reports] == [4, 200]
+    assert found.setting.samples == {"device-0": 100, "device-1": 6400}
 
 
 def test_a_new_profile_takes_the_place_of_what_was_learnt(profile: Path, tmp_path: Path) -> None:

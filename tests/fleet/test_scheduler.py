@@ -260,3 +260,30 @@ def test_more_time_or_memory_never_gives_a_smaller_model(report, deadline, more)
         assert retention(report, deadline) <= retention(roomier, deadline)
     faster = replace(report, scale=max(report.scale / more, 0.01))
     assert retention(report, deadline) <= retention(faster, deadline)
+
+
+def test_energy_and_time_limit_the_steps_together():
+    """A step of the smallest model: 1 s and .25 J. The energy allows 8 of 10, the deadline 5; 3 are worth a round."""
+    limited = client("a", 1.0, joules=0.25, energy_j=2.0)
+    goal = Goal("deadline", deadline_s=5.0, margin=0.0, least_work=0.3)
+    assert schedule([limited], RUNGS[-1:], goal)["a"].steps == 5
+    assert schedule([limited], RUNGS[-1:], replace(goal, deadline_s=20.0))["a"].steps == 8
+    late = schedule([limited], RUNGS[-1:], replace(goal, deadline_s=2.0))["a"]
+    assert late.rung is None and "takes 3 s" in late.why and "J" not in late.why
+    poor = schedule([replace(limited, energy_j=0.5)], RUNGS[-1:], goal)["a"]
+    assert poor.rung is None and "exceed its 0.5 J" in poor.why
+    # For equal times: the target is 0.1 s x 100 x 10 steps of "b"; the energy alone would have allowed 8 of "a"'s.
+    equal = schedule([client("a", 16.0, joules=0.25, energy_j=2.0), client("b", 0.1)], RUNGS, EXACT)
+    assert equal["a"].steps == 6 and equal["a"].update_time_s == pytest.approx(96.0)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"temperature_c": 90.0, "hottest_c": 85.0}, {"memory_bytes": 0.5}, {"joules": 1.0, "energy_j": 0.5}],
+    ids=["heat", "memory", "energy"],
+)
+def test_who_sits_out_sets_no_target(limits):
+    fleet = [client("fast", 0.001, **limits), client("b", 0.01), client("c", 0.01)]
+    got = schedule(fleet, RUNGS, EXACT)
+    assert got["fast"].rung is None and target_s(fleet, RUNGS, EXACT) == pytest.approx(10.0)
+    assert [got[name].rung.retention for name in "bc"] == [1.0, 1.0]
