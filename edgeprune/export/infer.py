@@ -16,6 +16,7 @@ from torch import Tensor
 from edgeprune.data import DataSet
 from edgeprune.data.normalise import Standardise
 from edgeprune.errors import EdgePruneError
+from edgeprune.export import seal
 from edgeprune.export.parity import rows_around, session
 from edgeprune.onnx_session import fixed_batch
 
@@ -56,6 +57,7 @@ def infer(
         raise EdgePruneError(f"{path}: there is no such file; 'edgeprune export' writes one")
     if not len(x) or batch < 1:
         raise EdgePruneError(f"infer: {len(x)} rows in batches of {batch}; give at least one row and a batch of 1")
+    seal.check(path)
     runtime = session(path, threads, f"infer: {path}")
     if len(runtime.get_inputs()) != 1:
         raise EdgePruneError(f"{path}: takes {len(runtime.get_inputs())} inputs; infer knows files with one")

@@ -20,14 +20,14 @@ from edgeprune.destination import check_destination, staged
 from edgeprune.digest import digest_of
 from edgeprune.errors import EdgePruneError, is_whole
 from edgeprune.export import precision as precisions
-from edgeprune.export import targets
+from edgeprune.export import seal, targets
 from edgeprune.export._need import need
 from edgeprune.export._plain import plain
 from edgeprune.export._trace import Wanted, first_line, to_proto
 from edgeprune.export.parity import as_float32, check_graph, rows_around
 from edgeprune.export.verify import strip_notes, verify
 
-RESERVED = ("precision", "torch", "version", "weights_sha256")
+RESERVED = ("file_sha256", "precision", "torch", "version", "weights_sha256")
 LARGEST_FP16 = 65504
 
 
@@ -69,8 +69,8 @@ def export_onnx(
     inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
     ``exporter``: torch's "torchscript" or "torch.export"; by default the first that manages, in this order.
     ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON. Those RESERVED are added:
-    versions of package and torch, a digest of the weights, the precision. Nothing of the exporter's notes (stack
-    traces, paths) is kept.
+    versions of package and torch, digests of the weights and of the file (seal.py), the precision. Nothing of the
+    exporter's notes (stack traces, paths) is kept.
     The model is copied: neither its weights, its buffers nor its training flag change. The file appears under its name
     only when every check has passed; where ONNX Runtime is installed, one is that the graph answers as the model does
     on the example and on random inputs. Errors are EdgePruneError: a model that does not run on the inputs, has no ONNX
@@ -84,7 +84,7 @@ def export_onnx(
     frozen = in_float32(model)
     inputs = _example_rows(example_inputs, batch)
     own = {"version": __version__, "torch": torch.__version__, "weights_sha256": weights_digest(model)}
-    entries = {**_prefixed(metadata or {}), **_prefixed({**own, "precision": precision})}
+    entries = {**_prefixed(metadata or {}), **_prefixed({**own, "precision": precision}), seal.KEY: seal.BLANK}
     if reserved := sorted({*RESERVED} & {*(metadata or {})}):
         raise EdgePruneError(f"export: metadata {reserved[0]!r} is written by the export itself; choose another key")
     _check_weights(frozen, precision)
@@ -115,6 +115,7 @@ def export_onnx(
         except ValueError as error:  # protobuf refuses messages from 2 GiB on
             raise EdgePruneError(f"export: the model does not fit one ONNX file ({error})") from None
         verify(draft, profile, batch)
+        entries[seal.KEY] = seal.seal(draft)
         size = draft.stat().st_size
     names = tuple(names_in), tuple(names_out)
     return Exported(destination, profile.name, profile.opset, profile.ir_version, size, *names, entries, batch)
@@ -124,10 +125,11 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
     """The same file, not yet under its own name, with more ``metadata``: what only its own answers could tell."""
     onnx = need("onnx")
     proto = onnx.load(str(exported.path), load_external_data=False)
-    entries = {**exported.metadata, **_prefixed(metadata)}
+    entries = {**exported.metadata, **_prefixed(metadata), seal.KEY: seal.BLANK}
     onnx.helper.set_model_props(proto, entries)
     onnx.save_model(proto, str(exported.path))
     verify(exported.path, targets.get(exported.target), exported.batch)
+    entries[seal.KEY] = seal.seal(exported.path)
     return replace(exported, size_bytes=exported.path.stat().st_size, metadata=entries)
 
 
