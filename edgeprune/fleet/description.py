@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import EdgePruneError, nearest
-from edgeprune.fleet.device import Device, Fault, Slowdown
+from edgeprune.fleet.device import LEAST, MOST, Device, Fault, Slowdown
 from edgeprune.fleet.link import Link
 
 _POSITIVE = ("slowdown", "share", "download_mbps", "upload_mbps")
@@ -39,6 +39,7 @@ _LIMITS = ("memory_mib", "energy_j", "hottest_c", "temperature_c")
 _AT_LEAST_ZERO = ("latency_ms", "noise", *_LIMITS)
 MAX_DEVICES = 100_000
 MOST_NOISE = 10.0  # e^10: a day for what takes seconds
+NAME_CHARACTERS, NAME_BYTES = 64, 80  # a file of a device bears its name, each byte as %XX, and has 255 bytes at most
 LATENCIES = ("builtin", "profile", "measure")
 
 
@@ -106,6 +107,8 @@ def build_fleet(config: FleetConfig) -> Fleet:
         raise EdgePruneError(
             f"fleet.heterogeneity is {config.heterogeneity}; it is slowest over fastest, so at least 1"
         )
+    if config.heterogeneity > MOST:
+        raise EdgePruneError(f"fleet.heterogeneity is {config.heterogeneity}; give {MOST:.0e} or less")
     if not 0 <= config.profile_noise <= MOST_NOISE:
         raise EdgePruneError(f"fleet.profile_noise is {config.profile_noise}; give 0 to {MOST_NOISE:.0f}")
     if config.device:
@@ -131,9 +134,7 @@ def _spread(count: int, sigma: float) -> list[float]:
 def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
     known = {"name", "slowdown", "share", "profile", *_LIMITS, *defaults}
     _refuse_unknown("fleet.device", entry, known)
-    name = entry.get("name")
-    if not isinstance(name, str) or not name or len(name) > 64 or not name.isprintable() or "/" in name:
-        raise EdgePruneError(f"fleet.device: name {name!r} must be 1 to 64 printable characters without '/'")
+    name = _name(entry.get("name"))
     profile = entry.get("profile", "")
     if not isinstance(profile, str):
         raise EdgePruneError(f"fleet.device {name!r}: profile must be a file's name, got {profile!r}")
@@ -143,9 +144,13 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
     for key in _POSITIVE:
         if not values[key] > 0:
             raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be greater than 0")
+        if not LEAST <= values[key] <= MOST:
+            raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; give {LEAST:.0e} to {MOST:.0e}")
     for key in _AT_LEAST_ZERO:
         if not values[key] >= 0:
             raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; it must be 0 or more")
+        if values[key] > MOST:
+            raise EdgePruneError(f"fleet.device {name!r}: {key} is {values[key]}; give {MOST:.0e} or less")
     if values["noise"] > MOST_NOISE:
         raise EdgePruneError(f"fleet.device {name!r}: noise is {values['noise']}; give 0 to {MOST_NOISE:.0f}")
     # A weaker device sits behind a weaker link: compute and transport are slowed by the same factor, so that the
@@ -164,6 +169,21 @@ def _device(entry: Mapping[str, Any], defaults: Mapping[str, float]) -> Device:
         hottest_c=values["hottest_c"],
         temperature_c=values["temperature_c"],
     )
+
+
+def _name(name: Any) -> str:
+    """A device's name, if folders and files can be called after it."""
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_CHARACTERS or not name.isprintable() or "/" in name:
+        raise EdgePruneError(
+            f"fleet.device: name {name!r} must be 1 to {NAME_CHARACTERS} printable characters without '/'"
+        )
+    if name in (".", ".."):
+        raise EdgePruneError(f"fleet.device: name {name!r} means a folder to every system; choose another name")
+    if len(name.encode()) > NAME_BYTES:
+        raise EdgePruneError(
+            f"fleet.device: name {name!r} has {len(name.encode())} bytes in UTF-8; give at most {NAME_BYTES}"
+        )
+    return name
 
 
 def _with_events(fleet: Fleet, events: Iterable[Mapping[str, Any]], faults: Iterable[Mapping[str, Any]]) -> Fleet:

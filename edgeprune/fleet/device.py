@@ -9,6 +9,7 @@ from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.fleet.link import Link
 
 FAULTS = ("drop", "nan", "shape", "truncated", "forged", "duplicate")
+LEAST, MOST = 1e-6, 1e9  # of a fleet's figures (a bit a second, 11 days of latency): times that come of them are finite
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Slowdown:
             raise EdgePruneError(f"fleet: a slow-down begins in round {self.round}; rounds are counted from 1")
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise EdgePruneError(f"fleet: slow-down factor {self.factor} must be a positive number")
+        if not LEAST <= self.factor <= MOST:
+            raise EdgePruneError(f"fleet: slow-down factor {self.factor}; give {LEAST:.0e} to {MOST:.0e}")
 
 
 @dataclass(frozen=True)

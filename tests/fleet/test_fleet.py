@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,16 @@ def test_measured_table_is_monotone_and_counts_real_calls():
         (FleetConfig(device=({"name": "a", "slowdwon": 2.0},)), "did you mean 'slowdown'"),
         (FleetConfig(device=({"name": "a", "slowdown": float("inf")},)), "finite"),
         (FleetConfig(device=({"name": ""},)), "name ''"),
+        (FleetConfig(device=({"name": "."},)), "name '.' means a folder"),
+        (FleetConfig(device=({"name": ".."},)), "name '..' means a folder"),
+        (FleetConfig(device=({"name": "a" * 65},)), "1 to 64 printable characters"),
+        (FleetConfig(device=({"name": "\u673a" * 27},)), "has 81 bytes in UTF-8; give at most 80"),
+        (FleetConfig(latency_ms=1e308), "latency_ms is 1e.308; give 1e.09 or less"),
+        (FleetConfig(download_mbps=1e-320), "download_mbps is 1e-320; give 1e-06 to 1e.09"),
+        (FleetConfig(heterogeneity=1e300), "heterogeneity is 1e.300; give 1e.09 or less"),
+        (FleetConfig(device=({"name": "a", "slowdown": 1e-320},)), "slowdown is 1e-320; give 1e-06"),
+        (FleetConfig(device=({"name": "a", "memory_mib": 1e300},)), "memory_mib is 1e.300; give 1e.09 or less"),
+        (FleetConfig(event=({"device": "device-1", "round": 3, "slowdown": 1e300},)), "factor 1e.300; give 1e-06"),
         (FleetConfig(device=("a",)), "expected a table"),
         (FleetConfig(event=({"device": "device-77", "round": 3, "slowdown": 2.0},)), "unknown device 'device-77'"),
         (FleetConfig(event=({"device": "device-1", "round": 3, "slowdown": 0.0},)), "positive"),
@@ -137,6 +148,22 @@ def test_a_wrong_description_is_one_sentence(config, sentence):
     with pytest.raises(EdgePruneError, match=sentence.replace("[", r"\[")) as caught:
         build_fleet(config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_also_a_files_name():
+    """The longest that are allowed, as the files of a device are called."""
+    for name in ("\u673a" * 26, "\U0001f600" * 20, "%" * 64):
+        (device,) = build_fleet(FleetConfig(device=({"name": name},))).devices
+        assert len(f"device-{quote(device.name, safe='')}.tmp") <= 255
+
+
+@pytest.mark.parametrize("key", ["latency_ms", "download_mbps", "upload_mbps", "slowdown"])
+@pytest.mark.parametrize("value", [1e-6, 1e9])
+def test_times_at_the_bounds_are_finite(key, value):
+    (device,) = build_fleet(FleetConfig(device=({"name": "a", "slowdown": 1e9, key: value, "noise": 10.0},))).devices
+    for round_ in range(100):
+        took = charge(device, Work(2**40, 2**40, 1000, 10**9), TABLE, round_=round_, seed=0)
+        assert 0 < took.total < 1e100
 
 
 def test_faults_strike_in_their_rounds_only():
