@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import build_fleet
 
 MOST_PROCESSES = 64
+TEMPORARY_BYTES = 70  # of 107 that a socket's path may have
 Say = Callable[[str], None]
 Clock = Callable[[], float]
 
@@ -135,14 +137,16 @@ def run_here(
             f"run.engine 'processes': {len(names)} devices would be as many processes; at most {MOST_PROCESSES}, or "
             "use run.engine = 'local'"
         )
-    state = out.with_name(f"{out.name}.devices")
     if not resume:
         rundir.refuse_present(out)
+    state = rundir.beside(out, "devices")
+    if not resume:
         shutil.rmtree(state, ignore_errors=True)
     common: dict[str, Any] = {"wait_s": 120.0, "watch": watch, "say": say}
     try:
+        _made(state)
         with (
-            tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
+            tempfile.TemporaryDirectory(prefix="edgeprune-", dir=_short_folder()) as folder,
             Workers(experiment, names, Path(folder), data_dir, state=state) as workers,
         ):
             carrier = workers.carrier()
@@ -153,6 +157,19 @@ def run_here(
     finally:
         if not rundir.is_run(out):  # a mistake: no run was begun
             shutil.rmtree(state, ignore_errors=True)
+
+
+def _made(state: Path) -> None:
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgePruneError(f"{state}: cannot be made a folder ({error.strerror}); choose another --out") from None
+
+
+def _short_folder() -> str:
+    """For temporary files; /tmp where the usual place is too far down for the path of a socket in it."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= TEMPORARY_BYTES else "/tmp"
 
 
 class Workers(AbstractContextManager["Workers"]):

@@ -226,7 +226,9 @@ class Listener:
         try:
             self._socket.bind(str(path))
         except OSError as error:
-            raise EdgePruneError(f"worker: cannot listen on {path} ({error}); choose a shorter --state") from None
+            raise EdgePruneError(
+                f"worker: cannot listen on {path} ({error}); choose a folder with a shorter path"
+            ) from None
         finally:
             os.umask(before)
         self._socket.listen(64)

@@ -103,6 +103,14 @@ def refuse_present(path: Path) -> None:
         raise EdgePruneError(f"{path}: already there; choose another --out, or --resume that run")
 
 
+def beside(path: Path, ending: str) -> Path:
+    """The folder that lies beside the run's ``path``, absolute, of the same name and ``ending``."""
+    whole = Path(os.path.abspath(path))
+    if not whole.name:
+        raise EdgePruneError(f"{path}: a run needs a folder of its own; choose another --out")
+    return whole.with_name(f"{whole.name}.{ending}")
+
+
 @contextmanager
 def created(
     path: Path, experiment: Experiment, latency: Mapping[str, Any], devices: Mapping[str, Any]

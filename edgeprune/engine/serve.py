@@ -45,7 +45,7 @@ class Service:
     @property
     def federation(self) -> Federation:
         """The folder with certificates and kits."""
-        return Federation(self.out.with_name(f"{self.out.name}.federation").resolve())
+        return Federation(rundir.beside(self.out, "federation").resolve())
 
 
 def which_engine() -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from short_runs import SETS, Killed, command, same, weights
@@ -17,6 +18,7 @@ from edgeprune.engine import rundir
 from edgeprune.engine.checkpoint import Checkpoint
 from edgeprune.engine.config import load_experiment
 from edgeprune.engine.federation import run_here
+from edgeprune.engine.serve import Service
 from edgeprune.errors import EdgePruneError
 
 
@@ -240,3 +242,39 @@ def test_a_mistake_with_processes_leaves_nothing_either(tmp_path):
         with pytest.raises(EdgePruneError, match="the fleet has 2 devices|choose another --out"):
             run_here(experiment, tmp_path / name, None)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (".", "already there"),
+        ("..", "already there"),
+        ("/", "already there"),
+        ("x" * 252, r"x\.devices: cannot be made a folder \(File name too long\); choose another --out"),
+    ],
+)
+def test_processes_have_a_folder_beside_the_runs(tmp_path, monkeypatch, name, sentence):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(EdgePruneError, match=sentence):
+        run_here(load_experiment(None, SETS), Path(name), None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_the_folder_beside_a_run_needs_its_name(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert rundir.beside(Path(), "devices") == tmp_path / "here.devices"
+    assert rundir.beside(Path(".."), "devices") == tmp_path.with_name(f"{tmp_path.name}.devices")
+    assert Service(Path(), "flower", "127.0.0.1:1", None, 1.0, False).federation.folder == tmp_path / "here.federation"
+    with pytest.raises(EdgePruneError, match="a run needs a folder of its own"):
+        rundir.beside(Path("/"), "devices")
+
+
+def test_the_usual_place_for_temporary_files_may_be_far_down(tmp_path, monkeypatch):
+    """Too far for the path of a socket."""
+    far = tmp_path / ("f" * 100)
+    far.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(far))
+    summary = run_here(load_experiment(None, [*SETS, "run.engine=processes"]), tmp_path / "run", None)
+    assert summary["rounds"] == 2 and not list(far.iterdir())
