@@ -196,6 +196,10 @@ def _number(where: str, record: Mapping[str, Any], key: str) -> float:
 
 def _as_number(where: str, key: str, value: object) -> float:
     """A finite number that is not negative: rounds, seconds, bytes and shares all are."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # a whole number with hundreds of digits
+        number = math.inf
+    if not 0 <= number < math.inf:
         raise EdgePruneError(f"{where}: {key} is not a finite number of at least 0; the file was damaged")
-    return float(value)
+    return number

@@ -89,6 +89,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
         ("round", True, "line 2"),
         ("upload_bytes", -1, "line 2: upload_bytes is not"),
         ("upload_bytes", None, "line 2: upload_bytes is not"),
+        ("upload_bytes", 10**400, "line 2: upload_bytes is not a finite number"),
         ("accuracy", [1], "line 2: accuracy is not"),
         ("update_time_s", [1, 2], "update_time_s is not a table"),
         ("update_time_s", {"a": float("inf")}, "update_time_s of a device is not"),
