@@ -78,7 +78,10 @@ def command(
     output = output or Path(f"{task.name.replace(':', '-').replace('/', '-')}.profile.json")
     check_destination(output, "profile")
     if if_needed and output.exists():
-        reasons = _reasons(output, task.name, threads)
+        try:
+            reasons = _reasons(output, task.name, threads)
+        except EdgePruneError:
+            reasons = ["it holds no profile that can be read"]
         if not reasons:
             click.echo(f"{output} is valid here; nothing to measure")
             return

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.algorithms.scheduled import Scheduled, initial_ranking
-from edgeprune.engine.config import TaskConfig, experiment_from, load_raw
+from edgeprune.engine.config import Experiment, experiment_from, load_raw
 from edgeprune.engine.emulation import PROFILES
 from edgeprune.engine.run import Prepared, prepare
 from edgeprune.errors import EdgePruneError
-from edgeprune.fleet import ProfileTimes
+from edgeprune.fleet import FleetConfig, ProfileTimes
 from edgeprune.fleet.reports import Report, ladder
 from edgeprune.fleet.scheduler import Decision, schedule
 
@@ -41,12 +42,12 @@ def plan_fleet(path: Path, sets: Sequence[str] = (), data_dir: Path | None = Non
             key: value for key, value in algorithm.items() if key in known or algorithm.get("name") == Scheduled.name
         }
         raw["algorithm"] = {**kept, "name": Scheduled.name}
-    borrowed = _with_shipped_profile(raw)
-    prepared = prepare(experiment_from(raw, path.parent), data_dir)
+    experiment, borrowed = _with_shipped_profile(experiment_from(raw, path.parent))
+    prepared = prepare(experiment, data_dir)
     if not prepared.setting.reports:
         raise EdgePruneError(
             f"{path}: a plan needs measured profiles; give --profile FILE (edgeprune profile "
-            f"{prepared.task.name} writes one), or every [[fleet.device]] its own"
+            f"{experiment.task.name} writes one), or every [[fleet.device]] its own"
         )
     found = explained(prepared)
     if not borrowed:
@@ -56,16 +57,13 @@ def plan_fleet(path: Path, sets: Sequence[str] = (), data_dir: Path | None = Non
     return replace(found, warnings=(note, *found.warnings))
 
 
-def _with_shipped_profile(raw: dict[str, Any]) -> bool:
-    """Where no step times are named, those that ship for the task, if any do: whether they are used."""
-    fleet, task = raw.setdefault("fleet", {}), raw.get("task", {})
-    if not isinstance(fleet, dict) or not isinstance(task, dict) or fleet.get("latency", "builtin") != "builtin":
-        return False
-    if fleet.get("file") or not (PROFILES / f"{task.get('name', TaskConfig().name)}.json").is_file():
-        return False
-    fleet["latency"] = "profile"
-    devices = fleet.get("device", [])
-    return not (devices and all(isinstance(entry, dict) and entry.get("profile") for entry in devices))
+def _with_shipped_profile(experiment: Experiment) -> tuple[Experiment, bool]:
+    """Where no step times are named, those that ship for the task, if any do; and whether a device needs them."""
+    fleet = experiment.fleet
+    if fleet.latency != FleetConfig().latency or not os.path.isfile(PROFILES / f"{experiment.task.name}.json"):
+        return experiment, False
+    own = [isinstance(entry, Mapping) and bool(entry.get("profile")) for entry in fleet.device]
+    return replace(experiment, fleet=replace(fleet, latency="profile")), not (own and all(own))
 
 
 def explained(prepared: Prepared) -> FleetPlan:

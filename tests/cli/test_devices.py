@@ -37,6 +37,16 @@ def test_a_valid_profile_is_not_measured_again(here: Path) -> None:
     assert here.read_bytes() == before
 
 
+def test_a_damaged_profile_is_measured_again_where_it_is_needed(here: Path) -> None:
+    here.write_text(here.read_text()[:1000])
+    with pytest.raises(EdgePruneError, match="here.json: not JSON"):
+        CliRunner().invoke(profile.command, ["digits", "--check", str(here)], catch_exceptions=False)
+    options = ["--if-needed", "--seconds", "0.1", "--passes", "1", "--power", "none", "--quiet"]
+    shown = CliRunner().invoke(profile.command, ["digits", "-o", str(here), *options], catch_exceptions=False)
+    assert shown.exit_code == 0 and "here.json is measured again: it holds no profile" in shown.output
+    assert read_profile(here).task == "digits"
+
+
 @pytest.mark.parametrize("why", ["expired", "changed (mode", "measured for 'fashion-cnn'"])
 def test_what_no_longer_holds_is_said(here: Path, why: str) -> None:
     past = (datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)).isoformat()
@@ -63,6 +73,33 @@ def test_a_plan_without_a_profile_borrows_one_and_says_so(tmp_path: Path, here: 
     shown = CliRunner().invoke(plan.command, [str(fleet), "--profile", str(here), "--json"])
     found = json.loads(shown.output)
     assert found["warnings"] == [] and found["participants"] == 3
+
+
+def test_a_fleet_in_a_file_of_its_own_is_planned_as_one_written_out(tmp_path: Path) -> None:
+    written = '[fleet]\n[[fleet.device]]\nname = "a"\n[[fleet.device]]\nname = "b"\nslowdown = 4.0\n'
+    (tmp_path / "inline.toml").write_text(written)
+    (tmp_path / "fleet.toml").write_text(written)
+    (tmp_path / "outside.toml").write_text('[fleet]\nfile = "fleet.toml"\n')
+    inline, outside = (
+        CliRunner().invoke(plan.command, [str(tmp_path / name)], catch_exceptions=False)
+        for name in ("inline.toml", "outside.toml")
+    )
+    assert "the package's own" in inline.output and outside.output == inline.output
+    (tmp_path / "fleet.toml").write_text('[fleet]\nlatency = "none.json"\n')
+    with pytest.raises(EdgePruneError, match="none.json: cannot be read"):
+        CliRunner().invoke(plan.command, [str(tmp_path / "outside.toml")], catch_exceptions=False)
+
+
+def test_a_plan_names_the_task_as_profile_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "planned_task.py").write_text(
+        "from dataclasses import replace\nfrom edgeprune import tasks\n"
+        "def mine():\n    return replace(tasks.get('digits'), name='own')\n"
+    )
+    (tmp_path / "fleet.toml").write_text('[fleet]\ndevices = 2\nlatency = "measure"\n')
+    with pytest.raises(EdgePruneError, match="edgeprune profile planned_task:mine writes one"):
+        CliRunner().invoke(plan.command, ["fleet.toml", "--task", "planned_task:mine"], catch_exceptions=False)
 
 
 def test_a_profile_of_each_device_borrows_none(tmp_path: Path, here: Path) -> None:
