@@ -24,6 +24,8 @@ from edgeprune.errors import EdgePruneError, shown
 FORMAT = "edgeprune.profile/1"
 VALID_DAYS = 30
 SOURCES = ("measured", "emulated")
+LEAST_MS, MOST_MS = 1e-6, 1e12  # a time in milliseconds: from a nanosecond to 30 years
+MOST_WORK = 2**63  # of any count: multiply-adds, elements, bytes
 T = TypeVar("T")
 
 
@@ -137,8 +139,16 @@ class DeviceProfile:
         if self.source not in SOURCES:
             raise EdgePruneError(f"profile of {self.task!r}: source is {self.source!r}; it is measured or emulated")
         times = (t for p in self.points for t in (p.step_ms, p.inference_ms))
-        if not all(math.isfinite(t) and t > 0 for t in (*times, self.rebuild_ms)):
-            raise EdgePruneError(f"profile of {self.task!r}: every time must be a positive number of milliseconds")
+        if not all(LEAST_MS <= t <= MOST_MS for t in (*times, self.rebuild_ms)):
+            raise EdgePruneError(
+                f"profile of {self.task!r}: every time must be a positive number of milliseconds, from {LEAST_MS:.0e} "
+                f"to {MOST_MS:.0e}; measure it again"
+            )
+        memories = (self.base_memory, *(point.peak_memory for point in self.points))
+        if not all(memory is None or 0 <= memory < MOST_WORK for memory in memories):
+            raise EdgePruneError(f"profile of {self.task!r}: memory must be a number of bytes; measure it again")
+        if self.batch_size < 1:
+            raise EdgePruneError(f"profile of {self.task!r}: batch_size is {self.batch_size}; measure it again")
 
     def stale(self, now: Fingerprint | None, when: datetime.datetime | None = None) -> list[str]:
         """Why it should be measured again: each one sentence. None for a fingerprint that cannot be known here."""
@@ -200,8 +210,10 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
 def _point(item: Mapping[str, Any]) -> Point:
     size = {**item["size"], "widths": tuple(float(w) for w in item["size"]["widths"])}
     for f in fields(ModelSize):
-        if f.name != "widths" and (type(size[f.name]) is not int or size[f.name] < 0):
-            raise ValueError(f"size.{f.name} is {size[f.name]!r}")
+        if f.name != "widths" and (type(size[f.name]) is not int or not 0 <= size[f.name] < MOST_WORK):
+            raise ValueError(f"size.{f.name} is {shown(size[f.name])}")
+    if not all(0 <= width <= 1 for width in size["widths"]):
+        raise ValueError("size.widths holds what is no share from 0 to 1")
     return _typed(Point(**{**item, "size": ModelSize(**size), "flags": tuple(map(str, item.get("flags", ())))}))
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,14 @@ def test_density_scales_the_whole_models_time():
     assert ProfileTimes(profile()).density_factor(0.1) == 1.0
 
 
+def put(said: dict[str, Any], key: str, value: object) -> None:
+    """``value`` in the place of a profile's figure; of a point, in the last one."""
+    *outer, inner = key.split(".")
+    for name in outer:
+        said = said[name][-1] if name == "points" else said[name]
+    said[inner] = value
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -152,18 +161,40 @@ def test_density_scales_the_whole_models_time():
         ("points.width", None),
         ("points.density", float("inf")),
         ("fingerprint.cores", "x"),
+        ("points.size.macs", 10**400),
+        ("points.size.widths", [float("nan")]),
+        ("points.size.widths", [1e200]),
     ],
     ids=str,
 )
 def test_a_profile_whose_fields_are_of_another_kind_is_one_sentence(tmp_path: Path, key: str, value: object):
     said = profile().to_json()
-    outer, _, inner = key.partition(".")
-    if inner:
-        (said[outer][-1] if outer == "points" else said[outer])[inner] = value
-    else:
-        said[outer] = value
+    put(said, key, value)
     path = tmp_path / "p.json"
     path.write_text(json.dumps(said))
     with pytest.raises(EdgePruneError, match="p.json: not a device profile") as caught:
         read_times(path)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("points.step_ms", 1e-320, "every time must be"),
+        ("points.inference_ms", 1e300, "every time must be"),
+        ("rebuild_ms", 0.0, "every time must be"),
+        ("points.peak_memory", -5, "memory must be"),
+        ("base_memory", 10**30, "memory must be"),
+        ("batch_size", 0, "batch_size is 0"),
+    ],
+    ids=str,
+)
+def test_a_profile_with_figures_that_no_device_has_is_one_sentence(
+    tmp_path: Path, key: str, value: object, words: str
+) -> None:
+    said = profile().to_json()
+    put(said, key, value)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(said))
+    with pytest.raises(EdgePruneError, match=f"{words}.*; measure it again"):
+        read_times(path)
