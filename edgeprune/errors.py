@@ -31,6 +31,12 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral)
 
 
+def raised(error: Exception) -> str:
+    """What somebody else's code raised, within a sentence: its type and the first line of its words."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def shown(value: object) -> str:
     """``value`` within a sentence: short and on one line, whatever a user gave."""
     if value is None or isinstance(value, numbers.Real | str):

@@ -16,7 +16,7 @@ from edgeprune.algorithms.training import LocalData
 
 def class_shares(local: Mapping[str, LocalData], classes: int) -> Tensor | None:
     """p [clients, classes], double; None where a sample has more than one target (text) or no class."""
-    if any(part.y.dim() != 1 for part in local.values()):
+    if not classes or any(part.y.dim() != 1 for part in local.values()):
         return None
     counts = [torch.bincount(part.y, minlength=classes).double() for part in local.values()]
     return torch.stack([count / count.sum() for count in counts])

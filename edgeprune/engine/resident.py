@@ -40,6 +40,7 @@ from edgeprune.engine.checkpoint import write_atomically
 from edgeprune.engine.config import Experiment, load_experiment
 from edgeprune.engine.frames import Frame
 from edgeprune.engine.run import initial_model, split
+from edgeprune.engine.trial import try_alone, try_split
 from edgeprune.engine.worker import Answer, ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import build_fleet
@@ -187,6 +188,8 @@ def residents(
         everyone = split(data, fleet, experiment.data, experiment.run.seed)
         parts = {client: everyone[client] for client in clients}
     model = initial_model(task, experiment.run.seed)
+    try_split(task, model, data, data.train, "training")
+    try_alone(model, parts)
     graph = ChannelGraph.trace(model, task.example_inputs())
     shelf = ModelShelf(model)
     state.mkdir(parents=True, exist_ok=True)

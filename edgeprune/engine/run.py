@@ -30,8 +30,9 @@ from edgeprune.engine.local import LocalTransport
 from edgeprune.engine.reporting import fleet_reports, own_times, recorded_times
 from edgeprune.engine.rounds import Evaluated, Server
 from edgeprune.engine.transport import Transport
+from edgeprune.engine.trial import try_alone, try_task
 from edgeprune.engine.worker import ModelShelf, Worker
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, raised
 from edgeprune.fleet import Fleet, Times, build_fleet
 from edgeprune.nn import densities
 from edgeprune.pruning import ChannelGraph
@@ -73,6 +74,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     data = task.load_data(data_dir)
     local = split(data, fleet, experiment.data, experiment.run.seed)
     model = initial_model(task, experiment.run.seed)
+    try_task(task, model, data)
     graph = ChannelGraph.trace(model, task.example_inputs())
     own = Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
     recipe = experiment.algorithm.recipe(own)
@@ -105,6 +107,7 @@ def start(
 def begun(prepared: Prepared, transport: Transport | None = None) -> tuple[Server, Checkpoint]:
     """The loop, and the state before the first round, whose assignments were tried: what an algorithm refuses, it
     refuses here, with nothing written yet."""
+    try_alone(prepared.model, prepared.local)
     server = _server(prepared, transport=transport)
     begin = server.start({name: tensor.clone() for name, tensor in prepared.model.state_dict().items()})
     server.algorithm.assign(server.setting, begin.state)
@@ -181,7 +184,12 @@ def initial_model(task: Task, seed: int) -> torch.nn.Module:
     """The model that every node of a run begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return task.make_model()
+        try:
+            return task.make_model()
+        except EdgePruneError:
+            raise
+        except Exception as error:
+            raise EdgePruneError(f"task {task.name!r}: its model cannot be made ({raised(error)})") from error
 
 
 def split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.data import DataSet
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, raised
 
 
 def correct_top1(output: Tensor, target: Tensor) -> int:
@@ -58,7 +58,12 @@ class Task:
 
         if isinstance(self.dataset, str):
             return data.load(self.dataset, data_dir)
-        loaded = self.dataset()
+        try:
+            loaded = self.dataset()
+        except EdgePruneError:
+            raise
+        except Exception as error:
+            raise EdgePruneError(f"task {self.name!r}: its data cannot be loaded ({raised(error)})") from error
         if not isinstance(loaded, DataSet):
             raise EdgePruneError(f"task {self.name!r}: dataset returned {type(loaded).__name__}, not a DataSet")
         return loaded

@@ -1,0 +1,63 @@
+"""A task tried on a few of its own samples before a run begins: whether data, model and loss fit one another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from edgeprune.algorithms.training import LocalData
+from edgeprune.data import DataSet, Split
+from edgeprune.errors import EdgePruneError, raised
+from edgeprune.tasks import Task
+
+
+def try_task(task: Task, model: nn.Module, data: DataSet) -> None:
+    """EdgePruneError where ``data`` cannot be trained and evaluated with; ``model`` stays as it is."""
+    for what, split in (("training", data.train), ("test", data.test)):
+        try_split(task, model, data, split, what)
+
+
+def try_split(task: Task, model: nn.Module, data: DataSet, split: Split, what: str) -> None:
+    """The same for one split, called ``what``: its labels, and the samples with the smallest and the largest."""
+    if not len(split):
+        raise EdgePruneError(f"task {task.name!r}: its data set has no {what} samples; give it some")
+    flat, classes = split.y.flatten(1) if split.y.dim() > 1 else split.y[:, None], len(data.classes)
+    if classes and split.y.dim() == 1 and not 0 <= int(flat.min()) <= int(flat.max()) < classes:
+        raise EdgePruneError(
+            f"task {task.name!r}: its {what} labels go from {int(flat.min())} to {int(flat.max())}, and its "
+            f"{classes} classes from 0 to {classes - 1}; name every class, or mend the labels"
+        )
+    rows = torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])
+    x, y = split.x[rows], split.y[rows]
+    tried = copy.deepcopy(model).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            output = tried(data.normalise(x))
+            float(task.loss(output, y))
+            task.correct(output, y)
+        except EdgePruneError:
+            raise
+        except Exception as error:
+            raise EdgePruneError(
+                f"task {task.name!r}: model, loss or right answers do not fit its {what} samples ({raised(error)})"
+            ) from error
+
+
+def try_alone(model: nn.Module, local: Mapping[str, LocalData]) -> None:
+    """EdgePruneError where a device has one sample only and ``model`` cannot be trained on that (batch-norm of vectors
+    has no variance there)."""
+    alone = next((client for client, part in local.items() if len(part) == 1), None)
+    if alone is None:
+        return
+    tried, part = copy.deepcopy(model).train(), local[alone]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            tried(part.normalise(part.x))
+        except Exception as error:
+            raise EdgePruneError(
+                f"{alone}: it has one training sample, with which the model cannot be trained ({raised(error)}); give "
+                "each device two or more"
+            ) from error
