@@ -19,6 +19,7 @@ import select
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +43,7 @@ from edgeprune.engine.frames import Frame
 from edgeprune.engine.run import initial_model, split
 from edgeprune.engine.trial import try_alone, try_split
 from edgeprune.engine.worker import Answer, ModelShelf, Worker
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, raised
 from edgeprune.fleet import build_fleet
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import get as get_task
@@ -106,20 +107,35 @@ class Resident:
                 self._worker.plans.update(plans)
                 self._given.clear()
             self._round = round_
+        try:
+            return self._worked(asked, key)
+        except EdgePruneError as error:
+            reason = str(error)
+        except Exception as error:  # of the user's model or data; the next assignment may fare better
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else raised(error)
+            reason = f"its work failed ({said}); the device's log has more"  # paths stay on the device
+        return Frame("refused", self._client, asked.token, {**self._about, "reason": reason})
+
+    def _worked(self, asked: Frame, key: str) -> Frame:
         cpu, began = _cpu_s(), perf_counter()
         self._meter.begin()
-        try:
-            answer = self._worker.handle(asked.blob)
-        except EdgePruneError as error:
-            return Frame("refused", self._client, asked.token, {**self._about, "reason": str(error)})
+        answer = self._worker.handle(asked.blob)
         measured = {"compute_s": perf_counter() - began, "cpu_s": _cpu_s() - cpu, "steps": answer.steps}
         energy = self._meter.finish()
         if energy.joules is not None:
             measured |= {"energy_j": energy.joules}
         given = Frame("done", self._client, asked.token, {**self._about, **measured}, answer.blob)
-        self._given[answer.kind] = key, given
         if answer.kind == "update":
-            self._remember(answer, key, given)
+            try:
+                self._remember(answer, key, given)
+            except EdgePruneError as error:
+                self._worker.take_back(answer)
+                print(f"edgeprune worker: {error}", file=sys.stderr)
+                raise EdgePruneError(
+                    "it cannot write what it must remember; make room on the device (its log has more)"
+                ) from None
+        self._given[answer.kind] = key, given
         return given
 
     def _remember(self, answer: Answer, key: str, given: Frame) -> None:
@@ -128,13 +144,13 @@ class Resident:
         residual = self._worker.residual
         if answer.plan.id == self._plan and not residual:
             return
-        self._plan = answer.plan.id
         kept = base64.b64encode(answer.plan.kept_bytes()).decode()
         tensors = {OWED + name: t.contiguous() for name, t in residual.items()}
         if residual:
             tensors[LAST] = torch.frombuffer(bytearray(given.to_bytes()), dtype=torch.uint8)
         told = {"plan": kept, "round": str(self._round), "asked": key}
         write_atomically(self._state, safetensors.torch.save(tensors, metadata=told))
+        self._plan = answer.plan.id
 
 
 Kept = tuple[SubmodelPlan | None, dict[str, torch.Tensor], int, tuple[str, Frame] | None]

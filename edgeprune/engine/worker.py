@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from edgeprune.algorithms.readjustment import dense_gradients, mask_bits, readju
 from edgeprune.algorithms.training import AfterEpoch, LocalData, Trained, train_local
 from edgeprune.engine.acceptance import GRADIENT
 from edgeprune.engine.answers import Answered, answer_with
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.nn import set_masks, sparsify, with_transfer
 from edgeprune.ops.sparsity import SparsityPattern
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
@@ -31,7 +32,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Answer:
     """The answer's bytes, and what was done for them (for the clock). ``masks``: what the bytes take for known;
-    ``kind``: "update" or "statistics"."""
+    ``kind``: "update" or "statistics"; ``owed``: what error feedback owed before it."""
 
     blob: bytes
     plan: SubmodelPlan
@@ -40,6 +41,7 @@ class Answer:
     rebuilt: bool
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     kind: str = "update"
+    owed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class ModelShelf:
         self.repeats = wire.Repeats()
         self._received: tuple[wire.Message, dict[str, Tensor]] | None = None
         self.dense_bytes = sum(t.numel() * t.element_size() for t in template.state_dict().values())
+
+    def clear(self) -> None:
+        """Forget every module; they are built again when they are asked for."""
+        self._built.clear()
+        self._masked = None
 
     def received(self, message: wire.Message) -> dict[str, Tensor]:
         """The dense weights in ``message``, made once for all devices that are sent the same."""
@@ -150,12 +157,22 @@ class Worker:
         """What error feedback still owes the server, by tensor; it must survive a restart of the device."""
         return self._residual
 
+    def take_back(self, answer: Answer) -> None:
+        """The last ``answer``, an update, will not be sent: what was owed before it is owed still."""
+        self._residual = dict(answer.owed)
+
     def handle(self, blob: bytes) -> Answer:
         """Do what ``blob`` asks for. Raises :class:`EdgePruneError` if it is nothing for this device."""
-        opened = self.open(blob)
-        if isinstance(opened, Answer):
-            return opened
-        return self.close(opened, train_one(self._shelf, opened, self._loss_of))
+        try:
+            opened = self.open(blob)
+            if isinstance(opened, Answer):
+                return opened
+            return self.close(opened, train_one(self._shelf, opened, self._loss_of))
+        except EdgePruneError:
+            raise
+        except Exception:  # of the user's model or data; who knows what it left of the modules
+            self._shelf.clear()
+            raise
 
     def open(self, blob: bytes) -> Order | Answer:
         """What ``blob`` asks to be trained, for :meth:`close` to answer; what needs no training is answered at once."""
@@ -176,25 +193,25 @@ class Worker:
         if job.propose:
             proposed = mpfl.proposal(done.state, self._graph, order.plan, job.propose)
             blob = self._pack(message, Answered({}, {}, "", {}), done.trained, proposed.kept_bytes())
-            return Answer(blob, order.plan, done.trained.steps, 0, order.rebuilt)
+            return Answer(blob, order.plan, done.trained.steps, 0, order.rebuilt, owed=self._residual)
         forwards = 0
         if order.held and (job.gradient or job.readjust):
             forwards = 3 * len(self._data.y.split(order.recipe.batch_size))  # a backward pass is two forward ones
         answered = answer_with(done.state, order.received, done.masks, order.held, done.gradients, job, self._residual)
-        self._residual = answered.residual
         kept = b""
         if job.gates:
             forwards += len(self._data.y.split(order.recipe.batch_size))
             kept = self._used(order, done).kept_bytes()
         blob = self._pack(message, answered, done.trained, kept)
-        return Answer(blob, order.plan, done.trained.steps, forwards, order.rebuilt, order.held)
+        owed, self._residual = self._residual, answered.residual
+        return Answer(blob, order.plan, done.trained.steps, forwards, order.rebuilt, order.held, owed=owed)
 
     def _calibrate(self, message: wire.Message) -> Answer:
         """Pass the device's own data through the whole model: its batch-norm statistics, no weight changed.
 
         The first pass brings the model, further ones only the pooled statistics of the pass before.
         """
-        full = SubmodelPlan.full(self._graph)
+        full, batch_size = SubmodelPlan.full(self._graph), _whole(message, "batch_size", 1)
         model = self._shelf.get(full)
         first = bool(message.header.get("first"))
         if first:
@@ -203,7 +220,7 @@ class Worker:
             raise EdgePruneError(f"{self._client}: statistics came without the model they belong to; refused")
         self._calibrating.update(message.tensors)
         load_local(model, self._calibrating)
-        x = self._data.x.split(int(message.header["batch_size"]))
+        x = self._data.x.split(batch_size)
         batches = (self._data.normalise(part) for part in x if len(part) > 1 or len(x) == 1)
         statistics = local_statistics(model, batches, own=first)
         answer = wire.Message("statistics", message.round, self._client, full.id, statistics, samples=len(self._data))
@@ -211,10 +228,13 @@ class Worker:
         return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False, kind="statistics")
 
     def _order(self, message: wire.Message) -> Order | Answer:
+        recipe, job = _filled(Recipe, message.header.get("recipe")), _filled(Job, message.header.get("job", {}))
+        seed = _whole(message, "seed", 0)
+        for name, number in vars(recipe).items():
+            if number < (1 if name == "batch_size" else 0):
+                raise EdgePruneError(f"assignment: its recipe's {name} is {shown(number)}; refused")
         rebuilt = self._adopt_plan(message)
         assert self._plan is not None
-        recipe, job = _filled(Recipe, message.header.get("recipe")), _filled(Job, message.header.get("job", {}))
-        seed = int(message.header["seed"])
         if job.learn:
             return self._learn(message, recipe, job, seed, rebuilt)
         if job.propose:  # from the initial weights, which every node has from the run's seed
@@ -230,7 +250,7 @@ class Worker:
         model = load_local(self._shelf.get(self._plan), message.tensors)
         learnt = learn_mask(model, self._graph, self._plan, self._data, self._loss_of, recipe, job, seed)
         blob = self._pack(message, Answered({}, {}, "", {}), learnt.trained, learnt.plan.kept_bytes())
-        return Answer(blob, self._plan, learnt.trained.steps, 0, rebuilt)
+        return Answer(blob, self._plan, learnt.trained.steps, 0, rebuilt, owed=self._residual)
 
     def _used(self, order: Order, done: Done) -> SubmodelPlan:
         """The channels that the own data use most in what was trained."""
@@ -302,11 +322,31 @@ def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor
 
 
 def _filled(cls: type[T], value: Any) -> T:
-    """``cls`` from the JSON of a header: every key known; what a job leaves out has its default."""
+    """``cls`` from the JSON of a header: every key known and of its type; what a job leaves out has its default."""
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    what = cls.__name__.lower()
     try:
-        if cls is Recipe:
-            return cls(**{name: value[name] for name in known})
-        return cls(**value)
+        made = cls(**{name: value[name] for name in known}) if cls is Recipe else cls(**value)
     except (KeyError, TypeError):
-        raise EdgePruneError(f"assignment: its {cls.__name__.lower()} is missing or incomplete; refused") from None
+        raise EdgePruneError(f"assignment: its {what} is missing or incomplete; refused") from None
+    for name, hint in get_type_hints(cls).items():
+        if not _is(getattr(made, name), hint):
+            raise EdgePruneError(f"assignment: its {what}'s {name} is {shown(getattr(made, name))}; refused")
+    return made
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether ``value`` of a JSON is what a field declared as ``hint`` takes: a whole number is also a float."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) is hint
+
+
+def _whole(message: wire.Message, key: str, least: int) -> int:
+    """The whole number ``key`` of a header, from ``least`` to what 63 bits hold."""
+    value = message.header.get(key)
+    if type(value) is not int or not least <= value < 2**63:
+        raise EdgePruneError(f"{message.kind}: its {key} is {shown(value)}; refused")
+    return value
