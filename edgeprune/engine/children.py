@@ -19,6 +19,7 @@ from edgeprune.errors import EdgePruneError
 PR_SET_PDEATHSIG = 1
 GRACE_S = 5.0
 TAIL = 400  # characters of a log in a sentence
+MISTAKE, SAYS = 78, "edgeprune worker: "  # a worker's status and how its last line begins: what a user has to put right
 
 
 class Child:
@@ -94,6 +95,19 @@ class Child:
         except OSError:
             return ""
 
+    def last_line(self) -> str:
+        """What it said last, shortened to fit a sentence."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip()[:TAIL] for line in reversed(lines) if line.strip()), "")
+
+    def check(self) -> None:
+        """Pass on the sentence of a worker that ended for a user's mistake."""
+        if self.status() == MISTAKE:
+            raise EdgePruneError(self.last_line().removeprefix(SAYS))
+
     def stop(self, grace_s: float = GRACE_S) -> None:
         """End its whole group: asked first, then made to."""
         if self._process is None:
@@ -142,7 +156,8 @@ def wait_for(what: Callable[[], bool], seconds: float, child: Child | None = Non
     end = time.monotonic() + seconds
     while not what():
         if child is not None and child.status() is not None:
-            raise EdgePruneError(f"{child.name} ended at once (status {child.status()}): {child.tail()}")
+            child.check()
+            raise EdgePruneError(f"{child.name} ended at once (status {child.status()}): {child.last_line()}")
         if time.monotonic() > end:
             return False
         time.sleep(step_s)

@@ -13,10 +13,10 @@ from edgeprune.engine.kits import AUTHORITY, EXPERIMENT, KEY, STARTUP, Kit, read
 from edgeprune.engine.ports import free_port
 from edgeprune.errors import EdgePruneError
 
-BEGIN_S = 300.0  # a worker that does not listen by then has something wrong
-TRIES, REFUSED_S = 4, 90.0  # a node that ended so often within so many seconds is turned away
+TRIES, REFUSED_S = 4, 90.0  # a node that ended so often within so many seconds is turned away, a worker gives up
 TEND_S = 0.5
 SOCKET_BYTES = 100  # of a Unix socket's path
+LOG = "worker.log"
 
 
 def join(
@@ -37,40 +37,53 @@ def join(
     ``power``: where its figures come from (device.power.SOURCES).
     """
     kit = read_kit(folder)
-    state.mkdir(parents=True, exist_ok=True)
-    socket = _socket(state, kit)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        (state / LOG).open("ab").close()
+        socket = _socket(state, kit)
+        socket.unlink(missing_ok=True)  # of a worker that was killed: it says nothing of the new one
+    except OSError as error:
+        raise EdgePruneError(f"{state}: cannot be written ({error.strerror}); choose another --state") from None
     options = [f"--idle={idle_s}", f"--power={power}"]
     options += ([f"--data={data_dir}"] if data_dir else []) + (["--own"] if own else [])
     worker = _worker(kit, folder, state, socket, options, nice)
     with Children() as children:
         children.start(worker)
-        while not socket.is_socket():
-            _check(worker)
-            wait_for(socket.is_socket, 1.0, None)
+        while not wait_for(socket.is_socket, 1.0, worker):
+            pass  # however long it loads its data
         say(f"{kit.name}: the worker is ready (log {worker.log})")
         node = _node(kit, folder, state, socket)
         children.start(node)
         say(f"{kit.name}: looking for the server at {kit.address} with {kit.engine} (log {node.log})")
-        begun = [time.monotonic()]
+        nodes, workers = _Starts(node), _Starts(worker)
         while worker.status() != 0:
-            _check(worker)
+            worker.check()
             worker.tend()
             node.tend()
-            if node.starts > len(begun):
-                begun.append(time.monotonic())
-                if len(begun) > TRIES and begun[-1] - begun[-1 - TRIES] < REFUSED_S:
-                    raise EdgePruneError(
-                        f"{kit.name}: the server turns this device away; is the kit of this run, and on this device "
-                        f"alone? (log {node.log})"
-                    )
+            if nodes.too_many():
+                raise EdgePruneError(
+                    f"{kit.name}: the server turns this device away; is the kit of this run, and on this device "
+                    f"alone? (log {node.log})"
+                )
+            if workers.too_many():
+                raise EdgePruneError(f"{worker.name} ends again and again: {worker.last_line()}")
             time.sleep(TEND_S)
     say(f"{kit.name}: the federation is over")
 
 
-def _check(worker: Child) -> None:
-    if worker.status() == 1:  # a sentence of its own; anything else is an accident, after which it is started again
-        said = worker.tail()
-        raise EdgePruneError(said[said.rfind("edgeprune worker: ") :].removeprefix("edgeprune worker: "))
+class _Starts:
+    """When a child was started."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._at = [time.monotonic()]
+
+    def too_many(self) -> bool:
+        """Whether it was started again more than TRIES times within REFUSED_S seconds; asked after each look at it."""
+        if self._child.starts == len(self._at):
+            return False
+        self._at.append(time.monotonic())
+        return len(self._at) > TRIES and self._at[-1] - self._at[-1 - TRIES] < REFUSED_S
 
 
 def _worker(kit: Kit, folder: Path, state: Path, socket: Path, options: Sequence[str], nice: int) -> Child:
@@ -78,7 +91,7 @@ def _worker(kit: Kit, folder: Path, state: Path, socket: Path, options: Sequence
     command += [f"--client={kit.name}", "--socket", str(socket), "--state", str(state), *options]
     if nice:
         command = ["nice", "-n", str(nice), *command]
-    return Child("the worker", command, state / "worker.log", restart_s=1.0)
+    return Child(f"the worker (log {state / LOG})", command, state / LOG, restart_s=1.0)
 
 
 def _node(kit: Kit, folder: Path, state: Path, socket: Path) -> Child:

@@ -92,7 +92,7 @@ def read_kit(folder: Path) -> Kit:
         split_address(kit.address)
     except OSError:
         raise EdgePruneError(f"{folder}: not a kit (no {KIT}); copy the folder that 'edgeprune serve' made") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise EdgePruneError(f"{folder / KIT}: cannot be read ({error}); copy the kit again") from None
     if kit.edgeprune != __version__:
         raise EdgePruneError(

@@ -38,6 +38,7 @@ from edgeprune.device.energy import EnergyMeter
 from edgeprune.device.power import SOURCES, open_sampler
 from edgeprune.engine import frames
 from edgeprune.engine.checkpoint import write_atomically
+from edgeprune.engine.children import MISTAKE, SAYS
 from edgeprune.engine.config import Experiment, load_experiment
 from edgeprune.engine.frames import Frame
 from edgeprune.engine.run import initial_model, split
@@ -131,7 +132,7 @@ class Resident:
                 self._remember(answer, key, given)
             except EdgePruneError as error:
                 self._worker.take_back(answer)
-                print(f"edgeprune worker: {error}", file=sys.stderr)
+                print(f"{SAYS}{error}", file=sys.stderr)
                 raise EdgePruneError(
                     "it cannot write what it must remember; make room on the device (its log has more)"
                 ) from None
@@ -320,7 +321,7 @@ class Listener:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the devices named; status 1 and one sentence where they cannot be."""
+    """Serve the devices named; status MISTAKE and one sentence where they cannot be."""
     parser = argparse.ArgumentParser(prog="python -m edgeprune.engine.resident", description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", type=Path, required=True)
     parser.add_argument("--client", action="append", required=True, help="a device of the fleet; may be given again")
@@ -337,8 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             devices = residents(experiment, options.client, options.data, options.state, options.own, meter)
             Listener(devices, options.socket, options.idle).run()
     except EdgePruneError as error:
-        print(f"edgeprune worker: {error}", file=sys.stderr)
-        return 1
+        print(f"{SAYS}{' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
     return 0
 
 
