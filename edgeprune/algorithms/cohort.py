@@ -84,7 +84,7 @@ class Cohort:
             seen = 0
             last = order[epoch][:, :0]
             for batch in order[epoch].split(recipe.batch_size, dim=1):
-                if batch.shape[1] == 1 and samples > 1:
+                if batch.shape[1] == 1 < min(recipe.batch_size, samples):
                     continue
                 if recipe.steps and steps >= recipe.steps:
                     break

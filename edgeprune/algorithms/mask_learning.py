@@ -79,7 +79,7 @@ def learn_mask(
         for _ in range(recipe.epochs):
             total, seen = 0.0, 0
             for batch in torch.randperm(len(data), generator=order).split(recipe.batch_size):
-                if len(batch) == 1 and len(data) > 1:
+                if len(batch) == 1 < min(recipe.batch_size, len(data)):
                     continue
                 masks = {group: _StraightThrough.apply(score) for group, score in scores.items()}
                 output = functional_call(model, masked(weights, masks, made), (data.normalise(data.x[batch]),))

@@ -56,7 +56,8 @@ def train_local(
     Batches are drawn by a generator of ``seed`` alone. ``after_epoch(epoch, optimizer, batch)`` is called after each
     epoch (counted from 1) with the indices of its last batch; it may change masks.
 
-    A last batch of a single sample is dropped (batch-norm has no variance there), unless it is all there is.
+    A last batch of a single sample is dropped (batch-norm has no variance there), unless it is all there is or
+    batches of one were asked for.
     """
     order = torch.Generator().manual_seed(seed)
     # fork_rng: dropout and its like draw from the global generator; the caller's stream stays untouched.
@@ -82,7 +83,7 @@ def _train(
             break
         total, seen, last = 0.0, 0, torch.empty(0, dtype=torch.int64)
         for batch in torch.randperm(len(data), generator=order).split(recipe.batch_size):
-            if len(batch) == 1 and len(data) > 1:
+            if len(batch) == 1 < min(recipe.batch_size, len(data)):
                 continue
             if recipe.steps and steps >= recipe.steps:
                 break

@@ -82,6 +82,8 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     setting = Setting(
         graph, fleet.names, samples, recipe, experiment.run.rounds, seed=experiment.run.seed, maskable=_maskable(model)
     )
+    if recipe.batch_size == 1:
+        try_alone(model, local, recipe.batch_size)
     table = latency_table(experiment.fleet.latency, task, graph, local[fleet.names[0]], recipe)
     own_table = own_times(fleet, table)
     if getattr(experiment.algorithm, "needs_reports", False):

@@ -46,18 +46,20 @@ def try_split(task: Task, model: nn.Module, data: DataSet, split: Split, what: s
             ) from error
 
 
-def try_alone(model: nn.Module, local: Mapping[str, LocalData]) -> None:
-    """EdgePruneError where a device has one sample only and ``model`` cannot be trained on that (batch-norm of vectors
-    has no variance there)."""
-    alone = next((client for client, part in local.items() if len(part) == 1), None)
+def try_alone(model: nn.Module, local: Mapping[str, LocalData], batch_size: int = 0) -> None:
+    """EdgePruneError where a device has one sample only, or batches are of one, and ``model`` cannot be trained on that
+    (batch-norm of vectors has no variance there)."""
+    alone = next((client for client, part in local.items() if batch_size == 1 or len(part) == 1), None)
     if alone is None:
         return
     tried, part = copy.deepcopy(model).train(), local[alone]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            tried(part.normalise(part.x))
+            tried(part.normalise(part.x[:1]))
         except Exception as error:
+            what, remedy = ("it has one training sample", "give each device two or more")
+            if batch_size == 1:
+                what, remedy = "its batches are of one sample", "set algorithm.batch_size to 2 or more"
             raise EdgePruneError(
-                f"{alone}: it has one training sample, with which the model cannot be trained ({raised(error)}); give "
-                "each device two or more"
+                f"{alone}: {what}, with which the model cannot be trained ({raised(error)}); {remedy}"
             ) from error

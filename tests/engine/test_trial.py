@@ -68,6 +68,7 @@ MISFITS = {
     ),
     "nameless classes": ({"classes": (), "outputs": 2}, "do not fit its training samples (IndexError"),
     "one sample": ({"train": (2, 2)}, "device-0: it has one training sample, with which the model cannot be trained"),
+    "batches of one": ({"batch_size": 1}, "its batches are of one sample, with which the model cannot be trained"),
     "data that are not there": (
         {"dataset": raising(FileNotFoundError(2, "No such file", "own.npz"))},
         "its data cannot be loaded (FileNotFoundError: [Errno 2] No such file: 'own.npz')",
