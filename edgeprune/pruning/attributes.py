@@ -25,7 +25,8 @@ _REPAIRED = frozenset(
 _COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|place")
 """Names of attributes that seldom hold channels: left alone until the check run fails with them."""
 
-_MOST = 64  # choices of attributes tried for one failing group
+MOST = 64
+"""Choices of attributes tried for one failing group, and kinds of them tried without a change."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Candidate:
     kind: tuple[type, str]
     options: tuple[Axis, ...]
     plain: bool
+
+    @property
+    def label(self) -> str:
+        """Class and attribute ("Attention.num_heads"), with the place in a row of numbers ("Split.sizes.0")."""
+        *_, last, item = ("", *self.name.split("."))
+        return f"{self.kind[0].__name__}.{self.kind[1]}" + (f".{item}" if last == self.kind[1] != item else "")
 
     @property
     def first(self) -> Axis | None:
@@ -79,7 +86,7 @@ def choices(found: list[Candidate], group: str, sizes: Mapping[str, Axis]) -> It
     changes += [change for _, change in single]
     changes += [{**a, **b} for (k, a), (m, b) in itertools.combinations(single, 2) if k != m]
     tried = [dict(sizes)]
-    for change in changes[:_MOST]:
+    for change in changes[:MOST]:
         read: dict[str, Axis | None] = {**sizes, **change}
         new = {name: axis for name, axis in read.items() if axis is not None}
         if new not in tried:

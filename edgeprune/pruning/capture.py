@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning.atoms import Layout
@@ -36,7 +37,7 @@ def export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[A
     name = type(model).__name__
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*cloned(inputs))
     except Exception as e:
         raise EdgePruneError(
             f"the forward pass of {name} fails on the example inputs in {mode} mode: {sentence(e)}; give a tuple of "
@@ -97,6 +98,11 @@ def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
 
 
+def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs for a forward that may change them in place."""
+    return tuple(pytree.tree_map_only(Tensor, torch.clone, x) for x in inputs)
+
+
 def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
@@ -107,5 +113,7 @@ def module_path(node: Node) -> str:
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
-    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()]
-    return max(1, sizes[0]) if sizes else 1
+    """The first dimension of the first tensor that is more than a row of numbers, else of the first tensor."""
+    found = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    batched = [x for x in found if x.dim() > 1] or found
+    return max(1, batched[0].shape[0]) if batched else 1

@@ -140,9 +140,9 @@ class ChannelGraph:
                         del builder.blocks[name]
                         builder.notes.append(f"the block {name} cannot be left out: {why}")
                         graph = builder.graph()
-                    failing, sizes = check(model, graph, builder.inputs, builder.walks, builder.candidates)
+                    failing, sizes, notes = check(model, graph, builder.inputs, builder.walks, builder.candidates)
                     if not failing:
-                        return replace(graph, map=replace(graph.map, sizes=sizes))
+                        return replace(graph, map=replace(graph.map, sizes=sizes), notes=(*graph.notes, *notes))
                     for name, why in failing.items():
                         builder.refuse(name, why)
                     graph = builder.graph()

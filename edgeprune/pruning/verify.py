@@ -7,9 +7,10 @@ that starts at zero).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgeprune.pruning.attributes import Candidate, choices
+from edgeprune.pruning.attributes import MOST, Candidate, choices
 from edgeprune.pruning.axes import Axis
-from edgeprune.pruning.capture import Walk, sentence
+from edgeprune.pruning.capture import Walk, cloned, sentence
 from edgeprune.pruning.masked_run import MaskedRun
+from edgeprune.pruning.steady import Steady
 from edgeprune.pruning.submodel import SubmodelPlan
 from edgeprune.pruning.surgery import extract
 
@@ -35,12 +37,12 @@ def check(
     inputs: tuple[Any, ...],
     walks: Mapping[bool, Walk],
     candidates: list[Candidate],
-) -> tuple[dict[str, str], Mapping[str, Axis]]:
-    """The groups that cannot be cut, with the reason, and which attributes hold which sizes.
+) -> tuple[dict[str, str], Mapping[str, Axis], list[str]]:
+    """The groups that cannot be cut, with the reason, which attributes hold which sizes, and what could not be told.
 
     All groups are tried at once; on failure the first one that breaks is found by bisection. Other readings of the
     attributes of its modules are tried, then the group is given up, with those of its name in other blocks that fail
-    alone, and the rest is tried again.
+    alone, and the rest is tried again. Where all is well, attributes that it does not take to make it so are no sizes.
     """
     trial = _Trial(model, graph, inputs, walks)
     names = list(graph.prunable)
@@ -67,7 +69,38 @@ def check(
             if (reason := trial.failure([name], sizes)) is not None:
                 failing[name] = reason
                 names.remove(name)
-    return failing, sizes
+    if failing or not names:
+        return failing, sizes, []
+    notes = [
+        f"in {'training' if mode else 'evaluation'} the model gives other numbers in every run, so its cut "
+        "copy was compared by the shapes of its outputs only"
+        for mode, same in trial.comparable.items()
+        if not same
+    ]
+    if trial.comparable[False]:
+        sizes, left = _needed(trial, names, sizes, candidates)
+        if left:
+            notes.append(f"{', '.join(left)}: equal to a width, but right in the cut model as it is, so not changed")
+    return failing, sizes, notes
+
+
+def _needed(
+    trial: _Trial, names: list[str], sizes: Mapping[str, Axis], candidates: list[Candidate]
+) -> tuple[Mapping[str, Axis], list[str]]:
+    """The sizes without which the cut model is not right, and by class the attributes that are none."""
+    kinds: dict[str, list[str]] = {}
+    for c in candidates:
+        if c.name in sizes:
+            kinds.setdefault(c.label, []).append(c.name)
+    if trial.failure(names, {}) is None:
+        return {}, list(kinds)
+    left = []
+    for label, same in list(kinds.items())[:MOST]:
+        fewer = {name: axis for name, axis in sizes.items() if name not in same}
+        if trial.failure(names, fewer) is None:
+            sizes = fewer
+            left.append(label)
+    return sizes, left
 
 
 def failing_blocks(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...]) -> dict[str, str]:
@@ -88,7 +121,7 @@ def failing_blocks(model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     with torch.no_grad():
-        return pytree.tree_leaves(model(*inputs))
+        return pytree.tree_leaves(model(*cloned(inputs)))
 
 
 class _Trial:
@@ -99,50 +132,57 @@ class _Trial:
     ) -> None:
         rng = np.random.default_rng(0)
         self.graph, self.walks = graph, walks
+        self.dtype = torch.float64
+        self.random = any(walk.random for walk in walks.values())
         self.model = copy.deepcopy(model).double()
         self.inputs = pytree.tree_map(lambda x: x.double() if _is_float(x) else x, inputs)
         self.kept: dict[str, tuple[int, ...]] = {}
         for name, size in graph.map.groups.items():
             count = int(rng.integers(1, size))
             self.kept[name] = tuple(sorted(rng.choice(size, count, replace=False).tolist()))
+        self._expected: tuple[tuple[str, ...], dict[bool, list[Any]]] = ((), {})
         trained = {n: t.clone() for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
         randomise(self.model, rng)
         try:
             outputs = self._run(self.model, False)
-        except RuntimeError:  # a forward that makes float32 tensors of its own cannot run in double
-            self.model, self.inputs = self.model.float(), inputs
+        except RuntimeError:  # a forward that asks for float32 cannot run in double
+            self.model, self.inputs, self.dtype = self.model.float(), inputs, torch.float32
             outputs = self._run(self.model, False)
         if not all(bool(torch.isfinite(y).all()) for y in outputs if _is_float(y)):
             self.model.load_state_dict(trained, strict=False)
-        random = any(walk.random for walk in walks.values())
-        self.comparable = {mode: not random or self._repeats(mode) for mode in (False, True)}
+        self.comparable = {mode: not self.random or self._repeats(mode) for mode in (False, True)}
 
     def failure(self, names: list[str], sizes: Mapping[str, Axis]) -> str | None:
         """Why the model cut in these groups differs from the full one, or None."""
         kept = {n: self.kept[n] if n in names else tuple(range(s)) for n, s in self.graph.map.groups.items()}
         plan = SubmodelPlan(replace(self.graph.map, sizes=sizes), kept)
         small = extract(self.model, plan)
-        masked = copy.deepcopy(self.model)
-        mask(masked, plan)
+        if self._expected[0] != tuple(names):  # it does not depend on the sizes
+            self._expected = (tuple(names), {})
         for training in (False, True):
             try:
                 actual = self._run(small, training)
             except Exception as e:
                 return f"with fewer channels the forward pass fails: {sentence(e)}"
-            expected = self._full(masked, plan, training)
+            if training not in self._expected[1]:
+                self._expected[1][training] = self._full(plan, training)
+            expected = self._expected[1][training]
             if [getattr(y, "shape", y) for y in expected] != [getattr(y, "shape", y) for y in actual]:
                 return "with fewer channels the output has another shape"
             if self.comparable[training] and not all(_close(a, b) for a, b in zip(actual, expected, strict=True)):
                 return "with fewer channels the output differs from that of the full model with zeros"
         return None
 
-    def _full(self, masked: nn.Module, plan: SubmodelPlan, training: bool) -> list[Any]:
+    def _full(self, plan: SubmodelPlan, training: bool) -> list[Any]:
         """The outputs of the full model whose cut channels are zero and, where a norm runs over some, left out of its
         statistics."""
         walk = self.walks[training]
+        masked = copy.deepcopy(self.model)
+        mask(masked, plan)
         if not any(s.group for axes in walk.axes.values() for axis in axes for s in axis):
             return self._run(masked, training)
-        return MaskedRun(walk, plan).outputs(masked, self.inputs)
+        with self._steady(), self._precision():
+            return MaskedRun(walk, plan).outputs(masked, self.inputs)
 
     def _repeats(self, training: bool) -> bool:
         """Whether the model gives the same numbers twice, so that they can be compared, not only shapes."""
@@ -151,10 +191,21 @@ class _Trial:
 
     def _run(self, model: nn.Module, training: bool) -> list[Any]:
         model.train(training)
-        with torch.no_grad():
-            return pytree.tree_leaves(
-                model(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.inputs))
-            )
+        with torch.no_grad(), self._steady(), self._precision():
+            return pytree.tree_leaves(model(*cloned(self.inputs)))
+
+    def _steady(self) -> contextlib.AbstractContextManager[Any]:
+        return Steady() if self.random else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Tensors that a forward makes without a type are of the model's."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def mask(model: nn.Module, plan: SubmodelPlan) -> None:
@@ -197,5 +248,5 @@ def _close(a: Any, b: Any) -> bool:
         return bool(torch.equal(a, b))
     error = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
     scale = b.double().abs().max() if b.numel() else torch.zeros(())
-    tolerance = 1e-6 if a.dtype == torch.float64 else 1e-2
+    tolerance = 1e-6 if a.dtype == torch.float64 else 1e-4
     return bool(error <= tolerance * (1e-6 + scale))  # not true for NaN

@@ -127,6 +127,29 @@ def test_the_width_of_a_head_stays_where_the_scale_is_the_default_one():
     assert list(graph.prunable) == ["v"] and "width of a head" in str(graph.groups["q"].reason)
 
 
+class Limits(nn.Module):
+    """A size, and three numbers that equal it by chance and matter only for inputs unlike the example."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = self.context = self.most = 16
+        self.a, self.clip, self.out = nn.Linear(8, 16), nn.Hardtanh(0, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = x[:, -self.most :]
+        if x.shape[1] > self.context:
+            x = x[:, : self.context]
+        return self.out(self.clip(self.a(x)).view(len(x), -1, self.hidden)).mean(1)
+
+
+def test_a_number_that_only_equals_a_width_stays_and_is_named():
+    sub = edgeprune.prune(Limits(), torch.randn(2, 10, 8))
+    small = sub.model
+    assert (small.hidden, small.context, small.most, small.clip.max_val) == (8, 16, 16, 16)
+    (note,) = sub.graph.notes
+    assert set(note.split(":")[0].split(", ")) == {"Limits.context", "Limits.most", "Hardtanh.max_val"}
+
+
 def test_attributes_that_hold_sizes_follow_and_numbers_that_are_equal_by_chance_do_not():
     class Sizes(nn.Module):
         def __init__(self):
@@ -141,7 +164,8 @@ def test_attributes_that_hold_sizes_follow_and_numbers_that_are_equal_by_chance_
             return self.c(self.b(F.relu(x)).view(-1, self.other))
 
     sub = edgeprune.prune(Sizes(), TOKENS)
-    assert sub.graph.notes == () and (sub.model.hidden, sub.model.other, sub.model.times) == (3, 4, 6)
+    assert (sub.model.hidden, sub.model.other, sub.model.times, sub.model.shape) == (3, 4, 6, [4, 6])
+    assert [note.split(":")[0] for note in sub.graph.notes] == ["Sizes.shape.1"]  # nothing reads it
     assert SubmodelPlan.from_json(sub.plan.to_json()) == sub.plan
     assert SubmodelPlan.from_json(sub.plan.to_json()).map.sizes == sub.plan.map.sizes
     other = Sizes()

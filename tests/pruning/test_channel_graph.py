@@ -186,6 +186,57 @@ def test_a_number_of_heads_written_into_the_forward_pass_keeps_attention_whole()
     assert "differs" in reasons(graph)["q"] and any(n.startswith("q stays whole") for n in graph.notes)
 
 
+def test_a_width_in_the_arithmetic_is_found_in_a_forward_that_makes_its_own_tensors():
+    def forward(self, x):
+        h = torch.zeros(x.shape[0], self.b.in_features)
+        for step in x.unbind(1):
+            h = torch.tanh(self.a(step) + self.b(h))
+        return self.out(h / h.shape[1])
+
+    layers = {"a": nn.Linear(8, 16), "b": nn.Linear(16, 16), "out": nn.Linear(16, 3)}
+    graph = trace(forward, (2, 4, 8), **layers)
+    assert not graph.prunable and "output differs" in str(graph.groups["a"].reason)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_forward_that_asks_for_float32_is_compared_as_closely_as_that_allows():
+    def forward(self, x):
+        h = F.relu(self.a(x.float()))
+        return self.out(h) * (1 + 1e-3 * h.shape[1])
+
+    graph = trace(forward, (2, 8), a=nn.Linear(8, 16), out=nn.Linear(16, 3))
+    assert not graph.prunable and "output differs" in str(graph.groups["a"].reason)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_networks_that_are_random_in_evaluation_are_compared(scaled):
+    def forward(self, x):
+        h = F.dropout(F.rrelu(self.a(x), training=True), 0.5, True)
+        mean, spread = self.mean(h), self.spread(h).exp()
+        z = mean + spread * torch.randn_like(spread)
+        z = torch.where(torch.rand(len(x), 1) < 0.3, z, z + torch.empty(len(x), 1).bernoulli_(0.5))
+        return self.out(z) * (z.shape[1] if scaled else 1) + torch.randint(0, 4, (len(x), 1))
+
+    layers = {"a": nn.Linear(8, 16), "mean": nn.Linear(16, 6), "spread": nn.Linear(16, 6), "out": nn.Linear(6, 3)}
+    graph = trace(forward, (2, 8), **layers)
+    assert list(graph.prunable) == (["a"] if scaled else ["a", "mean"])
+    assert len(graph.notes) == scaled and not any("shapes of its outputs" in note for note in graph.notes)
+
+
+def test_a_random_operation_that_is_not_known_is_said_to_be_compared_by_shapes():
+    with torch.library._scoped_library("edgeprune_test", "FRAGMENT") as library:
+        library.define("noise(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pointwise))
+        library.impl("noise", lambda x: x + torch.rand(1, generator=torch.default_generator), "CPU")
+        library.impl("noise", torch.empty_like, "Meta")
+
+        def forward(self, x):
+            return self.out(torch.ops.edgeprune_test.noise(self.a(x)))
+
+        graph = trace(forward, (2, 8), a=nn.Linear(8, 16), out=nn.Linear(16, 3))
+    assert list(graph.prunable) == ["a"]
+    assert len(graph.notes) == 2 and all("shapes of its outputs only" in note for note in graph.notes)
+
+
 def test_an_unknown_operation_is_named_and_a_rule_can_be_supplied():
     def forward(self, x):
         x = torch.special.bessel_j0(self.a(x))
