@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.pruning.capture import unfused_attention
+from edgeprune.pruning.capture import batch_size, cloned, unfused_attention
 
 if TYPE_CHECKING:
     from edgeprune.pruning.graph import ChannelGraph
@@ -26,14 +26,13 @@ def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
     """Multiply-adds of all convolutions, linear layers, products of matrices and attention for one sample.
 
     Runs the model once in evaluation mode, on a copy. ``example_inputs``: as for ChannelGraph.trace; the first
-    dimension of the first tensor is the batch, which is divided out.
+    dimension of the first tensor that has several is the batch, which is divided out.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     counter = _Counter()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused_attention(), counter:
-        copy.deepcopy(model).eval()(*inputs)
-    batch = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.dim()), 1)
-    return counter.total // max(1, batch)
+        copy.deepcopy(model).eval()(*cloned(inputs))
+    return counter.total // batch_size(inputs)
 
 
 class _Counter(TorchDispatchMode):

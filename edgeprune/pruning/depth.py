@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from edgeprune.nn.exits import Exits
+from edgeprune.pruning.capture import cloned
 from edgeprune.pruning.coupling import operation_name, shape_of
 
 _SUMS = 3  # a transformer's block adds two or three times, a stage of blocks more often
@@ -60,7 +61,7 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, bool]:
     hooks = [m.register_forward_hook(note) for n, m in model.named_modules() if n]
     try:
         with torch.no_grad():
-            model.eval()(*inputs)
+            model.eval()(*cloned(inputs))
     finally:
         for hook in hooks:
             hook.remove()

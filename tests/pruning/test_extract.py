@@ -17,7 +17,7 @@ from torch import nn
 
 import edgeprune
 from edgeprune import EdgePruneError
-from edgeprune.pruning import SubmodelPlan, cost, expand_state, extract, extract_state, load_local
+from edgeprune.pruning import ChannelGraph, SubmodelPlan, cost, expand_state, extract, extract_state, load_local
 
 SEEDS = (1, 2, 3)
 
@@ -88,6 +88,32 @@ def test_multiply_adds_of_a_plan_are_those_of_the_model_built(name):
 def test_multiply_adds_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     assert cost.macs(model, (torch.zeros(2, 3, 6, 6),)) == 6 * 6 * 8 * 3 * 9 + 8 * 36 * 5
+
+
+@pytest.mark.parametrize("inputs", [({"x": torch.ones(4, 8)},), (torch.ones(1), torch.ones(4, 8))])
+def test_multiply_adds_are_those_of_one_sample_wherever_the_batch_comes_in(inputs):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, first, x=None):
+            return self.b(self.a(first["x"] if x is None else x * first))
+
+    model = Net()
+    graph = ChannelGraph.trace(model, inputs)
+    assert cost.macs(model, inputs) == cost.plan_macs(graph, SubmodelPlan.full(graph)) == 16 * (8 + 3)
+
+
+def test_a_forward_that_writes_into_its_input_does_not_change_the_example():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.add_(1))
+
+    x = torch.zeros(2, 4)
+    model = Net(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    cost.macs(edgeprune.prune(model, x).model, x)
+    assert not x.any()
 
 
 @pytest.mark.parametrize("name", CASES)
