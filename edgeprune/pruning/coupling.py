@@ -84,6 +84,7 @@ class Coupling:
         self.atoms = atoms
         self.norms, self.heads = norms, heads
         self.normed: list[Node] = []
+        self.taken: list[tuple[Node, int]] = []  # dimensions of which a fixed number is taken
         self._spread: list[tuple[int, int]] = []
         self.layouts: dict[Node, Layout | list[Layout]] = {}
         self.costs: list[tuple[Layout, Shape, int]] = []

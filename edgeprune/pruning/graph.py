@@ -140,7 +140,9 @@ class ChannelGraph:
                         del builder.blocks[name]
                         builder.notes.append(f"the block {name} cannot be left out: {why}")
                         graph = builder.graph()
-                    failing, sizes, notes = check(model, graph, builder.inputs, builder.walks, builder.candidates)
+                    failing, sizes, notes = check(
+                        model, graph, builder.inputs, builder.walks, builder.candidates, builder.taken
+                    )
                     if not failing:
                         return replace(graph, map=replace(graph.map, sizes=sizes), notes=(*graph.notes, *notes))
                     for name, why in failing.items():
@@ -159,6 +161,8 @@ class _Builder:
         self.cost_modules: list[str] = []
         self.walks: dict[bool, Walk] = {}
         self.candidates: list[Candidate] = []
+        self.taken: set[str] = set()
+        self._taken: list[Ids] = []
         self._handled: dict[str, dict[bytes, tuple[Ids | None, int]]] = {}
         self.atoms = Atoms()
         self.layouts: dict[str, Layout] = {}
@@ -198,6 +202,7 @@ class _Builder:
             self.costs, self.batch = c.costs, batch_size(self.inputs)
             self.cost_modules = [module_path(node) for node in c.cost_nodes]
             self.blocks = droppable(self.model, program, self.inputs)
+        self._taken += [ids for node, d in c.taken if (ids := c.layout(node)[d]) is not None]
         self.notes += [note for note in c.notes if note not in self.notes]
         self.walks[training] = Walk(
             program, {n: (c.layout(n.args[0]), shape_of(n.args[0])) for n in c.normed}, c.random
@@ -287,6 +292,9 @@ class _Builder:
             path: [maker.axes((ids,), (size,), lambda ids: None)[0] for ids, size in seen.values()]
             for path, seen in self._handled.items()
         }
+        taken = {int(root) for ids in self._taken for root in self.atoms.find(ids)}
+        found = zip(names, self._found, strict=True)
+        self.taken = {n for n, f in found if n is not None and not taken.isdisjoint(f.roots.tolist())}
         self.candidates = candidates(self.model, handled, tuple(REPAIRS))
         first = {c.name: c.first for c in self.candidates if c.first is not None}
         used = dict.fromkeys(n for n in names if n is not None)

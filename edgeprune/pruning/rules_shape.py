@@ -23,12 +23,12 @@ def view(c: Coupling, call: Call) -> Layout:
 
 @rule("aten.squeeze")
 def squeeze(c: Coupling, call: Call) -> Layout:
-    """Without a dimension it would also drop a channel dimension pruned to one, so those stay whole."""
-    x, shape = c.layout(call["self"]), shape_of(call["self"])
-    if call.get("dim") is None:
-        c.whole_dims(
-            call, x, range(len(x)), "squeeze() without a dimension could drop the channels; name the dimension"
-        )
+    """It would also drop a channel dimension pruned to one, so those that it may drop stay whole."""
+    x, shape, dim = c.layout(call["self"]), shape_of(call["self"]), call.get("dim")
+    why = "squeeze() without a dimension could drop the channels; name the dimension"
+    if dim is not None:
+        why = "squeeze() of this dimension would drop the last channel left; leave it out"
+    c.whole_dims(call, x, dims_of(dim, len(x)), why)
     return reshape(c, call, x, shape, shape_of(call.node))
 
 
@@ -252,9 +252,13 @@ def index_add(c: Coupling, call: Call) -> Layout:
 
 @rule("aten.topk")
 def topk(c: Coupling, call: Call) -> list[Layout]:
-    """The largest along a dimension have no places of their own; where it loses channels, their number must follow."""
+    """A channel that is zero may be among the largest, so all stay, unless what is taken goes back to its place."""
     x = c.layout(call["self"])
     d = dim_of(call.get("dim", -1), len(x))
+    if _returns(call.node, d):
+        c.taken.append((call["self"], d))
+    else:
+        c.whole(call, x[d], "selects the largest of these channels")
     kept = (*x[:d], None, *x[d + 1 :])
     return [kept, kept]
 
@@ -265,9 +269,7 @@ def scatter(c: Coupling, call: Call) -> Layout:
     x, index = c.layout(call["self"]), call["index"]
     d = dim_of(call["dim"], len(x))
     taken = index.args[0] if isinstance(index, Node) and index.target is operator.getitem else None
-    back = isinstance(taken, Node) and operation_name(taken.target) == "aten.topk"
-    if back:
-        assert isinstance(taken, Node)
+    if isinstance(taken, Node) and operation_name(taken.target) == "aten.topk" and _returns(taken, d):
         c.couple(call, x[d], c.layout(taken.args[0])[d])
     else:
         c.whole(call, x[d], "others are put into it by number")
@@ -278,3 +280,29 @@ def scatter(c: Coupling, call: Call) -> Layout:
             elif ids is not None:
                 c.whole(call, ids, "put into another by number")
     return x
+
+
+def _returns(node: Node, d: int) -> bool:
+    """Whether the values that a topk takes are of a layer behind a ReLU, where removed channels are zero and none is
+    less, and go nowhere but to their own places among zeros."""
+    source = node.args[0]
+    if not isinstance(source, Node) or operation_name(source.target) != "aten.relu":
+        return False
+    if operation_name(source.all_input_nodes[0].target) not in _LAYERS or Call(node, "").get("largest") is False:
+        return False
+    parts = {user.args[1]: user for user in node.users}
+    puts = {user for part in parts.values() for user in part.users}
+    if set(parts) != {0, 1} or any(operation_name(put.target) != "aten.scatter" for put in puts):
+        return False
+    for call in (Call(put, "") for put in puts):
+        into = call["self"]
+        zeros = operation_name(into.target) in ("aten.zeros_like", "aten.zeros", "aten.new_zeros")
+        own = call["index"] is parts[1] and call.get("src") is parts[0] and into is not parts[0]
+        if not (zeros and own and dim_of(call["dim"], len(shape_of(into))) == d):
+            return False
+    return True
+
+
+_LAYERS = frozenset(
+    ("aten.linear", "aten.addmm", "aten.mm", "aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
+)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,16 @@ def check(
     inputs: tuple[Any, ...],
     walks: Mapping[bool, Walk],
     candidates: list[Candidate],
+    taken: Collection[str],
 ) -> tuple[dict[str, str], Mapping[str, Axis], list[str]]:
     """The groups that cannot be cut, with the reason, which attributes hold which sizes, and what could not be told.
 
     All groups are tried at once; on failure the first one that breaks is found by bisection. Other readings of the
     attributes of its modules are tried, then the group is given up, with those of its name in other blocks that fail
     alone, and the rest is tried again. Where all is well, attributes that it does not take to make it so are no sizes.
+    Groups ``taken`` are those of which a fixed number of channels may be taken: one that is left must do.
     """
-    trial = _Trial(model, graph, inputs, walks)
+    trial = _Trial(model, graph, inputs, walks, taken)
     names = list(graph.prunable)
     sizes = graph.map.sizes
     failing: dict[str, str] = {}
@@ -128,9 +130,15 @@ class _Trial:
     """One random cut per group, fixed, so that a failure is the same in every subset of groups."""
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, inputs: tuple[Any, ...], walks: Mapping[bool, Walk]
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        inputs: tuple[Any, ...],
+        walks: Mapping[bool, Walk],
+        taken: Collection[str],
     ) -> None:
         rng = np.random.default_rng(0)
+        self.taken = taken
         self.graph, self.walks = graph, walks
         self.dtype = torch.float64
         self.random = any(walk.random for walk in walks.values())
@@ -157,6 +165,12 @@ class _Trial:
         kept = {n: self.kept[n] if n in names else tuple(range(s)) for n, s in self.graph.map.groups.items()}
         plan = SubmodelPlan(replace(self.graph.map, sizes=sizes), kept)
         small = extract(self.model, plan)
+        least = {n: k[:1] if n in self.taken and n in names else k for n, k in kept.items()}
+        try:
+            if least != kept:
+                self._run(extract(self.model, SubmodelPlan(plan.map, least)), False)
+        except Exception as e:
+            return f"with one channel the forward pass fails: {sentence(e)}"
         if self._expected[0] != tuple(names):  # it does not depend on the sizes
             self._expected = (tuple(names), {})
         for training in (False, True):

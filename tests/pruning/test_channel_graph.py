@@ -237,6 +237,44 @@ def test_a_random_operation_that_is_not_known_is_said_to_be_compared_by_shapes()
     assert len(graph.notes) == 2 and all("shapes of its outputs only" in note for note in graph.notes)
 
 
+def test_what_topk_selects_from_stays_whole():
+    def router(self, x):
+        scores = self.router(x)
+        value, index = scores.topk(2, -1)
+        gates = torch.zeros_like(scores).scatter(-1, index, value.softmax(-1))
+        return torch.einsum("ne,eho,neh->no", gates, self.down, F.relu(torch.einsum("nd,edh->neh", x, self.up)))
+
+    up, down = nn.Parameter(torch.randn(6, 8, 16)), nn.Parameter(torch.randn(6, 16, 3))
+    graph = trace(router, (2, 8), router=nn.Linear(8, 6), up=up, down=down)
+    assert list(graph.prunable) == ["up"] and "selects the largest" in reasons(graph)["router"]
+
+    def largest(self, x):
+        return self.b(torch.tanh(self.a(x)).topk(3, 1)[0])
+
+    graph = trace(largest, (2, 8), a=nn.Linear(8, 16), b=nn.Linear(3, 3))
+    assert not graph.prunable and "selects the largest" in reasons(graph)["a"]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_gates_behind_a_relu_may_be_fewer_where_the_number_that_is_on_follows(follows):
+    def forward(self, x):
+        gates = F.relu(self.a(x))
+        value, index = gates.topk(min(5, self.a.out_features) if follows else 5, 1)
+        return self.b(torch.zeros_like(gates).scatter(1, index, value))
+
+    graph = trace(forward, (2, 8), a=nn.Linear(8, 16), b=nn.Linear(16, 3))
+    assert list(graph.prunable) == ["a"] * follows
+    assert follows or "with one channel the forward pass fails: selected index" in reasons(graph)["a"]
+
+
+def test_squeezed_channels_stay_whole():
+    def forward(self, x):
+        return self.b(F.relu(self.a(x)).squeeze(-1)) + self.d(self.c(x).squeeze((0, 1)))
+
+    graph = trace(forward, (2, 8), **{name: nn.Linear(8, 8) for name in "abcd"})
+    assert not graph.prunable and all("aten.squeeze" in reasons(graph)[name] for name in "ac")
+
+
 def test_an_unknown_operation_is_named_and_a_rule_can_be_supplied():
     def forward(self, x):
         x = torch.special.bessel_j0(self.a(x))
