@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError, nearest, shown
+from edgeprune.nn.copying import copied
 from edgeprune.nn.densities import check_density, erdos_renyi_kernel, share, uniform
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear, _Masked
 from edgeprune.ops import select_largest
@@ -65,7 +65,7 @@ def sparsify(
     if masks is not None and not isinstance(masks, Mapping):
         raise EdgePruneError(f"{op}: masks is {shown(masks)}; give a mask for each layer's name")
     skip = _checked_skip(op, model, skip)
-    model = model if in_place else copy.deepcopy(model)
+    model = model if in_place else copied(op, model)
     layers = {name: layer for name, layer in model.named_modules() if _can_be_masked(layer)}
     layers = {name: layer for name, layer in layers.items() if not _skipped(name, layer, skip)}
     if masks is not None:
@@ -92,7 +92,7 @@ def densify(model: nn.Module, *, in_place: bool = False) -> nn.Module:
     """The model with nn.Linear and nn.Conv2d in place of masked layers, dropped weights zero; a copy unless
     ``in_place``."""
     _check_model("densify", model)
-    model = model if in_place else copy.deepcopy(model)
+    model = model if in_place else copied("densify", model)
     return _replaced(model, {layer: _dense(layer) for layer in model.modules() if isinstance(layer, _Masked)})
 
 
@@ -274,8 +274,39 @@ def _dense(layer: _Masked) -> nn.Module:
 
 def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """``model`` with layers exchanged wherever they stand; the model itself when it is one of them."""
+    seen: set[int] = set()
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in new:
                 parent._modules[name] = new[child]
+        for name, value in list(vars(parent).items()):
+            if name not in _REGISTERED:
+                vars(parent)[name] = _exchanged(value, new, seen)
     return new.get(model, model)
+
+
+_REGISTERED = frozenset(vars(nn.Module()))
+
+
+def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
+    """A module's plain attribute with layers exchanged: rows, sets and dicts of layers too, in place where they can."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if not isinstance(value, list | dict | set | tuple) or id(value) in seen:
+        return value
+    seen.add(id(value))
+    if isinstance(value, set):
+        for layer in [each for each in value if isinstance(each, nn.Module) and each in new]:
+            value.remove(layer)
+            value.add(new[layer])
+        return value
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    changed = {at: twin for at, each in items if (twin := _exchanged(each, new, seen)) is not each}
+    if not isinstance(value, tuple):
+        for at, twin in changed.items():
+            value[at] = twin
+        return value
+    parts = [changed.get(at, each) for at, each in items]
+    if not changed:
+        return value
+    return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)

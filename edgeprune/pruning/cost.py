@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeprune.nn.copying import copied
 from edgeprune.pruning.capture import batch_size, cloned, unfused_attention
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     counter = _Counter()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused_attention(), counter:
-        copy.deepcopy(model).eval()(*cloned(inputs))
+        copied("macs", model).eval()(*cloned(inputs))
     return counter.total // batch_size(inputs)
 
 

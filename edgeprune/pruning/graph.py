@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch.fx import Node
 from torch.nn.parameter import is_lazy
 
 from edgeprune.errors import EdgePruneError, shown
+from edgeprune.nn.copying import copied
 from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
 from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
 from edgeprune.pruning import rules_attention as _rules_attention  # noqa: F401
@@ -124,7 +124,7 @@ class ChannelGraph:
             )
         patterns = [whole] if isinstance(whole, str) or not isinstance(whole, Iterable) else list(whole)
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        builder = _Builder(copy.deepcopy(model), inputs, norms, attention == "heads")
+        builder = _Builder(copied("prune", model), inputs, norms, attention == "heads")
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), unfused_attention():
             warnings.simplefilter("ignore")
             builder.walk(training=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
+from edgeprune.nn.copying import not_copied
 from edgeprune.pruning.attention import slim
 from edgeprune.pruning.attributes import resize
 from edgeprune.pruning.merging import Merger
@@ -44,7 +45,10 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
             memo[id(model.get_submodule(path))] = Skip()
         except AttributeError:
             raise EdgePruneError(f"the plan was made for another model: it has no {path!r} to leave out") from None
-    small = copy_module(model, memo)
+    try:
+        small = copy_module(model, memo)
+    except Exception as error:  # what a user's module holds may refuse to be copied in any way
+        raise not_copied("extract", model, error) from None
     for module in small.modules():
         for kind, repair in REPAIRS.items():
             if isinstance(module, kind):

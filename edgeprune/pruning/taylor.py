@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError, shown
+from edgeprune.nn.copying import copied
 from edgeprune.pruning.capture import sentence
 
 Loss = Callable[[Any, Any], Tensor]
@@ -29,7 +29,7 @@ def saliencies(model: nn.Module, batches: Batches, loss: Loss = functional.cross
     """
     if not isinstance(batches, Iterable):
         raise EdgePruneError(f"importance 'taylor': batches is {shown(batches)}; give [(inputs, target), ...]")
-    frozen = copy.deepcopy(model).eval()
+    frozen = copied("prune", model).eval()
     weights = dict(frozen.named_parameters(remove_duplicate=False))
     for p in weights.values():
         p.requires_grad_(p.is_floating_point())

@@ -114,6 +114,30 @@ def test_masks_are_obeyed_and_come_back() -> None:
     assert type(sparse[3]) is nn.Conv2d
 
 
+class Aliases(nn.Module):
+    """Holds its layers in plain rows, which its forward goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.layers, self.pair, self.by_name = [self.a, self.b], ((self.a, 3), "b"), {"b": [self.b]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.layers, self.pair[0][0], *self.by_name["b"]):
+            x = layer(x)
+        return x
+
+
+def test_layers_in_plain_rows_are_exchanged_too() -> None:
+    dense, x = Aliases(), torch.randn(2, 8)
+    sparse = edgeprune.sparsify(dense, 0.25)
+    assert sparse.layers == [sparse.a, sparse.b] and sparse.pair == ((sparse.a, 3), "b")
+    assert sparse.by_name == {"b": [sparse.b]} and dense.layers == [dense.a, dense.b]
+    full = edgeprune.densify(sparse)
+    assert full.layers == [full.a, full.b] and type(full.a) is nn.Linear
+    torch.testing.assert_close(sparse(x), full(x))
+
+
 def test_original_is_untouched_unless_in_place() -> None:
     dense, x = network().eval(), torch.randn(2, 3, 9, 9)
     y = dense(x)

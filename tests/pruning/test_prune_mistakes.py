@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 import edgeprune
 from edgeprune import EdgePruneError
@@ -65,6 +66,45 @@ def test_layers_without_a_shape_are_run_first():
         edgeprune.prune(model, torch.ones(2, 4))
     model(torch.ones(2, 4))
     assert edgeprune.prune(model, torch.ones(2, 4)).model[0].weight.shape == (3, 4)
+
+
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.last = [torch.relu(self.a(x))]
+        return self.b(self.last[0])
+
+
+def weight_normed():
+    with pytest.warns(FutureWarning):
+        first = nn.utils.weight_norm(nn.Linear(4, 6))
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(6, 3))
+
+
+def pruned_away():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    torch_prune.l1_unstructured(model[2], "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("made", "name"), [(weight_normed, "0.weight"), (pruned_away, "2.weight"), (Remembers, "last")]
+)
+def test_a_tensor_that_cannot_be_copied_is_named(made, name):
+    model = made()
+    graph = ChannelGraph.trace(model, torch.ones(2, 4), verify=False) if name == "last" else None
+    model(torch.ones(2, 4))
+    said = f"cannot be copied, since '{name}' was computed"
+    with pytest.raises(EdgePruneError, match=f"prune: .*{said}"):
+        edgeprune.prune(model, torch.ones(2, 4))
+    with pytest.raises(EdgePruneError, match=f"sparsify: .*{said}"):
+        edgeprune.sparsify(model)
+    if graph is not None:
+        with pytest.raises(EdgePruneError, match=f"extract: .*{said}"):
+            edgeprune.prune(model, torch.ones(2, 4), graph=graph)
 
 
 def floored(**arguments):
