@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 
 
 class ExitHead(nn.Module):
@@ -76,12 +76,18 @@ class Exits(nn.Module):
     alone. ``tails`` names, by exit, the modules that run only after it; a sub-model whose plan leaves them out
     (``plan.drop("after layer2")``) ends at that exit: its last output is that head's.
 
-    Raises EdgePruneError when a path is not a module of the model or is not run once.
+    Raises EdgePruneError when a path is not a module of the model or is not run once, or paths are not in that order.
     """
 
     def __init__(self, model: nn.Module, heads: Mapping[str, nn.Module], example_inputs: tuple[Any, ...] | Tensor):
         super().__init__()
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Module) for head in heads.values()):
+            raise EdgePruneError(f"Exits: heads is {shown(heads)}; give a module for each path, in a dict")
+        keys: dict[str, str] = {}
+        for path in heads:
+            if (other := keys.setdefault(path.replace(".", "_"), path)) != path:
+                raise EdgePruneError(f"exits at {other!r} and {path!r} would have one name; rename a module")
         self.model, self.paths = model, tuple(heads)
         self.heads = nn.ModuleDict({path.replace(".", "_"): head for path, head in heads.items()})
         order = self._order(inputs)
@@ -97,6 +103,9 @@ class Exits(nn.Module):
             self.tails[path] = (*(f"model.{n}" for n in top), *heads_after)
             if not top:
                 raise EdgePruneError(f"an exit at {path!r}: nothing with parameters runs after it")
+            if number and order.index(path) < order.index(self.paths[number - 1]):
+                before = self.paths[number - 1]
+                raise EdgePruneError(f"an exit at {path!r}: it runs before {before!r}; order the heads as they run")
 
     def _order(self, inputs: tuple[Any, ...]) -> list[str]:
         """The paths of all modules in the order in which they end."""

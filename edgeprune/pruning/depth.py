@@ -25,7 +25,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def droppable(model: nn.Module, program: Any, inputs: tuple[Any, ...]) -> dict[str, tuple[str, ...]]:
-    """By name the modules that can be replaced by their input, in the order of the network.
+    """By name the modules (under all names they have) that can be replaced by their input, in the network's order.
 
     A block is a module called once, with one tensor out, of the shape of its first argument (and of no other), which
     reaches the output through at most three sums and otherwise only norms and activations; of nested ones the
@@ -44,7 +44,13 @@ def droppable(model: nn.Module, program: Any, inputs: tuple[Any, ...]) -> dict[s
         if isinstance(module, Exits):
             prefix = f"{path}." if path else ""
             blocks.update({f"after {prefix}{at}": tuple(prefix + m for m in tail) for at, tail in module.tails.items()})
-    return blocks
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {
+        block: tuple(dict.fromkeys(n for p in paths for n in (p, *names[id(model.get_submodule(p))])))
+        for block, paths in blocks.items()
+    }
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, bool]:

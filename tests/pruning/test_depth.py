@@ -123,6 +123,24 @@ def test_merging_leaves_what_nobody_holds_and_is_exact():
         assert bool((got["stem.1.weight"][torch.tensor(sub.plan.kept["stem.0"])] == 2).all())
 
 
+def test_a_block_with_two_names_goes_under_both():
+    torch.manual_seed(0)
+
+    class Named(Resnet):
+        def __init__(self):
+            super().__init__()
+            self.last = self.blocks[2]
+
+    model = Named()
+    graph = ChannelGraph.trace(model, IMAGE)
+    plan = SubmodelPlan.full(graph).drop("blocks.2")
+    small, state = extract(model, plan), model.state_dict()
+    assert "last.c1.weight" in state and not plan.holds("last.c1.weight")
+    assert small.state_dict().keys() == extract_state(state, plan).keys()
+    merged = edgeprune.merge(state, [(plan, small.state_dict(), 1.0)])
+    assert all(torch.equal(t, state[name]) for name, t in merged.items())
+
+
 def test_exit_heads():
     torch.manual_seed(0)
     backbone = Resnet()
@@ -148,5 +166,15 @@ def test_an_exit_at_a_module_that_is_not_there_or_is_the_last():
         Exits(Resnet(), {"fc": ExitHead(5, 5)}, IMAGE)
     twice = nn.Sequential(Basic(3, 3), nn.Conv2d(3, 4, 1))
     twice.insert(0, twice[0])
+    with pytest.raises(EdgePruneError, match="'blocks.0': it runs before 'blocks.1'; order the heads"):
+        Exits(Resnet(), {"blocks.1": ExitHead(12, 5), "blocks.0": ExitHead(8, 5)}, IMAGE)
+    same = nn.Sequential()
+    same.add_module("a", nn.Sequential(nn.Linear(4, 4)))
+    same.add_module("a_0", nn.Linear(4, 4))
+    same.add_module("b", nn.Linear(4, 4))
+    with pytest.raises(EdgePruneError, match="exits at 'a.0' and 'a_0' would have one name"):
+        Exits(same, {"a.0": ExitHead(4, 5), "a_0": ExitHead(4, 5)}, torch.zeros(2, 4))
+    with pytest.raises(EdgePruneError, match="heads is a list; give a module for each path"):
+        Exits(Resnet(), [ExitHead(8, 5)], IMAGE)
     with pytest.raises(EdgePruneError, match="run once"):
         Exits(twice, {"0": ExitHead(3, 4)}, IMAGE)
