@@ -23,6 +23,12 @@ class Gate:
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         check_state(state)
+        for name, t in state.items():
+            if isinstance(t, Tensor) and t.is_complex():
+                raise EdgePruneError(
+                    f"merge: the model's {name!r} is {t.dtype}, of which there is no mean; hold its real and imaginary "
+                    "parts in a tensor of floats (torch.view_as_real)"
+                )
         self._base = state
         self._reached = {n: 0.0 for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
         self._weight = 0.0
@@ -49,7 +55,8 @@ class Gate:
                 )
             if not isinstance(local_state[name], Tensor):
                 raise EdgePruneError(f"the sub-model's {name!r} is {shown(local_state[name])}, not a tensor")
-            if local_state[name].is_floating_point() != base.is_floating_point():
+            own = local_state[name]
+            if own.is_floating_point() != base.is_floating_point() or own.is_complex():
                 raise EdgePruneError(f"the sub-model's {name!r} is {local_state[name].dtype}, the model's {base.dtype}")
         if unknown := [n for n in local_state if n not in self._base]:
             raise EdgePruneError(f"the sub-model has {unknown[0]!r}, which the model lacks")

@@ -76,6 +76,9 @@ def expand_state(
     plan.check_local(local)
     result = {}
     for name, t in local.items():
+        if not isinstance(t, Tensor):  # a module's extra state
+            result[name] = t
+            continue
         if isinstance(fill, Mapping):
             if name not in fill or tuple(fill[name].shape) != plan.map.shape(name):
                 raise EdgePruneError(

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import CASES, positions, random_plan, traced
+from torch import nn
 
 import edgeprune
 from edgeprune import EdgePruneError
-from edgeprune.pruning import Merger, SubmodelPlan, extract_state, merging, robust
+from edgeprune.pruning import ChannelGraph, Merger, SubmodelPlan, expand_state, extract_state, merging, robust
 from edgeprune.pruning.axes import AxisMap, Segment
 
 NAN = float("nan")
@@ -274,3 +275,31 @@ def test_all_at_once_is_one_at_a_time_to_the_bit(name, elements, mode, monkeypat
     single, together = merger.finish(mode), merging.merge_all(state, updates, mode)
     assert list(single) == list(together)
     assert all(torch.equal(single[n], together[n]) and single[n].dtype == together[n].dtype for n in state)
+
+
+def test_complex_tensors_are_refused():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model.register_buffer("turns", torch.ones(3, dtype=torch.complex64))
+    plan = SubmodelPlan.full(ChannelGraph.trace(model, torch.ones(2, 4), verify=False))
+    with pytest.raises(EdgePruneError, match="'turns' is torch.complex64, of which there is no mean"):
+        edgeprune.merge(model.state_dict(), [(plan, model.state_dict(), 1.0)])
+    real = {**model.state_dict(), "turns": torch.ones(3, dtype=torch.int64)}
+    with pytest.raises(EdgePruneError, match="sub-model's 'turns' is torch.complex64, the model's torch.int64"):
+        edgeprune.merge(real, [(plan, model.state_dict(), 1.0)])
+
+
+def test_extra_state_of_a_module_comes_through():
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = nn.Sequential(Counted(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    sub = edgeprune.prune(model, torch.ones(2, 4))
+    for fill in (0.0, model.state_dict()):
+        full = expand_state(sub.model.state_dict(), sub.plan, fill)
+        assert full["0._extra_state"] == {"seen": 3} and full["0.weight"].shape == (6, 4)
+    merged = edgeprune.merge(model.state_dict(), [(sub.plan, sub.model.state_dict(), 1.0)])
+    assert merged["0._extra_state"] == {"seen": 3} and merged.keys() == model.state_dict().keys()
