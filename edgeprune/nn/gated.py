@@ -143,12 +143,23 @@ def recording(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             layer._seen = None
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while it lasts; every module is as it was afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
 @torch.no_grad()
 def gate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """By layer the mean gate of every channel over all samples, in double: how much these data use it."""
-    model.eval()
     total = 0
-    with recording(model) as seen:
+    with _evaluating(model), recording(model) as seen:
         for batch in batches:
             model(batch)
             total += len(batch)
@@ -165,8 +176,8 @@ def active_macs(model: GatedNet, x: Tensor) -> tuple[int, int]:
     ]
     gathered, model.gathered = model.gathered, False
     try:
-        with torch.no_grad():
-            model.eval()(x)
+        with torch.no_grad(), _evaluating(model):
+            model(x)
     finally:
         model.gathered = gathered
         for handle in handles:

@@ -90,7 +90,12 @@ class _Masked(nn.Module):
         if new.shape != self.pattern.shape:
             raise EdgePruneError(f"set_mask: a mask of shape {new.shape} for a weight of shape {self.pattern.shape}")
         old, parameter = self.pattern, self.weight_kept
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ()
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+        if any(isinstance(each, torch.optim.LBFGS) and each.state for each in optimizers):
+            raise EdgePruneError(
+                "set_mask: LBFGS holds its state in rows over all parameters, which cannot follow a mask; make a new "
+                "one after the change"
+            )
         for each in optimizers:
             state = each.state.get(parameter, {})
             for name, value in state.items():

@@ -98,7 +98,8 @@ def test_half_of_vgg_16s_work_with_seven_tenths_of_its_channels():
 
 
 def test_statistics_are_means_over_all_samples():
-    model, x = net(), torch.randn(10, 3, 16, 16)
+    model, x = net().train(), torch.randn(10, 3, 16, 16)
+    model.head.eval()
     whole, parts = gate_statistics(model, [x]), gate_statistics(model, x.split(3))
     layer = gated_layers(model)["features.0"]
     expected = layer.gates(x.mean((2, 3))).mean(0).double()
@@ -106,6 +107,8 @@ def test_statistics_are_means_over_all_samples():
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
     assert layer._seen is None
+    active_macs(model, x)
+    assert model.training and layer.bn.training and not model.head.training  # as it was
 
 
 def test_a_specialised_model_gives_what_the_gates_give_where_they_keep_its_channels(traced):

@@ -142,6 +142,23 @@ def test_set_mask_carries_values_and_optimiser_state(make: Any) -> None:
     assert parameter.shape == (3,)
 
 
+def test_a_state_over_all_parameters_cannot_follow_a_mask() -> None:
+    layer = MaskedLinear(4, 3, torch.ones(3, 4))
+    optimizer = torch.optim.LBFGS(layer.parameters())
+    set_masks(nn.Sequential(layer), {"0": torch.ones(3, 4)}, optimizer)  # nothing held yet
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = layer(torch.ones(2, 4)).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with pytest.raises(EdgePruneError, match="LBFGS holds its state in rows over all parameters"):
+        set_masks(nn.Sequential(layer), {"0": torch.eye(3, 4)}, optimizer)
+    assert layer.pattern.kept == 12
+
+
 def test_set_masks_names_layers_and_changes_all_or_nothing() -> None:
     network = nn.Sequential(MaskedLinear(2, 2, torch.eye(2)), MaskedLinear(2, 1, torch.ones(1, 2)))
     for masks, sentence in (
