@@ -15,7 +15,7 @@ from edgeprune.pruning.capture import tensors
 from edgeprune.pruning.choice import Ranking, check_keep, choose, floors, ranking, steps
 from edgeprune.pruning.coupling import Call, Coupling, Norms, rule
 from edgeprune.pruning.files import load, save
-from edgeprune.pruning.graph import ChannelGraph, ChannelGroup
+from edgeprune.pruning.graph import ChannelGraph, ChannelGroup, check_values
 from edgeprune.pruning.importance import Measure, scores
 from edgeprune.pruning.merge_gate import MergeMode, check_state
 from edgeprune.pruning.merging import Merger, merge_all
@@ -121,6 +121,7 @@ def _check(model: nn.Module, graph: ChannelGraph, keep: object, budget: object, 
     shapes = {name: tuple(t.shape) for name, t in tensors(model)}
     if shapes != {name: graph.map.shape(name) for name in graph.axes}:
         raise EdgePruneError("prune: the graph was traced for another model; leave graph out, or trace this one")
+    check_values(model)
     check_keep(keep)
     if not graph.prunable and (budget is not None or keep != 1):
         why = next((g.reason for g in graph.groups.values() if g.reason), "no layer makes channels")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from edgeprune.errors import EdgePruneError, nearest, shown
+from edgeprune.errors import EdgePruneError, is_number, nearest, shown
 from edgeprune.pruning.axes import local_size
 from edgeprune.pruning.choice import Ranking, best, checked_scores, choose, floors, ranking, steps
 from edgeprune.pruning.graph import ChannelGraph
@@ -50,7 +50,10 @@ class Costs:
             raise EdgePruneError(f"budget: unknown unit {unit!r}{nearest(unit, UNITS)}")
         if self.latency is None:
             raise EdgePruneError("budget: milliseconds need measured times; give latency=, or --latency on the command")
-        found = float(self.latency(counts))
+        answer: object = self.latency(counts)
+        if not is_number(answer) and not isinstance(answer, Tensor):
+            raise EdgePruneError(f"budget: latency gave {shown(answer)}; give milliseconds as a number")
+        found = float(answer)  # type: ignore[arg-type]
         if not (math.isfinite(found) and found > 0):
             raise EdgePruneError(f"budget: the latency of a sub-model came out as {found} ms; measure the table again")
         return found

@@ -118,6 +118,8 @@ class ChannelGraph:
             )
         if lazy := [name for name, t in tensors(model) if is_lazy(t)]:
             raise EdgePruneError(f"{lazy[0]!r} has no shape yet; run the model once with these inputs first")
+        if verify:
+            check_values(model)
         if norms not in get_args(Norms) or attention not in ("heads", "width"):
             raise EdgePruneError(
                 f"norms must be one of {get_args(Norms)} and attention 'heads' or 'width', not {norms!r}, {attention!r}"
@@ -149,6 +151,12 @@ class ChannelGraph:
                         builder.refuse(name, why)
                     graph = builder.graph()
         return graph
+
+
+def check_values(model: nn.Module) -> None:
+    """EdgePruneError for a model whose tensors have no values."""
+    if meta := [name for name, t in tensors(model) if t.is_meta]:
+        raise EdgePruneError(f"prune: {meta[0]!r} is on the meta device and has no values; load the weights first")
 
 
 class _Builder:

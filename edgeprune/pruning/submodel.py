@@ -83,7 +83,8 @@ class SubmodelPlan:
 
     @cached_property
     def parameters(self) -> int:
-        """Elements of all parameters and buffers of the sub-model."""
+        """Elements of all parameters and buffers of the sub-model, by name: tied ones count under each of their names
+        (``Costs`` counts them once)."""
         return sum(local_size(axes, self.counts) for name, axes in self.map.tensors.items() if self.holds(name))
 
     @cached_property

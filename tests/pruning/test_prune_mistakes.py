@@ -27,6 +27,7 @@ def not_a_number(state, group):
         ({"keep": 10**400}, "keep must be"),
         ({"budget": 3}, "budget is 3"),
         ({"budget": {"macs": 0.5}, "latency": 3}, "latency is 3"),
+        ({"budget": {"ms": 1}, "latency": lambda counts: "a"}, "latency gave 'a'; give milliseconds"),
         ({"round_to": 1.5}, "round_to must be a whole number"),
         ({"min_channels": "a"}, "min_channels must be a whole number"),
         ({"min_keep": "a"}, "min_keep must be"),
@@ -58,6 +59,13 @@ def test_weights_that_are_not_finite_are_named():
         model[0].weight[2, 1] = float("nan")
     with pytest.raises(EdgePruneError, match="'0.weight' is not finite"):
         edgeprune.prune(model, torch.ones(2, 4))
+
+
+def test_a_model_without_values_is_loaded_first():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(EdgePruneError, match="'0.weight' is on the meta device"):
+        edgeprune.prune(model, torch.ones(2, 4, device="meta"))
 
 
 def test_layers_without_a_shape_are_run_first():
