@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def command(
     from edgeprune.export.of_run import export_run
     from edgeprune.tasks.builtin import TASKS
 
-    if not Path(source).is_dir() and (":" in source or source in TASKS):
+    if not os.path.isdir(source) and (":" in source or source in TASKS):
         if client is not None or recalibrate:
             raise EdgePruneError(f"export: --client and --recalibrate are for runs; {source} is a model")
         _of_model(source, output, target, precision, batch, pruned, shapes, calibration)
@@ -146,6 +147,11 @@ def _of_model(
     rows = None if calibration is None else read_rows(calibration)[0]
     if rows is not None and not rows.is_floating_point():
         raise EdgePruneError(f"{calibration}: x is {rows.dtype}; give float32 rows, ready for the network")
+    if rows is not None and (not len(rows) or rows.shape[1:] != found.inputs[0].shape[1:]):
+        raise EdgePruneError(
+            f"{calibration}: x holds {len(rows)} rows of shape {tuple(rows.shape[1:])}; give at least one of shape "
+            f"{tuple(found.inputs[0].shape[1:])}, as the model takes them"
+        )
     with staged(output, "export") as draft:
         done = export_onnx(model, found.inputs, draft, target, details, precision, rows, batch=batch)
         inputs = found.inputs if rows is None else (rows,)

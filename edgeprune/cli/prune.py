@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeprune.bench.options import Finite
+from edgeprune.destination import check_destination, write_text
 from edgeprune.errors import EdgePruneError
 
 if TYPE_CHECKING:
@@ -59,7 +61,11 @@ def command(model: str, output: Path, **options: Any) -> None:
     from edgeprune.cli.source import open_source
     from edgeprune.pruning import Costs, files
 
-    if output.exists():
+    try:
+        there = output.exists()
+    except OSError as error:
+        raise EdgePruneError(f"-o {str(output)!r}: cannot name a folder ({error.strerror}); choose another") from None
+    if there:
         raise EdgePruneError(f"{output}: is there already; name a new folder")
     source = open_source(model, options["shapes"], options["weights"])
     graph, costs, sub = _prune(source, **options)
@@ -140,13 +146,12 @@ def _times(path: Path, source: Source, graph: ChannelGraph) -> Any:
     from edgeprune.export.layer_clock import measure_layers
     from edgeprune.export.layer_times import read_latency
 
-    if path.exists():
+    if os.path.exists(path):
         return read_latency(path, graph)
-    if not path.parent.is_dir():
-        raise EdgePruneError(f"--latency {path}: the folder {path.parent} does not exist; create it first")
+    check_destination(path, "--latency")
     console = Console(highlight=False)
     table = measure_layers(source.model, graph, source.inputs, say=lambda text: console.print(text, style="dim"))
-    path.write_text(table.to_json(), encoding="utf-8")
+    write_text(path, table.to_json(), "--latency")
     return table.latency(graph)
 
 
@@ -219,7 +224,7 @@ def _show(
     console = Console(highlight=False)
     console.print(table)
     for note in graph.notes[:12]:
-        console.print(f"left whole: {note}", markup=False, soft_wrap=True)
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if not source.trained:
         console.print(f"{source.name}: its weights are random; prune a run, or add --weights", soft_wrap=True)
     console.print(f"wrote {output}", markup=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,7 @@ def open_source(text: str, shapes: tuple[str, ...] = (), weights: Path | None = 
     example inputs), or a Task. ``weights``: a safetensors file with the model's state dict. Raises EdgePruneError.
     """
     given = tuple(_made_up(shape) for shape in shapes)
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         if weights is not None:
             raise EdgePruneError(f"{text}: a run has its own weights; leave out --weights")
         return _of_run(text, given)
@@ -83,7 +85,7 @@ def _made_up(text: str) -> Tensor:
         dtype = {"": torch.float32, "float32": torch.float32, "int64": torch.int64}[kind]
     except (ValueError, KeyError):
         raise EdgePruneError(f"--input {text!r}: write a shape such as 2,3,224,224, or 2,128:int64") from None
-    if min(sizes) < 1 or torch.Size(sizes).numel() > MAX_ELEMENTS:
+    if min(sizes) < 1 or math.prod(sizes) > MAX_ELEMENTS:
         raise EdgePruneError(f"--input {text!r}: every size is at least 1, and all together a batch that fits memory")
     generator = torch.Generator().manual_seed(0)
     return torch.zeros(sizes, dtype=dtype) if kind == "int64" else torch.randn(sizes, generator=generator)

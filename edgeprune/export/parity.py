@@ -101,6 +101,8 @@ def check_parity(
     fixed = fixed_batch(runtime)
     if fixed is not None:
         batches = (fixed,) * len(batches)
+    if any(not x.ndim or not len(x) for x in inputs):
+        raise EdgePruneError("export: the inputs to compare on hold no rows; give tensors [N, ...] of at least one")
     if not real:
         inputs = tuple(_random_like(x, sum(batches)) for x in inputs)
     rows = [rows_around(start, size, len(inputs[0])) for start, size in _chunks(batches, len(inputs[0]), fixed)]
@@ -108,8 +110,12 @@ def check_parity(
     noise = signal = 0.0
     for index in rows:
         feed = [x[index] for x in inputs]
-        with torch.no_grad():
-            expected = frozen(*feed)
+        try:
+            with torch.no_grad():
+                expected = frozen(*feed)
+        except Exception as error:  # what a user's forward raises may be anything
+            shapes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
+            raise EdgePruneError(f"export: the model fails on rows of shape {shapes}: {first_line(error)}") from None
         expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
         try:
             found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})

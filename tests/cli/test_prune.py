@@ -85,6 +85,8 @@ def test_the_pruned_model_exports_from_its_folder(beside: Path) -> None:
     model, plan = edgeprune.load("small", own)
     rows = torch.randn(40, 3, 12, 12)
     np.savez("rows.npz", x=rows.numpy())
+    np.savez("none.npz", x=rows[:0].numpy())
+    np.savez("flat.npz", x=np.zeros((5, 12), np.float32))
     for extra in ([], ["--precision", "int8", "--calibration", "rows.npz"]):
         args = ["own_net:pair", "--pruned", "small", "-o", "m.onnx", "--target", "jetpack5", *extra]
         done = CliRunner().invoke(export.command, args)
@@ -101,6 +103,9 @@ def test_the_pruned_model_exports_from_its_folder(beside: Path) -> None:
         (["small", "--pruned", "small"], "are for a MODEL"),
         (["own_net:pair", "--precision", "int8"], "needs calibration inputs"),
         (["own_net:pair", "--pruned", "none"], "cannot be read"),
+        (["own_net:pair", "--calibration", "none.npz"], "holds 0 rows of shape"),
+        (["own_net:pair", "--calibration", "flat.npz"], r"holds 5 rows of shape (12,); give at least one of shape (3"),
+        (["x" * 300], "not a run directory"),
     ):
         done = CliRunner().invoke(export.command, [*args, "-o", "n.onnx"])
         assert isinstance(done.exception, EdgePruneError) and words in str(done.exception)
@@ -177,6 +182,10 @@ def test_a_runs_checkpoint_with_its_data(run_dir: Path, tmp_path: Path) -> None:
         (["own_net:plain", "--input", "2,x"], "write a shape such as"),
         (["own_net:plain", "--input", "2,-3,8,8"], "every size is at least 1"),
         (["own_net:plain", "--input", "2,3,99999,99999"], "fits memory"),
+        (["own_net:plain", "--input", "4294967296,4294967296"], "fits memory"),
+        (["own_net:plain", "--input", "99999999999999999999999,2"], "fits memory"),
+        (["x" * 300], "known are"),
+        (["own_net:pair", "--latency", "t" * 300], "cannot name a file"),
         (["own_net:pair", "--keep", "0.5", "--budget", "macs=0.5"], "two ways to say it"),
         (["own_net:pair", "--budget", "macs"], "write UNIT=LIMIT"),
         (["own_net:pair", "--budget", "flops=0.5"], "unknown unit 'flops'"),
@@ -189,13 +198,18 @@ def test_a_runs_checkpoint_with_its_data(run_dir: Path, tmp_path: Path) -> None:
         (["own_net:pair", "--protect", "heads"], "no tensor of the model matches 'heads'"),
         (["own_net:pair", "--importance", "taylor"], "taylor needs data"),
     ],
-    ids=range(20),
+    ids=range(24),
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(beside: Path, args: list[str], words: str) -> None:
     before = sorted(p for p in os.listdir(beside) if p != "__pycache__")
     done = invoke(*args, "-o", "small")
     assert isinstance(done.exception, EdgePruneError) and words in str(done.exception)
     assert sorted(p for p in os.listdir(beside) if p != "__pycache__") == before
+
+
+def test_a_name_that_no_folder_can_have_is_refused(beside: Path) -> None:
+    done = invoke("own_net:pair", "-o", "s" * 300)
+    assert isinstance(done.exception, EdgePruneError) and "cannot name a folder" in str(done.exception)
 
 
 def test_a_folder_that_is_there_is_not_touched(beside: Path) -> None:

@@ -107,6 +107,12 @@ def test_same_class_by_hand() -> None:
     assert _same_class(pixels, pixels, atol=1e-5) == (40, 40)
 
 
+def test_rows_that_the_model_cannot_take_are_one_sentence(linear: tuple[nn.Linear, Path]) -> None:
+    for rows, words in ((torch.zeros(0, 4), "hold no rows"), (torch.zeros(3, 4), r"fails on rows of shape \(4,\)")):
+        with pytest.raises(EdgePruneError, match=words):
+            check_parity(*linear, rows, real=True)
+
+
 def test_not_an_onnx_file(tmp_path: Path) -> None:
     path = tmp_path / "junk.onnx"
     path.write_bytes(b"not a model at all")
