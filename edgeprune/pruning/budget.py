@@ -51,7 +51,7 @@ class Costs:
         if self.latency is None:
             raise EdgePruneError("budget: milliseconds need measured times; give latency=, or --latency on the command")
         answer: object = self.latency(counts)
-        if not is_number(answer) and not isinstance(answer, Tensor):
+        if not is_number(answer) and not (isinstance(answer, Tensor) and answer.numel() == 1):
             raise EdgePruneError(f"budget: latency gave {shown(answer)}; give milliseconds as a number")
         found = float(answer)  # type: ignore[arg-type]
         if not (math.isfinite(found) and found > 0):
