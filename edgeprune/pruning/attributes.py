@@ -24,6 +24,9 @@ _REPAIRED = frozenset(
 )  # fmt: skip
 _COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|place")
 """Names of attributes that seldom hold channels: left alone until the check run fails with them."""
+_SIZED = re.compile("head|dim$|width|hidden|chan|feature|embed|planes|intermediate")
+_LIMIT = re.compile("max|min|limit|most")
+"""Names that say a size, and those that say a limit of something: the former follow what they equal, read or not."""
 
 MOST = 64
 """Choices of attributes tried for one failing group, and kinds of them tried without a change."""
@@ -38,6 +41,11 @@ class Candidate:
     kind: tuple[type, str]
     options: tuple[Axis, ...]
     plain: bool
+
+    @property
+    def sized(self) -> bool:
+        """Whether its name says that it is a size."""
+        return bool(_SIZED.search(self.kind[1])) and not _LIMIT.search(self.kind[1])
 
     @property
     def label(self) -> str:

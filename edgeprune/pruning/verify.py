@@ -89,13 +89,14 @@ def check(
 def _needed(
     trial: _Trial, names: list[str], sizes: Mapping[str, Axis], candidates: list[Candidate]
 ) -> tuple[Mapping[str, Axis], list[str]]:
-    """The sizes without which the cut model is not right, and by class the attributes that are none."""
+    """The sizes without which the cut model is not right, with those that are called so; by class the others."""
     kinds: dict[str, list[str]] = {}
     for c in candidates:
-        if c.name in sizes:
+        if c.name in sizes and not c.sized:
             kinds.setdefault(c.label, []).append(c.name)
-    if trial.failure(names, {}) is None:
-        return {}, list(kinds)
+    called = {name: axis for name, axis in sizes.items() if not any(name in same for same in kinds.values())}
+    if kinds and trial.failure(names, called) is None:
+        return called, list(kinds)
     left = []
     for label, same in list(kinds.items())[:MOST]:
         fewer = {name: axis for name, axis in sizes.items() if name not in same}

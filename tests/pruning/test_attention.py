@@ -132,7 +132,7 @@ class Limits(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.hidden = self.context = self.most = 16
+        self.hidden = self.context = self.most = self.embed_dim = 16
         self.a, self.clip, self.out = nn.Linear(8, 16), nn.Hardtanh(0, 16), nn.Linear(16, 3)
 
     def forward(self, x):
@@ -146,6 +146,7 @@ def test_a_number_that_only_equals_a_width_stays_and_is_named():
     sub = edgeprune.prune(Limits(), torch.randn(2, 10, 8))
     small = sub.model
     assert (small.hidden, small.context, small.most, small.clip.max_val) == (8, 16, 16, 16)
+    assert small.embed_dim == 8  # nothing reads it, but it says what it is
     (note,) = sub.graph.notes
     assert set(note.split(":")[0].split(", ")) == {"Limits.context", "Limits.most", "Hardtanh.max_val"}
 
