@@ -19,7 +19,7 @@ from edgeprune._version import __version__
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import run, rundir
 from edgeprune.engine.carrier import Carrier
-from edgeprune.engine.children import Child, Children, wait_for
+from edgeprune.engine.children import MISTAKE, Child, Children, wait_for
 from edgeprune.engine.config import Experiment
 from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.engine.reporting import fleet_reports
@@ -30,6 +30,7 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import build_fleet
 
 MOST_PROCESSES = 64
+MOST_STARTS = 10  # of one worker in a run
 TEMPORARY_BYTES = 70  # of 107 that a socket's path may have
 Say = Callable[[str], None]
 Clock = Callable[[], float]
@@ -225,7 +226,8 @@ class Workers(AbstractContextManager["Workers"]):
         def watch() -> None:
             while not self._over.wait(0.2):
                 for child in self.hosts:
-                    if child.status():  # 0: the run is over
+                    # 0: the run is over; MISTAKE: it would end in the same way again.
+                    if child.status() not in (None, 0, MISTAKE) and child.starts < MOST_STARTS:
                         with suppress(EdgePruneError):  # tried again
                             child.tend()
 
