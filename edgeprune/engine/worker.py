@@ -329,10 +329,13 @@ def _filled(cls: type[T], value: Any) -> T:
         made = cls(**{name: value[name] for name in known}) if cls is Recipe else cls(**value)
     except (KeyError, TypeError):
         raise EdgePruneError(f"assignment: its {what} is missing or incomplete; refused") from None
-    for name, hint in get_type_hints(cls).items():
+    for name, hint in _HINTS[cls].items():
         if not _is(getattr(made, name), hint):
             raise EdgePruneError(f"assignment: its {what}'s {name} is {shown(getattr(made, name))}; refused")
     return made
+
+
+_HINTS: dict[type, dict[str, Any]] = {cls: get_type_hints(cls) for cls in (Recipe, Job)}
 
 
 def _is(value: Any, hint: Any) -> bool:
