@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -279,26 +280,31 @@ class Listener:
         """One question, one answer. Whoever hangs up is not worked for."""
         with connection:
             connection.settimeout(60)
+            bye = ""
             try:
                 asked = Frame.from_bytes(frames.receive(connection), frames.ASKS)
                 if asked.client not in self._devices:
                     raise EdgePruneError(f"this worker is not {frames.shown(asked.client, 64)!r}")
                 answer = self._answer(asked, connection)
+                bye = asked.client if asked.verb == "bye" else ""
             except EdgePruneError as error:
                 answer = Frame("refused", "", "", {"reason": str(error)}).to_bytes()
             except OSError:
                 return
-            try:
+            with suppress(OSError):
                 connection.settimeout(60)
                 frames.send(connection, answer)
-            except OSError:
-                return
+            if bye:
+                self._leave(bye)
+
+    def _leave(self, client: str) -> None:
+        """The run is over for ``client``; with the last one this process ends."""
+        self._left.discard(client)
+        if not self._left:
+            self._jobs.put(None)
 
     def _answer(self, asked: Frame, connection: socket.socket) -> bytes:
         if asked.verb == "bye":
-            self._left.discard(asked.client)
-            if not self._left:
-                self._jobs.put(None)
             return Frame("hello", asked.client, asked.token).to_bytes()
         if asked.verb == "hello":
             return self._devices[asked.client].hello(asked.token).to_bytes()

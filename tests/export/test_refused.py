@@ -144,7 +144,7 @@ NET = nn.Sequential(nn.Linear(4, 4))
         ({"precision": "int8", "calibration": torch.full((9, 4), torch.nan)}, "calibration inputs hold NaN"),
         ({"precision": "int8", "calibration": "rows"}, "calibration inputs must be tensors"),
     ],
-    ids=range(23),
+    ids=range(24),
 )
 def test_mistakes_are_one_sentence(arguments: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(EdgePruneError, match=words) as caught:
