@@ -37,8 +37,7 @@ class RunningMean:
     def __init__(self, model: Mapping[str, Tensor], samples: Mapping[str, int], how: Summing) -> None:
         self._model, self.how = model, how
         self._weights = dict(zip(samples, whole_weights(list(samples.values())), strict=True))
-        self._reach = {name: _reach(name, t) for name, t in model.items() if t.is_floating_point()}
-        self._sums = self._accumulator(self._reach)
+        self._sums = self._accumulator({n: _reach(n, t) for n, t in model.items() if t.is_floating_point()})
         self._large: list[Update] = []
 
     def add(self, update: Update) -> Update:
@@ -47,9 +46,9 @@ class RunningMean:
         if self.how.clip_norm:
             clipped = clip_update(self._model, update.plan, update.state, self.how.clip_norm)
             update = replace(update, state=clipped)
-        if all(wire.peak(t) <= self._reach[n] for n, t in update.state.items() if n in self._reach):
+        try:
             self._add(self._sums, update)
-        else:
+        except wire.BeyondReachError:
             self._large.append(update)
         return replace(update, state={}, masks={}, gradient={}, received={})
 
@@ -57,8 +56,10 @@ class RunningMean:
         """The mean, in new memory; nothing can be added after it."""
         beside = None
         if self._large:
-            reach = {n: largest([u.state[n] for u in self._large if n in u.state]) for n in self._reach}
-            beside = self._accumulator(reach)
+            floating = [n for n, t in self._model.items() if t.is_floating_point()]
+            beside = self._accumulator(
+                {n: largest([u.state[n] for u in self._large if n in u.state]) for n in floating}
+            )
             for update in self._large:
                 self._add(beside, update)
             self._large = []

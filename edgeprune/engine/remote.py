@@ -151,6 +151,12 @@ class RemoteTransport:
         Between two replies that are taken it looks for more, for an answer's time counts until it is seen."""
         replies: dict[str, Reply] = {}
         waiting: deque[str] = deque()  # whose replies are not taken yet
+
+        def take_next() -> None:
+            if take and waiting:
+                client = waiting.popleft()
+                replies[client] = take(replies[client])
+
         while len(replies) < len(clients):
             left = self._until(clients, replies, patience) - self._clock()
             if left <= 0:
@@ -166,18 +172,15 @@ class RemoteTransport:
                     replies[reply.client] = reply
                     if take and reply.blob is not None:
                         waiting.append(reply.client)
-            if take and waiting:
-                client = waiting.popleft()
-                replies[client] = take(replies[client])
+            take_next()
         waited = self._clock() - self._pushed_s
         missing = [client for client in clients if client not in replies]
         self.cancel(missing)
         for client in missing:
             self._round.counts["missing"] += 1
             replies[client] = Reply(client, None, waited)
-        while take and waiting:
-            client = waiting.popleft()
-            replies[client] = take(replies[client])
+        while waiting:
+            take_next()
         return Collected(tuple(replies[client] for client in clients), waited)
 
     def begin(self, round_: int, assignments: Mapping[str, bytes], now_s: float, patience: float) -> None:

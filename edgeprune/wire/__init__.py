@@ -5,7 +5,7 @@ the traffic an experiment reports is ``len`` of these bytes. See ``format.md`` b
 ``python -m edgeprune.wire FILE`` prints what a file of them holds.
 """
 
-from edgeprune.wire.accumulator import MAX_WEIGHT_BITS, Accumulator
+from edgeprune.wire.accumulator import MAX_WEIGHT_BITS, Accumulator, BeyondReachError
 from edgeprune.wire.message import Message, Repeats, decode, encode, mask_id
 from edgeprune.wire.positions import to_bitmap
 from edgeprune.wire.public import pack, pack_largest, unpack
@@ -14,6 +14,7 @@ from edgeprune.wire.tensors import PackedTensor, all_finite, pack_tensor, peak
 __all__ = [
     "MAX_WEIGHT_BITS",
     "Accumulator",
+    "BeyondReachError",
     "Message",
     "PackedTensor",
     "Repeats",

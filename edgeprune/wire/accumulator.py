@@ -30,6 +30,10 @@ Missing = Literal["unit", "worker", "delta"]
 Entry = Tensor | PackedTensor
 
 
+class BeyondReachError(EdgePruneError):
+    """A value larger than an accumulator's lanes are made for."""
+
+
 class Accumulator:
     """Sums updates over the tensors of ``state`` (name -> tensor; only shapes and types are read, floating ones summed
     and of integer ones the largest value kept).
@@ -146,7 +150,7 @@ class Accumulator:
         if name in self._words:
             largest = peak(_values(x))
             if not largest <= 2.0 ** self._reach[name]:
-                raise EdgePruneError(
+                raise BeyondReachError(
                     f"accumulate: the update's {name!r} holds {largest:.4g}, beyond the reach of "
                     f"{2.0 ** self._reach[name]:.4g}"
                 )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import edgeprune
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 
 
@@ -294,3 +295,24 @@ def positions(plan: SubmodelPlan, tensor: str) -> list[list[int]]:
                     at += s.block
         result.append(kept)
     return result
+
+
+IMAGE = (2, 3, 8, 8)
+
+
+def trace(forward, shape=IMAGE, **modules):
+    """The graph of a network with these modules and this forward(self, x); its sub-model at half is run too."""
+    net = type("Net", (nn.Module,), {"forward": forward})()
+    for name, module in modules.items():
+        setattr(net, name, module)
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    graph = ChannelGraph.trace(net, (x,))
+    sub = edgeprune.prune(net, (x,), keep=0.5 if graph.prunable else 1, graph=graph)
+    assert sub.model.eval()(x).shape == net.eval()(x).shape
+    return sub.graph
+
+
+def reasons(graph):
+    """Why each group that stays whole does."""
+    return {n: str(g.reason) for n, g in graph.groups.items() if not g.prunable}
