@@ -5,7 +5,7 @@
 
 Every cell (task, split, sigma, seed, method) is a real run of the engine; its outcome is kept as one JSON file under
 benchmarks/results/adaptcl/ and is not run again. `table` turns them into benchmarks/results/adaptcl.json and prints
-the table of the README.
+the table of docs/measured.md.
 
 FedAvg's weights do not depend on how slow a device is (everybody trains everything, the server waits for all). So it
 is trained once for each (task, split, seed), and its clock is run again for each sigma by charging the same bytes and

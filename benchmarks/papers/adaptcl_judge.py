@@ -254,7 +254,7 @@ def knob(rows: list[dict[str, Any]], task: str) -> list[dict[str, float]]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """The README's table: one row for each (task, split, sigma)."""
+    """The table of docs/measured.md: one row for each (task, split, sigma)."""
     judged = judge(found)
     any_cell = next(iter(found.values()))
     RESULT.write_text(

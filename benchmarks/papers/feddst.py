@@ -6,7 +6,7 @@
 
 Every cell (task, row, seed) is one run of the engine, kept as one JSON file under benchmarks/results/feddst/; one run
 serves all upload caps, read off its cumulative bytes (len of what was sent, masks and headers included).
-`table` prints the README's table and writes benchmarks/results/feddst.json.
+`table` prints the page's table and writes benchmarks/results/feddst.json.
 CIFAR-10 must be in $EDGEPRUNE_DATA; if it is not the published copy, its note is kept with every result.
 """
 

@@ -6,7 +6,7 @@
 
 Every cell (task, row, seed) is one run of the engine, kept as one JSON file under benchmarks/results/mpfl/; search
 and training are rounds of it, and bytes are len of what was sent.
-`table` prints the README's table and writes benchmarks/results/mpfl.json.
+`table` prints the page's table and writes benchmarks/results/mpfl.json.
 CIFAR-10 must be in $EDGEPRUNE_DATA; if it is not the published copy, its note is kept with every result.
 """
 
