@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.ops import _checks, memory, reference
+from edgeprune.ops import _checks, memory, observers, reference
 from edgeprune.ops._core import core
 
 Index = Sequence[Tensor | None]
@@ -35,14 +34,14 @@ _CUDA_BUILT: bool = core.cuda_built()
 
 
 def _direct(*groups: Sequence[Tensor]) -> bool:
-    """The core can take all of these at once, and neither autograd nor the compiler has to hear of it."""
-    if torch.compiler.is_compiling():
+    """The core can take all of these at once, and nobody else has to hear of it, autograd neither."""
+    if not observers.unobserved():
         return False
     device = None
     for xs in groups:
         for x in xs:
-            if type(x) is not Tensor and type(x) is not Parameter:
-                return False  # fake tensors and other subclasses
+            if not observers.plain(x):
+                return False
             if x.layout is not torch.strided:
                 raise EdgePruneError(f"ops: a tensor with layout {x.layout} has no channels to walk; give a dense one")
             if x.dtype is not torch.float32 or x.is_neg() or x.requires_grad and torch.is_grad_enabled():
@@ -88,7 +87,7 @@ def gather(x: Tensor, indices: Index) -> Tensor:
     """
     if _direct((x,)):
         return _gather_direct([x], [indices])[0]
-    return torch.ops.edgeprune.gather(x, list(indices))
+    return _gather_seen(x, indices)
 
 
 def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
@@ -96,7 +95,14 @@ def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
     _checks.check_lengths("gather_many", xs=xs, indices=indices)
     if _direct(xs):
         return _gather_direct(xs, indices)
-    return [torch.ops.edgeprune.gather(x, list(index)) for x, index in zip(xs, indices, strict=True)]
+    return [_gather_seen(x, index) for x, index in zip(xs, indices, strict=True)]
+
+
+def _gather_seen(x: Tensor, index: Index) -> Tensor:
+    if torch.compiler.is_compiling() or not observers.followed_by_torchs_operators_alone():
+        return torch.ops.edgeprune.gather(x, list(index))
+    _checks.check_indices("gather", x, index, increasing=False)
+    return reference.gather(x, index)
 
 
 def _kept_shape(x: Tensor, index: Index) -> list[int]:
@@ -232,8 +238,7 @@ def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
     p = 1: sum of magnitudes; p = 2: Euclidean norm; over all other dimensions, summed in double. ``x`` is copied
     when it is not contiguous.
     """
-    x = x.detach()
-    return _norms_direct(x, dim, p) if _direct((x,)) else torch.ops.edgeprune.channel_norms(x, dim, p)
+    return channel_norms_many([x], [dim], p)[0]
 
 
 def channel_norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tensor]:
@@ -242,6 +247,8 @@ def channel_norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> lis
     xs = [x.detach() for x in xs]
     if _direct(xs):
         return _norms_many(xs, dims, p)
+    if not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
+        return [reference.channel_norms(x, _channel_dim(x, dim, p), p) for x, dim in zip(xs, dims, strict=True)]
     return [torch.ops.edgeprune.channel_norms(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
 
 
@@ -251,10 +258,6 @@ def _channel_dim(x: Tensor, dim: int, p: int) -> int:
     if p not in (1, 2):
         raise EdgePruneError(f"channel_norms: p is {p}; only 1 and 2 are known")
     return dim % x.ndim
-
-
-def _norms_direct(x: Tensor, dim: int, p: int) -> Tensor:
-    return _norms_many([x], [dim], p)[0]
 
 
 def _norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tensor]:
@@ -277,7 +280,7 @@ def _norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tenso
 
 @torch.library.custom_op("edgeprune::channel_norms", mutates_args=(), schema="(Tensor x, int dim, int p) -> Tensor")
 def _norms_op(x: Tensor, dim: int, p: int) -> Tensor:
-    return _norms_direct(x, dim, p) if _for_core(x) else reference.channel_norms(x, _channel_dim(x, dim, p), p)
+    return _norms_many([x], [dim], p)[0] if _for_core(x) else reference.channel_norms(x, _channel_dim(x, dim, p), p)
 
 
 @_norms_op.register_fake

@@ -4,10 +4,11 @@ float32 on the CPU goes to the compiled core, which touches kept weights alone, 
 (edgeprune/ops/crossover.py), to torch's dense product with zeros at dropped weights. bfloat16 and float16 on the CPU
 are computed in float32 and rounded once. On a GPU float32 goes to kernels of its own under any mask
 (edgeprune/ops/masked_cuda.py), and 16-bit types to the matrix units under one that keeps whole blocks
-(edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch; function transforms (torch.func) take
-the dense product too. Dropped weights are never read, so a NaN among them does not show, and their gradient is exactly
-zero. Where x is infinite or NaN the two ways differ: what meets dropped weights alone counts for nothing in the sparse
-kernels, and makes NaN in the dense product, whose zeros it is multiplied with. Finite x gives the same on both.
+(edgeprune/ops/masked_blocks.py). Other types and devices go through plain torch; function transforms (torch.func),
+forward derivatives and torch.jit.trace take the dense product too. Dropped weights are never read, so a NaN among them
+does not show, and their gradient is exactly zero. Where x is infinite or NaN the two ways differ: what meets dropped
+weights alone counts for nothing in the sparse kernels, and makes NaN in the dense product, whose zeros it is multiplied
+with. Finite x gives the same on both.
 
 At a fixed thread count results are the same bits every time; with the sparse kernels at any thread count.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError, is_whole, shown
 from edgeprune.ops import (
@@ -30,6 +31,7 @@ from edgeprune.ops import (
     masked_cuda,
     masked_dense,
     masked_library,
+    observers,
 )
 from edgeprune.ops.sparsity import CompiledPattern, SparsityPattern, index_of
 
@@ -203,16 +205,14 @@ def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tupl
 
 def quick(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Plain float32 tensors that the core takes, and nobody but autograd has to hear of the call."""
-    if torch.compiler.is_compiling():
+    if not observers.unobserved():
         return False
     for t in (x, weight) if bias is None else (x, weight, bias):
-        if type(t) is not Tensor and type(t) is not Parameter:
-            return False  # fake tensors and other subclasses
-        if t.dtype is not torch.float32 or t.is_neg() or t.layout is not torch.strided:
+        if not observers.plain(t) or t.dtype is not torch.float32 or t.is_neg() or t.layout is not torch.strided:
             return False
         if not t.is_cpu and not (masked_cuda.takes(t) and t.device == x.device):
             return False
-    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+    return True
 
 
 def sparse_in_training(kind: str, positions: int, pattern: SparsityPattern, path: str) -> bool:
@@ -225,8 +225,8 @@ def _sparse(
 ) -> bool:
     if not quick and not (x.dtype is torch.float32 and x.device.type == "cpu" or masked_cuda.takes(x)):
         return False  # the core has no kernel for it
-    if not quick and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return False  # torch's own operators know all transforms
+    if not quick and not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
+        return False
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if x.is_cuda:
         return crossover.sparse_wins_on_gpu(kind, pattern.density, path)

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from edgeprune.nn.pooling import MaxPool2d, _MaxPool
 
@@ -46,3 +48,34 @@ def test_a_nan_comes_through():
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = float("nan")
     assert bool(MaxPool2d(3, 1)(x).isnan().all())
+
+
+def test_gradients_of_gradients_are_torchs():
+    x = torch.randn(2, 3, 7, 8)
+    found = []
+    for layer in (MaxPool2d(3, 1), nn.MaxPool2d(3, 1)):
+        given = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(layer(given.square()).square().sum(), given, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), given, create_graph=True)
+        found.append((first, second, *torch.autograd.grad(second.square().sum(), given)))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_transforms_forward_derivatives_and_traces_are_torchs():
+    x, other, layer, theirs = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6), MaxPool2d(2, 1), nn.MaxPool2d(2, 1)
+    assert torch.equal(torch.func.vmap(layer)(x[None])[0], theirs(x))
+    grads = [torch.func.grad(lambda x, each=each: each(x).square().sum())(x) for each in (layer, theirs)]
+    assert torch.equal(*grads)
+    with forward_ad.dual_level():
+        tangents = [forward_ad.unpack_dual(each(forward_ad.make_dual(x, other))).tangent for each in (layer, theirs)]
+    assert torch.equal(*tangents)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(layer, x)(other), theirs(other))
+
+
+def test_fake_tensors_have_shapes_alone():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for x in (mode.from_tensor(torch.randn(1, 2, 6, 6)), torch.randn(1, 2, 6, 6)):
+            assert MaxPool2d(2, 1)(x).shape == (1, 2, 5, 5)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from channel_cases import make_case
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from edgeprune import EdgePruneError, ops
 
@@ -187,3 +189,37 @@ def test_works_in_a_forked_child_and_follows_the_thread_count() -> None:
         _core.gather_many([x], [index], [out], 3)
         os._exit(0 if out.numpy().tobytes() == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- who else hears of a call ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_gather_under_transforms_forward_derivatives_and_traces() -> None:
+    x, other = torch.randn(3, 4), torch.randn(3, 4)
+    part = lambda x: ops.gather(x, [positions(2, 0), None])  # noqa: E731
+    assert torch.equal(torch.func.vmap(part)(torch.stack([x, other]))[1], other[[2, 0]])
+    assert torch.func.grad(lambda x: part(x).sum())(x).tolist() == [[1] * 4, [0] * 4, [1] * 4]
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(part(forward_ad.make_dual(x, other))).tangent
+    assert tangent is not None and torch.equal(tangent, other[[2, 0]])
+    assert torch.equal(torch.jit.trace(part, x)(other), other[[2, 0]])
+    with pytest.raises(EdgePruneError, match="holds 3, which is outside"):
+        torch.func.vmap(lambda x: ops.gather(x, [positions(3), None]))(x[None])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_norms_under_transforms_and_traces() -> None:
+    x, other = torch.randn(3, 4), torch.randn(3, 4)
+    norms = lambda x: ops.channel_norms(x, 0, 1)  # noqa: E731
+    expected = other.abs().sum(1)
+    assert torch.allclose(torch.func.vmap(norms)(torch.stack([x, other]))[1], expected)
+    assert torch.allclose(torch.jit.trace(norms, x)(other), expected)
+
+
+def test_plain_tensors_among_fake_ones_have_shapes_alone() -> None:
+    x = torch.randn(3, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert ops.gather(x, [None, None]).shape == (3, 4)
+        assert ops.channel_norms(x, 1, 2).shape == (4,)
+        assert ops.merge_finish(x, x, x).shape == (3, 4)

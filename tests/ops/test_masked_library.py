@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 import torch
 from masked_cases import Case, Made, make
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from edgeprune import SparsityPattern, ops
 
@@ -119,6 +121,33 @@ def test_function_transforms() -> None:
     assert torch.allclose(every[1], 2 * x * weight)
     make = lambda weight: ops.masked_linear(x, weight, SparsityPattern.from_mask(torch.eye(4)))  # noqa: E731
     assert torch.allclose(torch.func.jvp(make, (weight,), (torch.ones(4),))[1], x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_forward_derivatives_are_not_lost(path: str) -> None:
+    pattern = SparsityPattern.from_mask(torch.eye(4))
+    x, along, weight = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4)
+    for given in (weight, weight.clone().requires_grad_()):
+        with forward_ad.dual_level():
+            y = ops.masked_linear(forward_ad.make_dual(x, along), given, pattern, path=path)
+            tangent = forward_ad.unpack_dual(y).tangent
+        assert tangent is not None and torch.allclose(tangent, along * weight)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_a_trace_follows_its_inputs(path: str) -> None:
+    made = make(Case(2, 3, 4, (5, 5), (3, 3)))
+    call = lambda x, weight: ops.masked_conv2d(x, weight, made.pattern, path=path)  # noqa: E731
+    other, weight = torch.randn_like(made.x), torch.randn_like(made.weight)
+    for given in (made.weight, made.weight.clone().requires_grad_()):
+        traced = torch.jit.trace(call, (made.x, given))
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        for each in (traced, torch.jit.load(file)):
+            assert torch.allclose(each(other, weight), call(other, weight), atol=1e-5)
 
 
 def test_dispatch_modes_see_the_operators() -> None:

@@ -1,0 +1,30 @@
+"""Who else has to hear of a call: what goes straight to the core is seen by nobody but its caller."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+
+def unobserved() -> bool:
+    """No compiler, tracer, dispatch mode, function transform or forward derivative follows what is called now."""
+    return not (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or followed_by_torchs_operators_alone()
+    )
+
+
+def followed_by_torchs_operators_alone() -> bool:
+    """A function transform, forward derivative or torch.jit.trace is at work: ours would be refused, left out of the
+    derivative, or written into the graph as what they gave this time. Not to be asked while compiling."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def plain(x: object) -> bool:
+    """Neither a fake tensor nor another subclass."""
+    return type(x) is Tensor or type(x) is Parameter
