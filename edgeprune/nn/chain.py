@@ -131,7 +131,7 @@ class _Together(torch.autograd.Function):
         if torch.is_grad_enabled():  # gradients of gradients: by the layers' own
             return _differentiable(run, kept[0], weights, grads[0], wanted)
         out: list[Tensor | None] = [None] * len(wanted)
-        grad: Tensor | None = grads[0].contiguous()
+        grad: Tensor | None = grads[0].resolve_neg().contiguous()
         at = len(wanted)
         for number, (stage, its) in reversed(list(enumerate(with_weights(run, weights)))):
             assert grad is not None

@@ -36,6 +36,13 @@ def check_same_device(op: str, **tensors: Tensor) -> None:
             raise EdgePruneError(f"{op}: {first} is on {base.device} and {name} on {x.device}; bring them together")
 
 
+def check_written(op: str, **tensors: Tensor) -> None:
+    """None is a view whose memory holds other values than its own."""
+    for name, x in tensors.items():
+        if x.is_neg():
+            raise EdgePruneError(f"{op}: {name} is a negated view of other memory, but is written to; give a copy")
+
+
 def check_indices(op: str, x: Tensor, indices: Sequence[Tensor | None], increasing: bool) -> None:
     """One index for each dimension of ``x``; positions inside it and, when asked for, strictly increasing."""
     if len(indices) != x.ndim:

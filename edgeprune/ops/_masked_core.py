@@ -46,6 +46,11 @@ def output_shape(filter: Sequence[int], padding: Padding, x: Tensor) -> tuple[in
     return (x.shape[0], filter[0], height, width)
 
 
+def _whole(x: Tensor) -> Tensor:
+    """Values as the core reads them; gradients may come as views, negated ones of complex numbers among them."""
+    return (x.resolve_neg() if x.is_neg() else x).contiguous()
+
+
 def _lent(x: Tensor, padding: Padding) -> object:
     """x for the core, which sees a linear layer as a convolution over one pixel."""
     if padding is None:
@@ -59,7 +64,7 @@ def forward(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tens
     y = memory.advised(x.new_empty(output_shape(compiled.filter, padding, x)))
     if x.is_cuda:
         return masked_cuda.forward(
-            compiled, padding, x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), y
+            compiled, padding, _whole(x), _whole(weight), None if bias is None else bias.contiguous(), y
         )
     columns, starts, *_ = compiled.capsules
     core.masked_forward(
@@ -68,8 +73,8 @@ def forward(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tens
         columns,
         starts,
         None,
-        _lent(x.contiguous(), padding),
-        to_dlpack(weight.contiguous()),
+        _lent(_whole(x), padding),
+        to_dlpack(_whole(weight)),
         None if bias is None else to_dlpack(bias.contiguous()),
         _lent(y, padding),
         torch.get_num_threads(),
@@ -83,7 +88,7 @@ def input_gradient(
     """dx, of ``shape``."""
     dx = memory.advised(dy.new_empty(shape))
     if dy.is_cuda:
-        return masked_cuda.input_gradient(compiled, padding, dy.contiguous(), weight.contiguous(), dx)
+        return masked_cuda.input_gradient(compiled, padding, _whole(dy), _whole(weight), dx)
     _, _, t_columns, t_order, t_starts = compiled.capsules
     core.masked_input_gradient(
         compiled.filter,
@@ -92,9 +97,9 @@ def input_gradient(
         t_starts,
         t_order,
         _lent(dx, padding),
-        to_dlpack(weight.contiguous()),
+        to_dlpack(_whole(weight)),
         None,
-        _lent(dy.contiguous(), padding),
+        _lent(_whole(dy), padding),
         torch.get_num_threads(),
     )
     return dx
@@ -106,7 +111,7 @@ def weight_gradient(compiled: CompiledPattern, padding: Padding, x: Tensor, dy: 
         return x.new_zeros(compiled.kept)
     dw = x.new_empty(compiled.kept)
     if x.is_cuda:
-        return masked_cuda.weight_gradient(compiled, padding, x.contiguous(), dy.contiguous(), dw)
+        return masked_cuda.weight_gradient(compiled, padding, _whole(x), _whole(dy), dw)
     columns, starts, *_ = compiled.capsules
     core.masked_weight_gradient(
         compiled.filter,
@@ -114,10 +119,10 @@ def weight_gradient(compiled: CompiledPattern, padding: Padding, x: Tensor, dy: 
         columns,
         starts,
         None,
-        _lent(x.contiguous(), padding),
+        _lent(_whole(x), padding),
         to_dlpack(dw),
         None,
-        _lent(dy.contiguous(), padding),
+        _lent(_whole(dy), padding),
         torch.get_num_threads(),
     )
     return dw

@@ -192,6 +192,7 @@ def scatter_accumulate_many_(
             return _scatter_direct(totals, counts, xs, indices, weight)
         for total, count, x, index in zip(totals, counts, xs, indices, strict=True):
             _checks.check_same_device("scatter_accumulate", total=total, count=count, x=x)
+            _checks.check_written("scatter_accumulate", total=total, count=count)
             torch.ops.edgeprune.scatter_accumulate_(total, count, x, list(index), weight)
 
 

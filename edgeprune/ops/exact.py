@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
+from edgeprune.ops.packing_lent import lend, lend_written
 
 
 def accumulate_exact_(
@@ -24,7 +24,5 @@ def accumulate_exact_(
     for name, x in (("words", words), ("mask", mask), ("values", values)):
         if x is not None and x.device.type != "cpu":
             raise EdgePruneError(f"accumulate_exact: {name} is on {x.device}; bring it to the CPU")
-    lent = None if mask is None else to_dlpack(mask)
-    core.accumulate_exact(
-        to_dlpack(words), lent, to_dlpack(values.detach()), factor, weight, bits, torch.get_num_threads()
-    )
+    to = lend_written("accumulate_exact", "words", words)
+    core.accumulate_exact(to, lend(mask), lend(values), factor, weight, bits, torch.get_num_threads())

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory, packing_cuda
@@ -79,7 +78,7 @@ def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
     if mask.is_cuda:
         return packing_cuda.mask_to_indices(mask, n, kept)
     out = memory.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
-    core.mask_to_indices(lend(mask), n, to_dlpack(out), torch.get_num_threads())
+    core.mask_to_indices(lend(mask), n, lend(out), torch.get_num_threads())
     return out
 
 
@@ -94,7 +93,7 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
     if indices.is_cuda:
         return packing_cuda.mask_from_indices(indices, n, wait)
     out = mask_room("mask_from_indices", n)
-    core.mask_from_indices(lend(indices), n, to_dlpack(out))
+    core.mask_from_indices(lend(indices), n, lend(out))
     return out
 
 
@@ -114,7 +113,7 @@ def select_largest_direct(xs: Sequence[Tensor], k: int, wait: bool = True) -> li
     if xs and xs[0].is_cuda:
         return packing_cuda.select_largest(xs, k, wait)
     masks = empty_masks(xs)
-    core.select_largest([lend(x) for x in xs], k, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    core.select_largest([lend(x) for x in xs], k, [lend(mask) for mask in masks], torch.get_num_threads())
     return masks
 
 
@@ -136,7 +135,7 @@ def select_above_direct(xs: Sequence[Tensor], threshold: float, wait: bool = Tru
     if xs and xs[0].is_cuda:
         return packing_cuda.select_above(xs, bits, wait)
     masks = empty_masks(xs)
-    core.select_above([lend(x) for x in xs], bits, [to_dlpack(mask) for mask in masks], torch.get_num_threads())
+    core.select_above([lend(x) for x in xs], bits, [lend(mask) for mask in masks], torch.get_num_threads())
     return masks
 
 
@@ -301,7 +300,7 @@ def encode_gaps(mask: Tensor, n: int) -> tuple[Tensor, int]:
     lent = lend(mask)
     plan = core.plan_gaps(lent, n)
     data = torch.empty(plan[2], dtype=torch.uint8)
-    core.encode_gaps(lend(mask), n, plan, to_dlpack(data))
+    core.encode_gaps(lend(mask), n, plan, lend(data))
     return data, plan[1]
 
 
@@ -315,5 +314,5 @@ def decode_gaps(data: Tensor, count: int, n: int, parameter: int) -> Tensor:
     if not 0 <= count <= n:
         raise EdgePruneError(f"decode_gaps: {count} kept elements among {n} cannot be; the message is damaged")
     mask = mask_room("decode_gaps", n)
-    core.decode_gaps(lend(data), count, n, parameter, to_dlpack(mask))
+    core.decode_gaps(lend(data), count, n, parameter, lend(mask))
     return mask

@@ -1,4 +1,4 @@
-"""How the packing operators' tensors reach the core, and the memory that results are written to."""
+"""How the tensors of packing, pooling and exact sums reach the core, and the memory that results are written to."""
 
 from __future__ import annotations
 
@@ -6,42 +6,47 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError, is_whole, shown
-from edgeprune.ops import memory
+from edgeprune.ops import memory, observers
+from edgeprune.ops._checks import check_written
 from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, mask_bytes
 
 
 def plain(*xs: Tensor | None) -> bool:
-    """Nothing here needs the dispatcher: no compiler at work, no fake tensors or other subclasses."""
-    return not torch.compiler.is_compiling() and all(x is None or type(x) in (Tensor, Parameter) for x in xs)
+    """Nothing here needs the dispatcher: no compiler or dispatch mode at work, no fake tensors or other subclasses."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(x is None or observers.plain(x) for x in xs)
 
 
 def lend(x: Tensor | None) -> object:
     """A tensor to be read; EdgePruneError for one without values in memory."""
-    if x is None:
-        return None
-    try:
-        return to_dlpack(x.detach().contiguous())
-    except (BufferError, RuntimeError):
-        raise _no_values(x) from None
+    return None if x is None else _lent(x)
 
 
 def lend_written(op: str, name: str, x: Tensor) -> object:
     """A tensor to be written; EdgePruneError where a copy would be written in its place."""
     if not x.is_contiguous():
         raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
+    check_written(op, **{name: x})
+    return _lent(x)
+
+
+def _lent(x: Tensor) -> object:
+    """A copy where ``x`` is not contiguous or a negated view."""
+    given = x
     try:
-        return to_dlpack(x.detach())
+        given = x.detach().contiguous().resolve_neg()
+        # a tensor that Python works on (a fake one, say) has no memory, and torch lends it all the same
+        if type(given).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
+            return to_dlpack(given)
     except (BufferError, RuntimeError):
-        raise _no_values(x) from None
-
-
-def _no_values(x: Tensor) -> EdgePruneError:
-    return EdgePruneError(
-        f"ops: a tensor on {x.device} with layout {x.layout} cannot reach the core; give a dense one on the CPU"
+        pass
+    kind = "" if observers.plain(given) else f"{type(given).__name__} "
+    raise EdgePruneError(
+        f"ops: a {kind}tensor on {x.device} with layout {x.layout} cannot reach the core; give a dense one on the CPU"
     )
 
 

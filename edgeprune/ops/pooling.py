@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory
 from edgeprune.ops._core import core
+from edgeprune.ops.packing_lent import lend, lend_written
 
 MAX_SIZE: int = core.max_pool_max_size
 
@@ -22,10 +22,10 @@ def max_pool(x: Tensor, size: int, variant: str = "") -> tuple[Tensor, Tensor]:
     set; ``variant`` names one, for tests.
     """
     _check(x)
-    x = x.detach().contiguous()
     shape = (*x.shape[:-2], *(max(0, n - size + 1) for n in x.shape[-2:]))  # the core says which sizes will do
     out, where = memory.empty(shape), torch.empty(shape, dtype=torch.uint8)
-    core.max_pool(to_dlpack(x), to_dlpack(out), to_dlpack(where), size, torch.get_num_threads(), variant)
+    to, places = lend_written("max_pool", "out", out), lend_written("max_pool", "where", where)
+    core.max_pool(lend(x), to, places, size, torch.get_num_threads(), variant)
     return out, where
 
 
@@ -35,8 +35,8 @@ def max_pool_backward(grad: Tensor, where: Tensor, shape: tuple[int, ...], size:
     Sums run from the first window to the last, as in torch.
     """
     dx = memory.empty(shape)
-    given = to_dlpack(grad.detach().contiguous())
-    core.max_pool_backward(given, to_dlpack(where.contiguous()), to_dlpack(dx), size, torch.get_num_threads(), variant)
+    to = lend_written("max_pool", "dx", dx)
+    core.max_pool_backward(lend(grad), lend(where), to, size, torch.get_num_threads(), variant)
     return dx
 
 

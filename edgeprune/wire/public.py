@@ -138,7 +138,7 @@ def pack_largest(
     if not is_number(density) or not 0 < density <= 1:
         raise EdgePruneError(f"pack: density is {shown(density)}; it is a share of the elements, in (0, 1]")
     names = [name for name, x in state.items() if _is_selected(x)]
-    owns = [state[name].detach().cpu().contiguous().reshape(-1) for name in names]
+    owns = [state[name].detach().cpu().resolve_neg().contiguous().reshape(-1) for name in names]
     xs = [own.float() for own in owns]
     peaks = [peak(x) for x in xs]
     for name, own, most in zip(names, owns, peaks, strict=True):

@@ -107,7 +107,7 @@ def pack_tensor(
     kept = n if mask is None else positions.check_bitmap(mask, n, name)
     if kept == n and not known:
         mask = None
-    flat = x.detach().cpu().contiguous().reshape(-1)
+    flat = x.detach().cpu().resolve_neg().contiguous().reshape(-1)
     values: Tensor
     scales: Tensor | None = None
     if coding == "own" and (mask is None or flat.dtype != torch.float32):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import EdgePruneError
-from edgeprune.nn import MaskedConv2d, MaskedLinear, set_masks
+from edgeprune.nn import Chain, MaskedConv2d, MaskedLinear, set_masks
 
 CONVS: list[dict[str, Any]] = [
     {},
@@ -67,6 +67,15 @@ def test_linear_is_the_dense_layer_with_zeros() -> None:
     assert torch.equal(masked.weight, dense.weight) and torch.equal(masked.mask, mask)
     assert dict(masked.named_parameters())["weight_kept"].shape == (int(mask.sum()),)
     assert f"density={masked.density:.4g}" in repr(masked)
+
+
+def test_a_gradient_that_is_a_negated_view() -> None:
+    layer, x = MaskedLinear(6, 5, torch.rand(5, 6) < 0.5, path="sparse"), torch.randn(3, 6, requires_grad=True)
+    dy = torch._neg_view(torch.randn(3, 5))
+    for net in (layer, Chain(layer, nn.ReLU())):
+        given = (x, layer.weight_kept)
+        found = [torch.autograd.grad(net(x), given, each) for each in (dy, dy.clone().resolve_neg())]
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_fresh_weights_have_the_dense_layers_range() -> None:

@@ -61,6 +61,10 @@ def test_views_and_empty_batches():
     out, where = ops.max_pool(x.transpose(2, 3), 3)
     assert torch.equal(out, max_pool2d(x.transpose(2, 3), 3, 1))
     assert where.shape == out.shape
+    turned = torch._neg_view(x)
+    assert torch.equal(ops.max_pool(turned, 3)[0], max_pool2d(-x, 3, 1))
+    backward = [ops.max_pool_backward(g, where, (2, 3, 9, 12), 3) for g in (torch._neg_view(out), -out)]
+    assert torch.equal(*backward)
     assert ops.max_pool(torch.empty(0, 3, 4, 4), 2)[0].shape == (0, 3, 3, 3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeprune import EdgePruneError, ops
 
@@ -35,6 +36,32 @@ CALLS = {
 def test_a_tensor_without_values_is_refused(name, kind):
     with pytest.raises(EdgePruneError):
         CALLS[name](X.to("meta") if kind == "meta" else X.to_sparse())
+
+
+@pytest.mark.parametrize("name", ["pack", "pack-mask", "feedback", "residual", "max_pool", "exact"])
+def test_a_fake_tensor_is_refused(name):
+    more = {
+        "max_pool": lambda b: ops.max_pool(b.view(2, 4), 2),
+        "exact": lambda b: ops.accumulate_exact_(torch.zeros(8, dtype=torch.int64), None, b, 1.0, 1, 8),
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for x in (X, mode.from_tensor(X)):
+            with pytest.raises(EdgePruneError, match="a FakeTensor tensor on cpu"):
+                (CALLS | more)[name](x)
+
+
+WRITTEN = {
+    "residual": lambda x: ops.pack_with_feedback_(X, x, 2),
+    "out": lambda x: ops.unpack(*ops.pack(X, None), None, 8, "f32", out=x),
+    "accumulate": lambda x: ops.accumulate_(x, ZEROS.clone(), *ops.pack(X, None), None, "f32", 1.0),
+    "scatter": lambda x: ops.scatter_accumulate_(ZEROS.clone(), x, X, [None], 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_negated_view_is_not_written_to(name):
+    with pytest.raises(EdgePruneError, match="is a negated view of other memory"):
+        WRITTEN[name](torch._neg_view(torch.zeros(8)))
 
 
 @pytest.mark.parametrize("name", ["gather", "channel_norms"])

@@ -343,6 +343,24 @@ def test_parameters_and_transposed_tensors_are_read() -> None:
     assert ops.mask_count(ops.select_largest([x], 7)[0]) == 7
 
 
+def test_negated_views_are_read_as_their_values() -> None:
+    x = torch.complex(torch.zeros(40), torch.linspace(-3, 1, 40)).conj().imag  # torch negates it lazily
+    for view in (x, torch._neg_view(torch.linspace(-3, 1, 40))):
+        assert view.is_neg()
+        plain = view.clone().resolve_neg()
+        assert not plain.is_neg()
+        assert raw(ops.pack(view, None).values) == raw(plain)
+        assert raw(ops.unpack(*ops.pack(view, None, "i8"), None, 40, "i8")) == raw(
+            ops.unpack(*ops.pack(plain, None, "i8"), None, 40, "i8")
+        )
+        residual = torch.zeros(40)
+        mask, packed = ops.pack_with_feedback_(view, residual, 7)
+        assert torch.equal(ops.unpack(*packed, mask, 40, "f32") + residual, plain)
+        words = torch.zeros(40, dtype=torch.int64)
+        ops.accumulate_exact_(words, None, view, 2.0**20, 1, 8)
+        assert torch.equal(words >> 8, (plain * 2.0**20).round().long())
+
+
 # ---- torch.library --------------------------------------------------------------------------------------------------
 
 

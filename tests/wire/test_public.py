@@ -34,6 +34,15 @@ def test_everything_comes_back_as_it_was():
     assert edgeprune.unpack(edgeprune.pack({})) == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_views_that_torch_negates_lazily_are_sent_as_their_values(dtype):
+    x = torch._neg_view(torch.linspace(-3, 1, 40, dtype=dtype))
+    half = (x.abs() > 1.5).clone()
+    for options in ({}, {"density": 1.0}, {"density": 1.0, "residual": {}}, {"dtype": "bf16"}, {"mask": {"x": half}}):
+        got, plain = (edgeprune.unpack(edgeprune.pack({"x": each}, **options))["x"] for each in (x, x.resolve_neg()))
+        assert same(got, plain) and got.abs().max() == 3
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(DTYPES), st.integers(0, 300), st.floats(0, 1), st.integers(0, 99))
 def test_masks_of_every_type_exactly(dtype, n, density, seed):
