@@ -131,8 +131,8 @@ def _weight_gradient_op(
             return masked_dense.weight_gradient(x, dy, pattern, filter, padding)
         return _masked_core.weight_gradient(found, padding, x.resolve_neg(), dy.resolve_neg())
     if not x.numel():
-        return torch.zeros(kept)
-    dw = torch.empty(kept)
+        return x.new_zeros(kept)
+    dw = x.new_empty(kept)
     columns, starts = (to_dlpack(part) for part in pattern[:2])
     threads = torch.get_num_threads()
     core.masked_weight_gradient(

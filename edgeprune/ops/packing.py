@@ -299,7 +299,7 @@ def encode_gaps(mask: Tensor, n: int) -> tuple[Tensor, int]:
     checked_size("encode_gaps", "n", n)
     lent = lend(mask)
     plan = core.plan_gaps(lent, n)
-    data = torch.empty(plan[2], dtype=torch.uint8)
+    data = memory.empty(plan[2], dtype=torch.uint8)
     core.encode_gaps(lend(mask), n, plan, lend(data))
     return data, plan[1]
 

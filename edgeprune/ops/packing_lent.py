@@ -59,7 +59,7 @@ def checked_size(op: str, name: str, n: object) -> None:
 def mask_room(op: str, n: int) -> Tensor:
     """A mask of ``n`` elements that keeps none."""
     try:
-        return torch.zeros(mask_bytes(n), dtype=torch.uint8)
+        return torch.zeros(mask_bytes(n), dtype=torch.uint8, device="cpu")
     except RuntimeError:
         raise EdgePruneError(f"{op}: a mask of {n} elements does not fit the memory; check the number") from None
 
@@ -74,7 +74,7 @@ def room(kept: int, dtype: str, device: torch.device | None = None) -> Packed:
     values = memory.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
     if dtype != "i8":
         return Packed(values, None)
-    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=device))
+    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=values.device))
 
 
 def seed_of(seed: int | None) -> tuple[bool, int]:

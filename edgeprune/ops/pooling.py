@@ -23,7 +23,7 @@ def max_pool(x: Tensor, size: int, variant: str = "") -> tuple[Tensor, Tensor]:
     """
     _check(x)
     shape = (*x.shape[:-2], *(max(0, n - size + 1) for n in x.shape[-2:]))  # the core says which sizes will do
-    out, where = memory.empty(shape), torch.empty(shape, dtype=torch.uint8)
+    out, where = memory.empty(shape), memory.empty(shape, dtype=torch.uint8)
     to, places = lend_written("max_pool", "out", out), lend_written("max_pool", "where", where)
     core.max_pool(lend(x), to, places, size, torch.get_num_threads(), variant)
     return out, where

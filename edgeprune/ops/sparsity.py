@@ -34,8 +34,8 @@ def _check_mask(mask: object) -> None:
 
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
-    """No function transform or dispatch mode gets hold of the tensors made here, which outlive it."""
-    with torch._C._DisableFuncTorch(), _disable_current_modes():
+    """No function transform, dispatch or inference mode gets hold of the tensors made here, which outlive it."""
+    with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.inference_mode(False):
         yield
 
 
@@ -55,7 +55,7 @@ class CompiledPattern:
         """What the choice between sparse and dense goes by; see crossover.py."""
         rows, row, t_rows, t_row = core.pattern_sizes(filter)
         shapes = [(kept,), (rows, row), (kept,), (kept,), (t_rows, t_row)]
-        self.tensors = [torch.empty(shape, dtype=torch.int32) for shape in shapes]
+        self.tensors = [torch.empty(shape, dtype=torch.int32, device="cpu") for shape in shapes]
         # The core borrows capsules and leaves them whole, so one capsule serves every call.
         self.capsules = tuple(to_dlpack(part) for part in self.tensors)
         columns, starts, t_columns, t_order, t_starts = self.capsules

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,16 +82,30 @@ def self_test() -> dict[str, str]:
 
     Returns operator (on a GPU "operator (cuda)") -> "ok", or one sentence on what is wrong. Takes milliseconds.
     """
-    cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases(torch.device("cpu"))
-    cases["max_pool"] = _max_pool
-    if core.cuda_built() and torch.cuda.is_available():
-        gpu = torch.device("cuda")
-        there = _cases(gpu) | masked_self_test.cases(gpu) | packing_self_test.cases(gpu)
-        cases |= {f"{name} (cuda)": case for name, case in there.items()}
-    results = {}
-    for name, case in cases.items():
-        try:
-            results[name] = "ok" if case() else "differs from the plain reference: rebuild on this machine"
-        except (EdgePruneError, RuntimeError) as error:
-            results[name] = str(error).splitlines()[0]
-    return results
+    with _torch_as_it_starts():
+        cases = _cases(torch.device("cpu")) | masked_self_test.cases() | packing_self_test.cases(torch.device("cpu"))
+        cases["max_pool"] = _max_pool
+        if core.cuda_built() and torch.cuda.is_available():
+            gpu = torch.device("cuda")
+            there = _cases(gpu) | masked_self_test.cases(gpu) | packing_self_test.cases(gpu)
+            cases |= {f"{name} (cuda)": case for name, case in there.items()}
+        return {name: _result(case) for name, case in cases.items()}
+
+
+def _result(case: Callable[[], bool]) -> str:
+    try:
+        return "ok" if case() else "differs from the plain reference: rebuild on this machine"
+    except (EdgePruneError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+
+
+@contextmanager
+def _torch_as_it_starts() -> Iterator[None]:
+    """The types, devices and gradients that the cases count on, whatever the caller has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -118,7 +118,7 @@ def _held(x: Tensor, indices: Index, rows: Rows) -> tuple[Tensor, Index]:
     kept = indices[0]
     if kept is None:
         return x[rows[0] : rows[1]], indices
-    first, last = torch.searchsorted(kept, torch.tensor(rows)).tolist()
+    first, last = torch.searchsorted(kept, kept.new_tensor(rows)).tolist()
     return x[first:last], (kept[first:last] - rows[0], *indices[1:])
 
 
@@ -183,7 +183,7 @@ class _Sums:
         held = self._largest.setdefault(name, base.clone())
         mesh = []
         for d, index in enumerate(indices):
-            kept = torch.arange(held.shape[d]) if index is None else index
+            kept = torch.arange(held.shape[d], device=held.device) if index is None else index
             mesh.append(kept.reshape([-1 if e == d else 1 for e in range(held.dim())]).to(held.device))
         at = tuple(mesh) if mesh else ...
         held[at] = held[at] | x if held.dtype == torch.bool else torch.maximum(held[at], x)

@@ -91,7 +91,7 @@ def _merged(
         every = [_placed(base.clone(), plan, name, local) for plan, local in submodels]
         return torch.stack([base, *every]).amax(0) if base.dtype != torch.bool else torch.stack([base, *every]).any(0)
     missing = {"unit": math.nan, "worker": 0.0, "delta": 0.0}[mode]
-    fill = base.detach().double() if mode == "delta" else torch.full(base.shape, missing, dtype=torch.float64)
+    fill = base.detach().double() if mode == "delta" else torch.full_like(base, missing, dtype=torch.float64)
     stacked = torch.stack([_placed(fill.clone(), plan, name, local) for plan, local in submodels])
     held = (~stacked.isnan()).sum(0)
     if rule == "median":
@@ -100,7 +100,7 @@ def _merged(
         cut = (held * trim).floor().long()
         first, last = cut, held - 1 - cut
     ranked = stacked.sort(0).values  # not-a-number, a missing element, comes last
-    place = torch.arange(len(submodels)).reshape(-1, *[1] * base.dim())
+    place = torch.arange(len(submodels), device=base.device).reshape(-1, *[1] * base.dim())
     inside = (place >= first) & (place <= last) & (place < held)
     mean = torch.where(inside, ranked, 0.0).sum(0) / inside.sum(0)
     return torch.where(held > 0, mean.to(base.dtype), base)
@@ -112,7 +112,7 @@ def _placed(into: Tensor, plan: SubmodelPlan, name: str, local: Mapping[str, Ten
         return into
     mesh = []
     for d, index in enumerate(plan.indices(name)):
-        kept = torch.arange(into.shape[d]) if index is None else index
+        kept = torch.arange(into.shape[d], device=into.device) if index is None else index
         mesh.append(kept.reshape([-1 if e == d else 1 for e in range(into.dim())]))
     into[tuple(mesh) if mesh else ...] = local[name].detach().to(into.dtype)
     return into

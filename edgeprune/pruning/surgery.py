@@ -211,5 +211,5 @@ def _cut(names: list[str], tensors: list[Tensor], plan: SubmodelPlan) -> list[Te
 
 def _mesh(full: Tensor, indices: tuple[Tensor | None, ...]) -> Iterator[Tensor]:
     for d, index in enumerate(indices):
-        kept = torch.arange(full.shape[d]) if index is None else index
+        kept = torch.arange(full.shape[d], device=full.device) if index is None else index
         yield kept.reshape([-1 if e == d else 1 for e in range(full.dim())]).to(full.device)

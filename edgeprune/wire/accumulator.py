@@ -187,7 +187,7 @@ class Accumulator:
         held = self._largest.get(name)
         if held is None:
             least = False if value.dtype == torch.bool else torch.iinfo(value.dtype).min
-            held = self._largest[name] = torch.full(self._shapes[name], least, dtype=value.dtype)
+            held = self._largest[name] = torch.full(self._shapes[name], least, dtype=value.dtype, device="cpu")
         at = _mesh(index or [None] * value.dim(), held)
         held[at] = held[at] | value if value.dtype == torch.bool else torch.maximum(held[at], value)
 
@@ -237,7 +237,7 @@ def _mesh(index: Index, full: Tensor) -> tuple[Tensor, ...]:
     """Positions for advanced indexing: one index a dimension, broadcast against each other."""
     mesh = []
     for d, kept in enumerate(index):
-        kept = torch.arange(full.shape[d]) if kept is None else kept
+        kept = torch.arange(full.shape[d], device=full.device) if kept is None else kept
         mesh.append(kept.reshape([-1 if e == d else 1 for e in range(full.dim())]))
     return tuple(mesh)
 

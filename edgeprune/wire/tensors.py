@@ -65,7 +65,7 @@ class PackedTensor:
         return flat.to(self.dtype).reshape(self.shape)
 
     def _own(self) -> Tensor:
-        values = self.values.view(self.dtype) if self.values.numel() else torch.empty(0, dtype=self.dtype)
+        values = self.values.view(self.dtype) if self.values.numel() else memory.empty(0, dtype=self.dtype)
         if self.mask is None:
             return values
         flat = memory.zeros(self.numel, dtype=self.dtype)
@@ -112,7 +112,7 @@ def pack_tensor(
     scales: Tensor | None = None
     if coding == "own" and (mask is None or flat.dtype != torch.float32):
         held = flat if mask is None else flat[ops.mask_to_indices(mask, n)]
-        values = held.view(torch.uint8) if held.numel() else torch.empty(0, dtype=torch.uint8)
+        values = held.view(torch.uint8) if held.numel() else memory.empty(0, dtype=torch.uint8)
     else:
         packed = written(flat, flat.float(), mask, "f32" if coding == "own" else coding, seed, name)
         values, scales = packed.values, packed.scales
@@ -175,4 +175,4 @@ def to_bytes(x: Tensor) -> memoryview:
 
 def from_bytes(data: memoryview) -> Tensor:
     """A uint8 tensor in memory of its own."""
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy()) if len(data) else torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy()) if len(data) else memory.empty(0, dtype=torch.uint8)

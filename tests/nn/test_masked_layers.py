@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import EdgePruneError
-from edgeprune.nn import Chain, MaskedConv2d, MaskedLinear, set_masks
+from edgeprune import EdgePruneError, SparsityPattern
+from edgeprune.nn import Chain, MaskedConv2d, MaskedLinear, set_masks, sparsify
 
 CONVS: list[dict[str, Any]] = [
     {},
@@ -224,6 +224,49 @@ def test_under_torch_compile(path: str) -> None:
             loss.backward()
         for mine, other in zip(eager.parameters(), compiled.parameters(), strict=True):
             assert mine.grad is not None and other.grad is not None and torch.allclose(mine.grad, other.grad, atol=1e-5)
+
+
+# ---- what torch is set to -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_a_mask_first_used_in_inference_mode_trains(path: str) -> None:
+    x, mask = torch.randn(3, 6), torch.rand(5, 6) < 0.5
+    with torch.inference_mode():
+        pattern = SparsityPattern.from_mask(mask)
+        first = MaskedLinear(6, 5, pattern, path=path)(x)
+        assert first.shape == (3, 5) and pattern.index().numel() == pattern.kept
+    layer = MaskedLinear(6, 5, pattern, path=path)
+    for net in (layer, torch.compile(layer, backend="aot_eager")):
+        layer.zero_grad()
+        net(x).sum().backward()
+        assert layer.weight_kept.grad is not None
+        assert torch.allclose(layer.weight_kept.grad, pattern.compact(x.sum(0).expand(5, 6)), atol=1e-5)
+    layer.weight.square().sum().backward()
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_under_another_default_device(path: str) -> None:
+    x, mask, dense = torch.randn(3, 6), torch.rand(5, 6) < 0.5, nn.Linear(6, 5)
+    with torch.device("meta"):
+        empty = MaskedLinear(6, 5, mask, path=path)
+        layer = sparsify(dense, masks={"": mask}, path=path)
+        y = layer(x)
+    assert empty.weight_kept.is_meta and y.device == x.device
+    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    assert torch.equal(empty(x), y) and torch.equal(y, layer(x))
+
+
+def test_under_another_default_type() -> None:
+    layer, x = MaskedLinear(6, 5, torch.rand(5, 6) < 0.5, path="sparse"), torch.randn(3, 6)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for net in (layer, torch.compile(layer, backend="aot_eager")):
+            net(x).sum().backward()
+            net(x[:0]).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.weight_kept.grad is not None and layer.weight_kept.grad.dtype is torch.float32
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import edgeprune
 from edgeprune import _core, ops
@@ -24,6 +25,16 @@ def test_info_and_self_test() -> None:
     assert {"gather", "channel_norms", "scatter_accumulate", "masked_linear", "masked_conv2d"} <= set(info["self_test"])
     assert {"select", "pack", "unpack", "feedback", "gaps", "max_pool"} <= set(info["self_test"])
     assert set(info["self_test"].values()) == {"ok"}
+
+
+def test_self_test_whatever_torch_is_set_to() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            assert set(ops.self_test().values()) == {"ok"}
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_self_test_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,21 @@ def test_by_delta_a_missing_element_counts_as_unchanged():
     torch.testing.assert_close(merged["w"].double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["mean", "median"])
+def test_whatever_device_torch_takes_by_default(rule):
+    state, updates = by_hand()
+
+    def merged():
+        if rule == "mean":
+            return edgeprune.merge(state, updates)
+        return robust.merge_robust(state, [(plan, local) for plan, local, _ in updates], rule)
+
+    expected = merged()
+    with torch.device("meta"):
+        found = merged()
+    assert all(torch.equal(found[name], expected[name]) for name in state)
+
+
 def test_the_largest_counter_wins_and_never_falls():
     state, updates = by_hand()
     state["n"] = torch.tensor(100)

@@ -63,6 +63,14 @@ def merged(updates, weights, mode, order, total_weight):
     return accumulator.finish(BASE, mode)
 
 
+def test_whatever_device_torch_takes_by_default():
+    updates = [update(seed) for seed in range(2)]
+    expected = merged(updates, [3, 1], "unit", range(2), 4)
+    with torch.device("meta"):
+        found = merged(updates, [3, 1], "unit", range(2), 4)
+    assert all(same(found[name], expected[name]) for name in BASE)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [None, "bf16", "int8"], ids=str)
 def test_mean_of_holders_whatever_the_order(mode, dtype):

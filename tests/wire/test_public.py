@@ -34,6 +34,20 @@ def test_everything_comes_back_as_it_was():
     assert edgeprune.unpack(edgeprune.pack({})) == {}
 
 
+def test_whatever_torch_makes_tensors_of_by_default():
+    sent, left, expected = state(), {}, {}
+    edgeprune.pack(sent, density=0.1, residual=expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = edgeprune.unpack(edgeprune.pack(sent))
+            edgeprune.pack(sent, density=0.1, residual=left)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(same(got[name], sent[name]) for name in sent)
+    assert left.keys() == expected.keys() and all(same(left[name], expected[name]) for name in left)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_views_that_torch_negates_lazily_are_sent_as_their_values(dtype):
     x = torch._neg_view(torch.linspace(-3, 1, 40, dtype=dtype))
