@@ -122,6 +122,7 @@ def set_masks(
                 f"set_masks: the mask of {name!r} has shape {patterns[name].shape}; its weight has "
                 f"{layers[name].pattern.shape}"
             )
+        layers[name].own_parameter("set_masks")
     every = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
     for name, pattern in patterns.items():
         layers[name].set_mask(pattern, every)

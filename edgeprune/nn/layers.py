@@ -73,6 +73,12 @@ class _Masked(nn.Module):
         """Kept over all weights."""
         return self.pattern.density
 
+    def own_parameter(self, op: str) -> nn.Parameter:
+        """``weight_kept``; EdgePruneError where it is computed from another parameter, which no mask can follow."""
+        if "weight_kept" not in self._parameters:
+            raise EdgePruneError(f"{op}: weight_kept is computed by a parametrisation; remove that first")
+        return self.weight_kept
+
     @torch.no_grad()
     def set_mask(
         self,
@@ -89,7 +95,7 @@ class _Masked(nn.Module):
         new = _pattern_of(mask)
         if new.shape != self.pattern.shape:
             raise EdgePruneError(f"set_mask: a mask of shape {new.shape} for a weight of shape {self.pattern.shape}")
-        old, parameter = self.pattern, self.weight_kept
+        old, parameter = self.pattern, self.own_parameter("set_mask")
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
         if any(isinstance(each, torch.optim.LBFGS) and each.state for each in optimizers):
             raise EdgePruneError(
@@ -104,11 +110,18 @@ class _Masked(nn.Module):
         kept = new.compact(old.dense(parameter.detach()))
         self._take_pattern(new)
         parameter.grad = None
+        if kept.shape != parameter.shape and not parameter.is_meta:
+            # Autograd's node for the parameter knows its shape, and lives as long as a loss of an earlier step: another
+            # type, for a moment, makes torch part with it.
+            parameter.data = kept.new_empty(0, dtype=torch.float64 if kept.dtype != torch.float64 else torch.float32)
         parameter.data = kept
 
     # ---- the dense face ---------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if "weight_kept" not in self._parameters:  # computed by a parametrisation, whose own tensors are the state
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
         weight = self.weight if keep_vars else self.pattern.dense(self.weight_kept.detach())
         destination[prefix + "weight"] = weight
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -125,8 +138,11 @@ class _Masked(nn.Module):
         error_msgs: list[str],
     ) -> None:
         dense, compact = prefix + "weight", prefix + "weight_kept"
-        weight = state_dict.pop(dense, None)
-        if weight is not None and tuple(weight.shape) != self.pattern.shape:
+        weight = state_dict.pop(dense, None) if "weight_kept" in self._parameters else None
+        if weight is not None and not isinstance(weight, Tensor):
+            error_msgs.append(f"{dense} is a {type(weight).__name__}, not a tensor")
+            state_dict[compact] = self.weight_kept.detach()
+        elif weight is not None and tuple(weight.shape) != self.pattern.shape:
             error_msgs.append(f"size mismatch for {dense}: {tuple(weight.shape)}, the mask has {self.pattern.shape}")
             state_dict[compact] = self.weight_kept.detach()
         elif weight is not None:

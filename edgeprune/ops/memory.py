@@ -15,8 +15,8 @@ _LEAST = 4 << 20  # bytes, as in csrc/base/pages.h: below it no page of 2 MB nee
 def empty(
     shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Tensor:
-    """``torch.empty``, contiguous, on the CPU where no device is given, whatever torch's default is. The first writing of
-    memory of 4 MB or more costs a fraction of the page faults."""
+    """``torch.empty``, contiguous, on the CPU where no device is given, whatever torch's default is. The first writing
+    of memory of 4 MB or more costs a fraction of the page faults."""
     return advised(torch.empty(shape, dtype=dtype, device="cpu" if device is None else device))
 
 

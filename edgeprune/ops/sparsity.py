@@ -65,6 +65,9 @@ class CompiledPattern:
         if kept:
             _by_tensor[self.tensors[0].data_ptr()] = self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledPattern:
+        return self
+
 
 _by_tensor: WeakValueDictionary[int, CompiledPattern] = WeakValueDictionary()
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from edgeprune import EdgePruneError, SparsityPattern
-from edgeprune.nn import Chain, MaskedConv2d, MaskedLinear, set_masks, sparsify
+from edgeprune.nn import Chain, MaskedConv2d, MaskedLinear, densify, set_masks, sparsify
 
 CONVS: list[dict[str, Any]] = [
     {},
@@ -119,6 +120,30 @@ def test_what_load_state_dict_says() -> None:
     assert found.missing_keys == ["0.weight"] and found.unexpected_keys == ["1.weight"]
     with pytest.raises(RuntimeError, match="size mismatch for 0.weight"):
         network.load_state_dict({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(2)})
+    with pytest.raises(RuntimeError, match="0.weight is a list, not a tensor"):
+        network.load_state_dict({"0.weight": [1.0], "0.bias": torch.zeros(2)})
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_a_parametrised_weight_is_saved_as_torch_saves_it() -> None:
+    network = nn.Sequential(MaskedLinear(3, 2, torch.eye(2, 3)))
+    before = network[0].weight.detach()
+    parametrize.register_parametrization(network[0], "weight_kept", Twice())
+    state = network.state_dict()
+    assert list(state) == ["0.bias", "0.parametrizations.weight_kept.original"]
+    other = copy.deepcopy(network)
+    nn.init.zeros_(other[0].parametrizations["weight_kept"].original)
+    other.load_state_dict(state)
+    full = densify(other)
+    assert torch.equal(full[0].weight, 2 * before) and torch.equal(other[0].weight, 2 * before)
+    with pytest.raises(EdgePruneError, match="set_masks: weight_kept is computed by a parametrisation"):
+        set_masks(network, {"0": torch.ones(2, 3)})
+    parametrize.remove_parametrizations(network[0], "weight_kept")
+    assert torch.equal(network.state_dict()["0.weight"], 2 * before)
 
 
 # ---- masks that change ----------------------------------------------------------------------------------------------
@@ -149,6 +174,21 @@ def test_set_mask_carries_values_and_optimiser_state(make: Any) -> None:
     masked(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert parameter.shape == (3,)
+
+
+@pytest.mark.parametrize("net", [nn.Sequential, Chain])
+@pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_another_number_of_weights_while_the_last_loss_lives_on(path: str, net: Any) -> None:
+    layer = MaskedLinear(4, 3, torch.eye(3, 4), path=path)
+    network, x, calls = net(layer, nn.ReLU()), torch.randn(5, 4), []
+    layer.weight_kept.register_hook(lambda grad: calls.append(tuple(grad.shape)))
+    optimizer = torch.optim.AdamW(network.parameters())
+    for mask in (torch.ones(3, 4), torch.eye(3, 4), torch.eye(3, 4).flip(0)):
+        loss = network(x).square().sum()  # the one before is there until now, and its graph
+        loss.backward()
+        optimizer.step()
+        set_masks(network, {"0": mask}, optimizer)
+    assert calls == [(3,), (12,), (3,)]
 
 
 def test_a_state_over_all_parameters_cannot_follow_a_mask() -> None:
