@@ -90,7 +90,7 @@ class _Masked(nn.Module):
         The state that ``optimizer`` (or several) holds for the kept weights, such as momentum, follows in the same
         way; an optimiser that is not given fails at its next step (torch's fused ones do not check and may crash: give
         them). The gradient is dropped. The parameter stays the same object. Call it between steps, not between forward
-        and backward.
+        and backward. Where the number of kept weights changes, wrap DistributedDataParallel anew.
         """
         new = _pattern_of(mask)
         if new.shape != self.pattern.shape:

@@ -39,6 +39,8 @@ Pair = tuple[int, int]
 
 _LARGEST = 1 << 20  # of strides, dilations and paddings: beyond it sizes overflow
 
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast makes another type of
+
 _op = masked_library.forward_op
 
 
@@ -49,7 +51,8 @@ def masked_linear(
 
     ``weight`` is dense, (outputs, inputs), and then its gradient is dense with zeros at dropped weights; or compact,
     ``[pattern.kept]`` in the order of the dense tensor, and then so is its gradient. ``path`` "sparse" or "dense"
-    overrides the automatic choice. An infinity or NaN of x that meets dropped weights alone adds nothing on the sparse
+    overrides the automatic choice. Under autocast the result has autocast's type; on the sparse path it is computed in
+    float32 and rounded once. An infinity or NaN of x that meets dropped weights alone adds nothing on the sparse
     path and makes NaN on the dense one. Raises EdgePruneError for shapes, types or devices that do not go together.
     """
     op = "masked_linear"
@@ -105,20 +108,22 @@ def linear(
     if bias is not None and bias.shape != (compiled.outputs,):
         raise EdgePruneError(f"{op}: bias has shape {tuple(bias.shape)}; the mask has {compiled.outputs} outputs")
     plain = quick(x, weight, bias)
+    out_type = _autocast_type(x) if not plain or torch._C._is_any_autocast_enabled() else None
     if not plain:
-        out_type, x, weight, bias = _one_type(op, x, weight, bias)
+        out_type, x, weight, bias = _one_type(op, x, weight, bias, out_type)
         if _on_matrix_units(pattern, compiled, path, x, weight, bias):
-            return masked_blocks.masked(pattern, compiled, None, x, weight, bias)
+            return masked_blocks.masked(pattern, compiled, None, x, weight, bias).to(out_type)
     rows = x.numel() // compiled.inputs
     if _sparse("linear", rows, pattern, path, plain, x, weight):
         if plain:
-            return masked_autograd.masked(compiled, None, x, weight, bias)
-        rows_of_x = x.reshape(-1, compiled.inputs, 1, 1) if rows else x.reshape(0, compiled.inputs, 1, 1)
-        y = _op(rows_of_x, weight, bias, compiled.tensors, compiled.filter, (0, 0))
-        y = y.view(*x.shape[:-1], compiled.outputs)
+            y = masked_autograd.masked(compiled, None, x, weight, bias)
+        else:
+            rows_of_x = x.reshape(-1, compiled.inputs, 1, 1) if rows else x.reshape(0, compiled.inputs, 1, 1)
+            y = _op(rows_of_x, weight, bias, compiled.tensors, compiled.filter, (0, 0))
+            y = y.view(*x.shape[:-1], compiled.outputs)
     else:
         y = functional.linear(x, _dense(weight, pattern, compiled), bias)
-    return y if plain else y.to(out_type)
+    return y if out_type is None else y.to(out_type)
 
 
 def conv2d(
@@ -141,20 +146,22 @@ def conv2d(
     if x.ndim == 3:
         return conv2d(op, x.unsqueeze(0), weight, pattern, compiled, bias, pads, extra, path).squeeze(0)
     plain = quick(x, weight, bias)
+    out_type = _autocast_type(x) if not plain or torch._C._is_any_autocast_enabled() else None
     if not plain:
-        out_type, x, weight, bias = _one_type(op, x, weight, bias)
+        out_type, x, weight, bias = _one_type(op, x, weight, bias, out_type)
     if extra != (0, 0):
         x = functional.pad(x, (0, extra[1], 0, extra[0]))
     shape = _masked_core.output_shape(filter, pads, x)
     if not plain and _on_matrix_units(pattern, compiled, path, x, weight, bias):
-        return masked_blocks.masked(pattern, compiled, pads, x, weight, bias)
+        return masked_blocks.masked(pattern, compiled, pads, x, weight, bias).to(out_type)
     if _sparse(compiled.kind, shape[0] * shape[2] * shape[3], pattern, path, plain, x, weight):
         if plain:
-            return masked_autograd.masked(compiled, pads, x, weight, bias)
-        y = _op(x, weight, bias, compiled.tensors, filter, pads)
+            y = masked_autograd.masked(compiled, pads, x, weight, bias)
+        else:
+            y = _op(x, weight, bias, compiled.tensors, filter, pads)
     else:
         y = functional.conv2d(x, _dense(weight, pattern, compiled), bias, filter[5:7], pads, filter[7:9], filter[2])
-    return y if plain else y.to(out_type)
+    return y if out_type is None else y.to(out_type)
 
 
 def pair(op: str, name: str, value: int | Pair) -> Pair:
@@ -280,8 +287,16 @@ def _dense(weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) 
     return pattern.dense(weight)
 
 
+def _autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type of the result under autocast, that of torch's own products, whichever way ours goes. None: no matter."""
+    device = x.device.type
+    if device == "meta" or x.dtype not in _CAST or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _one_type(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None
 ) -> tuple[torch.dtype, Tensor, Tensor, Tensor | None]:
     """(type of the result, and x, weight, bias in the type to compute in)."""
     tensors = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
@@ -291,12 +306,12 @@ def _one_type(
         if not (t.is_floating_point() or t.is_complex()) or t.layout is not torch.strided:
             raise EdgePruneError(f"{op}: {name} is {t.dtype}, {t.layout}; give a dense floating-point tensor")
     types = {t.dtype for t in tensors.values()}
-    if len(types) > 1 and not torch.is_autocast_enabled(x.device.type):
+    if len(types) > 1 and autocast is None:
         said = ", ".join(f"{name} {t.dtype}" for name, t in tensors.items())
         raise EdgePruneError(f"{op}: {said}; they must have one type")
-    out = x.dtype
-    if x.device.type == "cpu" and (len(types) > 1 or out in (torch.bfloat16, torch.float16)):
+    out = x.dtype if autocast is None else autocast
+    if x.device.type == "cpu" and (len(types) > 1 or x.dtype in (torch.bfloat16, torch.float16)):
         return out, x.float(), weight.float(), None if bias is None else bias.float()
     if len(types) > 1:
-        return out, x, weight.to(out), None if bias is None else bias.to(out)
+        return out, x.to(out), weight.to(out), None if bias is None else bias.to(out)
     return out, x, weight, bias

@@ -202,6 +202,20 @@ def test_under_autocast() -> None:
     assert y.dtype is torch.bfloat16 and torch.allclose(y.double(), made.exact[0], rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("case", [Case(5, 30, 8, density=0.5), Case(2, 3, 4, (5, 5), (3, 3))], ids=["linear", "conv"])
+def test_autocast_gives_torchs_type_on_either_path(case: Case, given: torch.dtype) -> None:
+    made = make(case)
+    x, weight, bias = (t.to(given).requires_grad_() for t in (made.x, made.weight, made.bias))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = {path: conv(made, x, weight, bias, path=path) for path in ("sparse", "dense")}
+        expected = case.conv(x, made.pattern.dense(weight).view(made.case.weight_shape), bias)
+    for y in found.values():
+        assert y.dtype is expected.dtype and torch.allclose(y.double(), made.exact[0], rtol=0.05, atol=0.1)
+        (grad,) = torch.autograd.grad(y.float().sum(), weight)
+        assert grad.dtype is given
+
+
 def test_meta_tensors_give_shapes() -> None:
     made = make(Case(2, 5, 4, (5, 5), (3, 3), stride=(2, 2)))
     y = conv(made, made.x.to("meta"), made.weight.to("meta"), made.bias.to("meta"))
