@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_number, is_whole, shown
 from edgeprune.ops import memory
 from edgeprune.wire.tensors import PackedTensor, peak
 
@@ -45,7 +45,13 @@ class Accumulator:
     def __init__(
         self, state: Mapping[str, Tensor], *, total_weight: int, reach: float | Mapping[str, float] = 64.0
     ) -> None:
-        self._bits = int(total_weight).bit_length()
+        _check_tensors("the state", state)
+        for name, x in state.items():
+            if x.is_complex() or x.is_floating_point() and x.dtype not in _SUMMED:
+                raise EdgePruneError(f"accumulate: {name!r} has type {x.dtype}, which cannot be summed; leave it out")
+        if not is_whole(total_weight):
+            raise EdgePruneError(f"accumulate: total_weight is {shown(total_weight)}; give a whole number")
+        self._bits = int(total_weight).bit_length() if total_weight > 0 else 0
         if not 1 <= self._bits <= MAX_WEIGHT_BITS:
             raise EdgePruneError(
                 f"accumulate: a total weight of {total_weight} is not in 1..{(1 << MAX_WEIGHT_BITS) - 1}; "
@@ -58,7 +64,10 @@ class Accumulator:
             name: memory.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
         }
         self._largest: dict[str, Tensor] = {}
-        self._reach = {name: _power(reach if isinstance(reach, float | int) else reach[name]) for name in self._words}
+        each = reach if isinstance(reach, Mapping) else dict.fromkeys(self._words, reach)
+        self._reach = {name: _power(name, each.get(name)) for name in self._words}
+        self._checked: dict[tuple[int, int], Tensor] = {}
+        self._given_out = False
         self.weight = 0
         self.updates = 0
 
@@ -71,15 +80,22 @@ class Accumulator:
 
         ``indices``: for sub-models, per tensor and dimension the kept positions (SubmodelPlan.indices), None for all.
         Raises EdgePruneError, with nothing added, for a weight that is not a positive whole number or too much, names
-        or shapes that do not fit, and values that are not finite or beyond the reach.
+        or shapes that do not fit, positions that are not increasing or outside the tensor, and values that are not
+        finite or beyond the reach.
         """
+        self._check_open()
+        _check_tensors("the update", update, PackedTensor)
+        if indices is not None and not isinstance(indices, Mapping):
+            raise EdgePruneError(f"accumulate: indices is {shown(indices)}; give the kept positions by name")
         if type(weight) is not int or weight < 1 or self.weight + weight > self._limit:
             raise EdgePruneError(
                 f"accumulate: weight {weight!r} must be a positive whole number, with the {self.weight} so far at most "
                 f"{self._limit}"
             )
         for name, x in update.items():
-            self._check(name, x, None if indices is None else indices[name])
+            if indices is not None and name in self._types and name not in indices:
+                raise EdgePruneError(f"accumulate: indices lacks {name!r}; give the kept positions of every tensor")
+            self._check(name, x, None if indices is None else indices.get(name))
         for name, x in update.items():
             index = None if indices is None else indices[name]
             if name in self._words:
@@ -101,9 +117,21 @@ class Accumulator:
         """
         if mode not in get_args(Missing):
             raise EdgePruneError(f"accumulate: the mode must be 'unit', 'worker' or 'delta', not {mode!r}")
+        self._check_open()
+        if beside is not None:
+            beside._check_open()
+            if beside is self or (beside._types, beside._shapes) != (self._types, self._shapes):
+                raise EdgePruneError("accumulate: beside is not another accumulator over the same tensors")
+        _check_tensors("the base", base)
+        for name, shape in self._shapes.items():
+            if name not in base or tuple(base[name].shape) != shape:
+                raise EdgePruneError(f"accumulate: the base lacks {name!r} of shape {shape}; give the model itself")
         everybody = self.weight + (beside.weight if beside else 0)
         if not everybody:
             raise EdgePruneError("accumulate: there is nothing to merge; add at least one update")
+        for one in (self, beside):
+            if one is not None:
+                one._given_out = True
         merged: dict[str, Tensor] = {}
         for name, dtype in self._types.items():
             if name in self._words:
@@ -141,6 +169,8 @@ class Accumulator:
         if name not in self._types:
             raise EdgePruneError(f"accumulate: the update has {name!r}, which the model lacks")
         full = self._shapes[name]
+        if index is not None:
+            self._check_index(name, full, index)
         shape = full if index is None else tuple(n if i is None else len(i) for n, i in zip(full, index, strict=True))
         if tuple(x.shape) != shape or x.dtype != self._types[name]:
             raise EdgePruneError(
@@ -156,6 +186,24 @@ class Accumulator:
                 )
         elif isinstance(x, PackedTensor) and x.mask is not None:
             raise EdgePruneError(f"accumulate: the update's {name!r} holds integers under a mask; send them whole")
+
+    def _check_index(self, name: str, full: tuple[int, ...], index: Index) -> None:
+        if len(index) != len(full):
+            raise EdgePruneError(
+                f"accumulate: {len(index)} indices for {name!r} of shape {full}; give one for each dimension"
+            )
+        for size, kept in zip(full, index, strict=True):
+            if kept is None or (id(kept), size) in self._checked:
+                continue
+            if not isinstance(kept, Tensor) or kept.dim() != 1 or kept.dtype is not torch.int64:
+                raise EdgePruneError(f"accumulate: an index of {name!r} is not a one-dimensional int64 tensor, or None")
+            if len(kept) and (kept[0] < 0 or kept[-1] >= size or bool((kept.diff() <= 0).any())):
+                raise EdgePruneError(f"accumulate: the positions in {name!r} do not increase within 0..{size - 1}")
+            self._checked[id(kept), size] = kept  # held, so that no other gets its number
+
+    def _check_open(self) -> None:
+        if self._given_out:
+            raise EdgePruneError("accumulate: the sums were given out by finish; make a new accumulator")
 
     def _add(self, name: str, x: Entry, weight: int, index: Index | None) -> None:
         words = self._words[name]
@@ -195,11 +243,22 @@ class Accumulator:
 _CHUNK = 1 << 16  # the temporaries of a mean stay in a second-level cache
 
 
-def _power(reach: float) -> int:
+_SUMMED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _check_tensors(what: str, given: object, *more: type) -> None:
+    if not isinstance(given, Mapping):
+        raise EdgePruneError(f"accumulate: {what} is {shown(given)}; give tensors by name")
+    for name, x in given.items():
+        if not isinstance(x, (Tensor, *more)):
+            raise EdgePruneError(f"accumulate: {what} holds {shown(x)} as {name!r}; give a tensor")
+
+
+def _power(name: str, reach: object) -> int:
     """The smallest e with 2^e >= reach."""
-    if not (reach > 0 and math.isfinite(reach)):
-        raise EdgePruneError(f"accumulate: a reach of {reach} is not a positive number")
-    return math.ceil(math.log2(reach))
+    if not is_number(reach) or not (reach > 0 and math.isfinite(reach)):  # type: ignore[operator, arg-type]
+        raise EdgePruneError(f"accumulate: a reach of {shown(reach)} for {name!r} is not a positive number")
+    return math.ceil(math.log2(reach))  # type: ignore[arg-type]
 
 
 def _taken(full: Tensor, index: Index) -> Tensor:

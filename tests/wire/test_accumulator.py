@@ -181,3 +181,73 @@ def test_configurations_that_mean_nothing(options, sentence):
         good().finish({"w": torch.zeros(3), "n": torch.tensor(1)})
     with pytest.raises(EdgePruneError, match="'unit', 'worker' or 'delta'"):
         good().finish({}, "mean")  # type: ignore[arg-type]
+
+
+def position(*values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ((position(1, 1), None), "do not increase"),
+        ((position(2, 0), None), "do not increase"),
+        ((position(-2, -1), None), "do not increase within 0..2"),
+        ((position(1, 3), None), "do not increase within 0..2"),
+        ((position(0, 1),), "1 indices for 'w'"),
+        ((torch.tensor([0.0, 1.0]), None), "not a one-dimensional int64"),
+        ((torch.tensor([True, False, True]), None), "not a one-dimensional int64"),
+        (([0, 1], None), "not a one-dimensional int64"),
+        (None, "indices lacks 'w'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_positions_that_are_none_are_refused_with_nothing_added(index, sentence):
+    base = {"w": torch.zeros(3, 4)}
+    accumulator = wire.Accumulator(base, total_weight=5)
+    accumulator.add({"w": torch.ones(3, 4)}, 1)
+    with pytest.raises(EdgePruneError, match=sentence):
+        accumulator.add({"w": torch.ones(2, 4)}, 1, {} if index is None else {"w": index})
+    assert accumulator.finish(base, "worker")["w"].eq(1).all()
+
+
+def test_what_was_given_out_is_not_given_twice():
+    base = {"w": torch.zeros(3)}
+    first, second = (wire.Accumulator(base, total_weight=5) for _ in range(2))
+    for each in (first, second):
+        each.add({"w": torch.ones(3)}, 1)
+    for other in (first, wire.Accumulator({"w": torch.zeros(4)}, total_weight=5)):
+        with pytest.raises(EdgePruneError, match="not another accumulator over the same tensors"):
+            first.finish(base, beside=other)
+    for wrong in ({}, {"w": torch.zeros(1)}, {"w": torch.zeros(3, 1)}):
+        with pytest.raises(EdgePruneError, match="the base lacks 'w' of shape"):
+            first.finish(wrong)
+    assert first.finish(base, beside=second)["w"].tolist() == [1, 1, 1]
+    for each in (first, second):
+        with pytest.raises(EdgePruneError, match="given out by finish"):
+            each.finish(base)
+        with pytest.raises(EdgePruneError, match="given out by finish"):
+            each.add({"w": torch.ones(3)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda base: wire.Accumulator(base, total_weight=float("nan")), "total_weight is nan"),
+        (lambda base: wire.Accumulator(base, total_weight=2.5), "total_weight is 2.5"),
+        (lambda base: wire.Accumulator(base, total_weight=None), "total_weight is None"),
+        (lambda base: wire.Accumulator(base, total_weight=-3), "divide the weights"),
+        (lambda base: wire.Accumulator(base, total_weight=3, reach="a"), "a reach of 'a' for 'w'"),
+        (lambda base: wire.Accumulator(base, total_weight=3, reach={"v": 1.0}), "a reach of None for 'w'"),
+        (lambda base: wire.Accumulator(None, total_weight=3), "the state is None"),
+        (lambda base: wire.Accumulator({"w": [1]}, total_weight=3), "holds a list as 'w'"),
+        (lambda base: wire.Accumulator({"w": torch.zeros(2, dtype=torch.cfloat)}, total_weight=3), "complex64"),
+        (lambda base: wire.Accumulator(base, total_weight=3).add(None, 1), "the update is None"),
+        (lambda base: wire.Accumulator(base, total_weight=3).add({"w": [1]}, 1), "the update holds a list"),
+        (lambda base: wire.Accumulator(base, total_weight=3).add(base, 1, [None]), "indices is a list"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_types_are_one_sentence(call, sentence):
+    with pytest.raises(EdgePruneError, match=sentence):
+        call({"w": torch.zeros(3)})
