@@ -35,7 +35,17 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory, packing_cuda
 from edgeprune.ops._core import core
 from edgeprune.ops.packing_cuda import cuda_check
-from edgeprune.ops.packing_lent import checked_size, empty_masks, lend, lend_written, mask_room, plain, room, seed_of
+from edgeprune.ops.packing_lent import (
+    check_apart,
+    checked_size,
+    empty_masks,
+    lend,
+    lend_written,
+    mask_room,
+    plain,
+    room,
+    seed_of,
+)
 from edgeprune.ops.packing_types import Packed, check_dtype
 
 __all__ = [
@@ -195,6 +205,11 @@ def pack_with_feedback_many_(
         return packing_cuda.pack_with_feedback_many_(xs, residuals, masks_or_k, dtype, seed, kept)
     owed = [lend_written(op, "residual", residual) for residual in residuals]
     lent: list[Any] = [lend(x) for x in xs]
+    check_apart(
+        op,
+        {f"the residual of tensor {i}": residual for i, residual in enumerate(residuals)},
+        {f"tensor {i}": x for i, x in enumerate(xs) if x.is_contiguous()},
+    )
     masks: list[Tensor | None]
     if isinstance(masks_or_k, int):
         core.add_many(lent, owed, torch.get_num_threads())
@@ -283,6 +298,7 @@ def accumulate_direct_(
     if total.is_cuda:
         return packing_cuda.accumulate_(total, weight_sum, values, scales, mask, dtype, weight, wait)
     sums, weights = lend_written(op, "total", total), lend_written(op, "weight_sum", weight_sum)
+    check_apart(op, {"total": total, "weight_sum": weight_sum}, {"values": values} if values.is_contiguous() else {})
     core.accumulate(sums, weights, lend(values), lend(scales), lend(mask), dtype, weight, torch.get_num_threads())
     return None
 

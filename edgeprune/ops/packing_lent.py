@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,23 @@ def _lent(x: Tensor) -> object:
     raise EdgePruneError(
         f"ops: a {kind}tensor on {x.device} with layout {x.layout} cannot reach the core; give a dense one on the CPU"
     )
+
+
+def check_apart(op: str, written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> None:
+    """No tensor that is written shares memory with another; all contiguous and on one device."""
+    spans = [
+        (start, start + x.numel() * x.element_size(), name, changes)
+        for group, changes in ((written, True), (read, False))
+        for name, x in group.items()
+        if x.numel()
+        for start in (x.data_ptr(),)
+    ]
+    ends: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}
+    for start, end, name, changes in sorted(spans):
+        for kind, (last, other) in ends.items():
+            if start < last and (kind or changes):
+                raise EdgePruneError(f"{op}: {other} and {name} share memory, and one is written to; give it a copy")
+        ends[changes] = max(ends[changes], (end, name))
 
 
 def checked_size(op: str, name: str, n: object) -> None:

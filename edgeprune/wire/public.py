@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, shown
+from edgeprune.ops.packing_lent import check_apart
 from edgeprune.wire import positions
 from edgeprune.wire.message import DENSE_LIMIT, Message, decode, encode, mask_id
 from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor, peak, written
@@ -157,6 +158,11 @@ def pack_largest(
     else:
         held = {name: _residual(residual, name, state[name]) for name in names}
         owed = [rest.detach().view(-1) for rest in held.values()]
+        check_apart(
+            "pack",
+            {f"the residual of {name!r}": rest for name, rest in held.items()},
+            {repr(name): x for name, x in zip(names, xs, strict=True)},
+        )
         every_peak = zip(peaks, owed, codings, owns, strict=True)
         fits = all(most + peak(rest) < _limit(coding, own.dtype) for most, rest, coding, own in every_peak)
         with _kept_on_error([] if fits else owed):

@@ -343,6 +343,20 @@ def test_parameters_and_transposed_tensors_are_read() -> None:
     assert ops.mask_count(ops.select_largest([x], 7)[0]) == 7
 
 
+def test_what_is_written_shares_memory_with_nothing() -> None:
+    x, residual = torch.linspace(-3, 1, 40), torch.zeros(40)
+    packed = ops.pack(x, None)
+    for call in (
+        lambda: ops.pack_with_feedback_(residual, residual, 4),
+        lambda: ops.pack_with_feedback_many_([x, x], [residual, residual], 4),
+        lambda: ops.accumulate_(residual, residual, *packed, None, "f32", 1.0),
+        lambda: ops.accumulate_(residual, torch.zeros(40), residual.view(torch.uint8), None, None, "f32", 1.0),
+    ):
+        with pytest.raises(EdgePruneError, match="share memory, and one is written to"):
+            call()
+    assert not residual.any()
+
+
 def test_negated_views_are_read_as_their_values() -> None:
     x = torch.complex(torch.zeros(40), torch.linspace(-3, 1, 40)).conj().imag  # torch negates it lazily
     for view in (x, torch._neg_view(torch.linspace(-3, 1, 40))):

@@ -294,3 +294,22 @@ def test_what_is_no_blob_is_one_sentence():
         edgeprune.unpack(blob, dense_limit=11)
     with pytest.raises(EdgePruneError, match="too few"):
         edgeprune.unpack(b"no blob")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_residual_in_memory_of_another_is_refused_and_left_alone(half):
+    sent = {"a": torch.arange(6.0), "b": torch.arange(6.0) * 10, "c": torch.ones(3)}
+    sent["c"] = sent["c"].half() if half else sent["c"]
+    memory = torch.zeros(12)
+    for left, sentence in (
+        (dict.fromkeys("ab", memory[:6]), "the residual of 'a' and the residual of 'b' share memory"),
+        ({"a": memory[4:10], "b": memory[:6]}, "the residual of 'b' and the residual of 'a' share memory"),
+        ({"b": sent["b"]}, "'b' and the residual of 'b' share memory|the residual of 'b' and 'b' share memory"),
+    ):
+        before = {name: x.clone() for name, x in left.items()}
+        with pytest.raises(EdgePruneError, match=sentence):
+            edgeprune.pack(sent, density=0.3, residual=left)
+        assert left.keys() == before.keys() and all(torch.equal(left[name], before[name]) for name in left)
+    left = {"a": memory[:6], "b": memory[6:]}  # side by side is well
+    edgeprune.pack(sent | {"a": sent["b"]}, density=0.3, residual=left)
+    assert left["a"].data_ptr() == memory.data_ptr()
