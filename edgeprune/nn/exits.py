@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -134,10 +135,12 @@ class Exits(nn.Module):
         return None
 
     def forward(self, *inputs: Any) -> Any:
-        last, outputs = self.last, []
+        last, outputs, thread = self.last, [], threading.get_ident()
 
         def at(path: str) -> Any:
             def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+                if threading.get_ident() != thread:
+                    return  # the same model runs there too, with hooks of its own
                 if self.training or path == last:
                     outputs.append(self.heads[path.replace(".", "_")](out))
                 if path == last:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -178,3 +180,27 @@ def test_an_exit_at_a_module_that_is_not_there_or_is_the_last():
         Exits(Resnet(), [ExitHead(8, 5)], IMAGE)
     with pytest.raises(EdgePruneError, match="run once"):
         Exits(twice, {"0": ExitHead(3, 4)}, IMAGE)
+
+
+class Meet(nn.Module):
+    """Lets threads on when all of them are here."""
+
+    barrier: threading.Barrier | None = None
+
+    def forward(self, x):
+        if self.barrier is not None:
+            self.barrier.wait(10)
+        return x
+
+
+def test_threads_that_share_a_model_get_their_own_outputs():
+    meet = Meet()
+    body = nn.Sequential(meet, nn.Linear(4, 8), nn.Linear(8, 8), meet, nn.Linear(8, 3))
+    model = Exits(body, {"1": ExitHead(8, 3), "2": ExitHead(8, 3)}, torch.zeros(1, 4)).train()
+    inputs = [torch.full((2, 4), float(k)) for k in range(3)]
+    expected = [model(x) for x in inputs]
+    meet.barrier = threading.Barrier(len(inputs))
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        found = list(pool.map(model, inputs))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
