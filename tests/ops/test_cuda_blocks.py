@@ -77,9 +77,10 @@ def test_smaller_blocks_are_found_where_larger_ones_are_not_kept() -> None:
     assert plan is not None and plan.block == 32
 
 
-def products(product: object, *leaves: Tensor) -> list[Tensor]:
+def products(product: object, dtype: torch.dtype, *leaves: Tensor) -> list[Tensor]:
+    """y and the gradients of ``leaves``; what comes back to y are numbers of ``dtype``, the same for every product."""
     y = product(*leaves)  # type: ignore[operator]
-    dy = torch.linspace(-1, 1, y.numel(), device=y.device).sin().view(y.shape).to(y.dtype)
+    dy = torch.linspace(-1, 1, y.numel()).sin().view(y.shape).to(dtype).to(y)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
@@ -92,11 +93,15 @@ def agree(got: list[Tensor], expected: list[Tensor], mask: Tensor, dtype: torch.
         assert float(error) < 2 * unit
 
 
-@needs_gpu
+# On the CPU sums are float32 and rounded once, as on the matrix units: what a right kernel is allowed is seen there.
+on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+
+
+@on_both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("block", [32, 64])
 @pytest.mark.parametrize("samples", [1, 33, 128, 700])
-def test_linear_against_double(dtype: torch.dtype, block: int, samples: int) -> None:
+def test_linear_against_double(dtype: torch.dtype, block: int, samples: int, device: str) -> None:
     generator = torch.Generator().manual_seed(samples)
     kept = torch.rand(3, 5, generator=generator) < 0.5
     kept[0, 0] = True
@@ -104,28 +109,29 @@ def test_linear_against_double(dtype: torch.dtype, block: int, samples: int) -> 
     x, w = torch.randn(samples, 5 * block, generator=generator), torch.randn(mask.shape, generator=generator)
     b = torch.randn(3 * block, generator=generator)
     pattern = SparsityPattern.from_mask(mask)
-    leaves = [t.to("cuda", dtype).requires_grad_() for t in (x, w, b)]
-    got = products(lambda x, w, b: masked_linear(x, w, pattern, b, path="sparse"), *leaves)
+    leaves = [t.to(device, dtype).requires_grad_() for t in (x, w, b)]
+    got = products(lambda x, w, b: masked_linear(x, w, pattern, b, path="sparse"), dtype, *leaves)
     exact = [t.detach().double().cpu().requires_grad_() for t in leaves]
-    agree(got, products(lambda x, w, b: nn.functional.linear(x, w * mask, b), *exact), mask, dtype)
+    agree(got, products(lambda x, w, b: nn.functional.linear(x, w * mask, b), dtype, *exact), mask, dtype)
 
 
-@needs_gpu
+@on_both
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_conv_against_double(stride: int, channels_last: bool) -> None:
+def test_conv_against_double(stride: int, channels_last: bool, device: str) -> None:
+    half = torch.float16
     generator = torch.Generator().manual_seed(stride)
     kept = torch.rand(2, 2, 3, 3, generator=generator) < 0.5
     mask = torch.from_numpy(mask_of(kept.numpy(), 64))
     x, w = torch.randn(5, 128, 15, 14, generator=generator), torch.randn(mask.shape, generator=generator)
     pattern = SparsityPattern.from_mask(mask)
-    leaves = [t.to("cuda", torch.float16) for t in (x, w)]
+    leaves = [t.to(device, half) for t in (x, w)]
     if channels_last:
         leaves[0] = leaves[0].contiguous(memory_format=torch.channels_last)
     leaves = [t.requires_grad_() for t in leaves]
-    got = products(lambda x, w: masked_conv2d(x, w, pattern, None, stride, 1, path="sparse"), *leaves)
+    got = products(lambda x, w: masked_conv2d(x, w, pattern, None, stride, 1, path="sparse"), half, *leaves)
     exact = [t.detach().double().cpu().requires_grad_() for t in leaves]
-    agree(got, products(lambda x, w: nn.functional.conv2d(x, w * mask, None, stride, 1), *exact), mask, torch.float16)
+    agree(got, products(lambda x, w: nn.functional.conv2d(x, w * mask, None, stride, 1), half, *exact), mask, half)
 
 
 @needs_gpu
