@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from edgeprune.ops.crossover import measured_threads
+from edgeprune.ops.crossover import measured_threads, tf32
 
 constant_threads = torch.compiler.assume_constant_result(measured_threads)
 """``measured_threads`` of the moment a graph is made."""
+
+constant_tf32 = torch.compiler.assume_constant_result(tf32)
+"""``tf32`` of the moment a graph is made."""

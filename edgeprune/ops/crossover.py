@@ -83,8 +83,25 @@ def sparse_wins_on_gpu(kind: str, density: float, path: str = "auto") -> bool:
     chosen = _chosen(path)
     if chosen != "auto":
         return chosen == "sparse"
-    tf32 = torch.backends.cuda.matmul.allow_tf32 if kind == "linear" else torch.backends.cudnn.allow_tf32
-    return density <= (_GPU_LIMIT / 10 if tf32 else _GPU_LIMIT)
+    if torch.compiler.is_compiling():
+        from edgeprune.ops._compile_time import constant_tf32
+
+        allowed = constant_tf32(kind)
+    else:
+        allowed = tf32(kind)
+    return density <= (_GPU_LIMIT / 10 if allowed else _GPU_LIMIT)
+
+
+def tf32(kind: str) -> bool:
+    """Whether dense products on a GPU may use TF32. A compiled graph keeps that of its making.
+
+    torch 2.9 brought ``fp32_precision``, which follows the older ``allow_tf32`` too; the older one raises where the new
+    one was set."""
+    of = torch.backends.cuda.matmul if kind == "linear" else getattr(torch.backends.cudnn, "conv", None)
+    precision = getattr(of, "fp32_precision", None)
+    if precision is not None:
+        return bool(precision == "tf32")
+    return torch.backends.cuda.matmul.allow_tf32 if kind == "linear" else torch.backends.cudnn.allow_tf32
 
 
 def blocks_win_on_gpu(density: float, path: str = "auto") -> bool:

@@ -134,3 +134,26 @@ def test_nothing_of_the_compiler_is_imported_before_something_is_compiled():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_on_a_gpu_tf32_counts_whichever_way_it_was_allowed() -> None:
+    script = """
+import torch
+from edgeprune.ops.crossover import sparse_wins_on_gpu
+def wins(): return [sparse_wins_on_gpu(kind, 0.1) for kind in ("linear", "conv")]
+seen = [wins()]
+torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = True, False
+seen.append(wins())
+torch.backends.cuda.matmul.allow_tf32 = False
+if hasattr(torch.backends, "fp32_precision"):
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+    seen.append(wins())
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+    seen.append(wins())
+compiled = torch.compile(lambda x: x + 1 if wins()[0] else x - 1, backend="eager", fullgraph=True)
+print(seen, float(compiled(torch.ones(()))))
+"""
+    environment = {**os.environ, "EDGEPRUNE_MASKED": "auto"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    newer = ", [False, False], [True, True]" if hasattr(torch.backends, "fp32_precision") else ""
+    assert done.stdout.strip() == f"[[True, False], [False, True]{newer}] 2.0", done.stderr
