@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
+from cuda_cases import needs_gpu
 from hypothesis import given, settings
 from masked_cases import CASES, Case, Made, cases, check, make
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune import SparsityPattern, _core
+from edgeprune import SparsityPattern
 from edgeprune.ops import masked_conv2d, masked_cuda, masked_linear, reference
 
-pytestmark = pytest.mark.skipif(
-    not (_core.cuda_built() and torch.cuda.is_available()), reason="needs a GPU and a core built with CUDA"
-)
+# What says nothing of the kernels' own arithmetic runs on the CPU too, so that the tests themselves have run.
+on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 # Ends of what a block of threads takes: 128 positions, 32 to 128 rows, blocks of channels, few samples.
 LARGER = [
@@ -51,12 +51,14 @@ def run_cuda(made: Made) -> tuple[Tensor, Tensor, Tensor]:
     return y.cpu(), dx.cpu(), dw.cpu()
 
 
+@needs_gpu
 @pytest.mark.parametrize("case", CASES + LARGER, ids=str)
 def test_within_the_derived_bound(case: Case) -> None:
     made = make(case)
     check(made, run_cuda(made))
 
 
+@needs_gpu
 @settings(max_examples=150, deadline=None)
 @given(case=cases())
 def test_any_shape_within_the_derived_bound(case: Case) -> None:
@@ -64,6 +66,7 @@ def test_any_shape_within_the_derived_bound(case: Case) -> None:
     check(made, run_cuda(made))
 
 
+@needs_gpu
 @pytest.mark.parametrize("case", LARGER, ids=str)
 def test_same_bits_every_time(case: Case) -> None:
     made = make(case)
@@ -73,6 +76,7 @@ def test_same_bits_every_time(case: Case) -> None:
             assert got.numpy().tobytes() == expected.numpy().tobytes()
 
 
+@needs_gpu
 def test_all_rows_in_one_block_of_channels_are_kept() -> None:
     # The fullest tile holds far more than the average, so that blocks must shrink.
     mask = torch.zeros(256, 2048, dtype=torch.bool)
@@ -83,6 +87,7 @@ def test_all_rows_in_one_block_of_channels_are_kept() -> None:
     assert torch.allclose(y.cpu().double(), expected, atol=1e-3)
 
 
+@needs_gpu
 def test_a_patch_that_does_not_fit_goes_through_the_dense_product() -> None:
     mask = torch.rand(3, 2, 3, 3) < 0.5
     weight, x = torch.randn(3, 2, 3, 3), torch.randn(1, 2, 330, 330)
@@ -92,6 +97,7 @@ def test_a_patch_that_does_not_fit_goes_through_the_dense_product() -> None:
     assert torch.allclose(y.cpu().double(), expected, atol=1e-2)  # torch may use TF32 there
 
 
+@needs_gpu
 def test_gradients_of_an_operator_and_of_gradients() -> None:
     case = Case(9, 6, 8, (7, 6), (3, 3), stride=(2, 1), padding=(1, 1), density=0.4)
     made = make(case)
@@ -117,6 +123,7 @@ def test_gradients_of_an_operator_and_of_gradients() -> None:
         )
 
 
+@needs_gpu
 def test_a_stream_of_the_callers_own_and_a_captured_graph() -> None:
     made = make(LARGER[7])
     x, weight, bias = made.x.cuda(), made.weight.cuda(), made.bias.cuda()
@@ -141,20 +148,22 @@ def test_a_stream_of_the_callers_own_and_a_captured_graph() -> None:
     )
 
 
-def test_torch_compile_and_opcheck() -> None:
+@on_both
+def test_torch_compile_and_opcheck(device: str) -> None:
     made = make(Case(16, 33, 70, density=0.3))
-    layer = edgeprune.nn.MaskedLinear(33, 70, made.mask, path="sparse").cuda()
-    x = made.x.view(16, 33).cuda()
+    layer = edgeprune.nn.MaskedLinear(33, 70, made.mask.flatten(1), path="sparse").to(device)
+    x = made.x.view(16, 33).to(device)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), layer(x), atol=1e-5)
     compiled(x).sum().backward()
-    assert layer.weight_kept.grad is not None and layer.weight_kept.grad.is_cuda
+    assert layer.weight_kept.grad is not None and layer.weight_kept.grad.device.type == device
     conv = make(LARGER[8])
-    args = (conv.x.cuda(), conv.weight.cuda().requires_grad_(), conv.bias.cuda(), conv.compiled.tensors)
+    args = (conv.x.to(device), conv.weight.to(device).requires_grad_(), conv.bias.to(device), conv.compiled.tensors)
     torch.library.opcheck(torch.ops.edgeprune.masked_conv2d.default, (*args, conv.compiled.filter, (1, 1)))
 
 
-def test_a_network_trains_as_its_dense_form_does() -> None:
+@on_both
+def test_a_network_trains_as_its_dense_form_does(device: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -166,20 +175,21 @@ def test_a_network_trains_as_its_dense_form_does() -> None:
     )
     x, labels = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
     losses = []
-    for device in ("cpu", "cuda"):
-        twin = edgeprune.sparsify(model, density=0.2, path="sparse").to(device)
+    for where in ("cpu", device):
+        twin = edgeprune.sparsify(model, density=0.2, path="sparse").to(where)
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
         seen = []
         for _ in range(10):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(twin(x.to(device)), labels.to(device))
+            loss = nn.functional.cross_entropy(twin(x.to(where)), labels.to(where))
             loss.backward()
             optimizer.step()
-            seen.append(float(loss))
+            seen.append(loss.item())
         losses.append(seen)
     assert losses[0][-1] < losses[0][0] and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@needs_gpu
 def test_the_core_refuses_what_would_leave_its_memory() -> None:
     made = make(Case(20, 30, 40))
     x, weight = made.x.cuda(), made.weight.cuda()
@@ -191,12 +201,14 @@ def test_the_core_refuses_what_would_leave_its_memory() -> None:
         masked_cuda.forward(made.compiled, (0, 0), x.half(), weight, None, y)
 
 
-def test_rounding_of_the_reference_is_not_what_is_compared() -> None:
+@on_both
+def test_rounding_of_the_reference_is_not_what_is_compared(device: str) -> None:
     # The plain reference on the same GPU agrees as well, so the choice between sparse and dense changes no result.
-    torch.backends.cuda.matmul.allow_tf32 = False
     made = make(LARGER[3])
-    x, weight = made.x.view(128, 257).cuda(), made.pattern.dense(made.weight).cuda()
-    sparse = masked_linear(x, weight, made.pattern, path="sparse")
-    dense = masked_linear(x, weight, made.pattern, path="dense")
-    plain = reference.masked_linear(x, weight, made.mask.cuda())
+    mask = made.mask.flatten(1)
+    pattern = SparsityPattern.from_mask(mask)
+    x, weight = made.x.view(128, 257).to(device), pattern.dense(made.weight).to(device)
+    sparse = masked_linear(x, weight, pattern, path="sparse")
+    dense = masked_linear(x, weight, pattern, path="dense")
+    plain = reference.masked_linear(x, weight, mask.to(device))
     assert torch.allclose(sparse, dense, atol=1e-4) and torch.allclose(sparse, plain, atol=1e-4)
