@@ -1,11 +1,14 @@
 """benchmarks/cuda.py where there is no GPU: every part's rows are made on the CPU, on small sizes, timed by nothing.
 
-Says nothing of the kernels or their speed, only that the one command runs through when it meets a GPU at last.
+Says nothing of the kernels or their speed, only that the one command runs through when it meets a GPU at last, and that
+a step that fails there costs no other's figures.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,3 +66,53 @@ def test_every_part_runs_through(part: str, cuda: ModuleType) -> None:
     rows = cuda.measure([part], 1000.0)
     assert len(rows) >= 10
     assert all(row["name"] and any(key.endswith("ms") for key in row) for row in rows)
+
+
+# ---- the steps, each a process --------------------------------------------------------------------------------------
+
+
+def python(script: str) -> list[str]:
+    return [sys.executable, "-c", script]
+
+
+def test_a_step_that_fails_costs_no_others_figures(cuda: ModuleType, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "cuda-gpu.json"
+    checks = {
+        "good": python("print('3 passed in 1s'); import sys; print('a warning', file=sys.stderr)"),
+        "bad": python("print('1 failed, 2 passed in 1s'); raise SystemExit(1)"),
+        "skipping": python("print('3 skipped in 1s')"),
+        "sanitizer": python("print('=== ERROR SUMMARY: 2 errors'); raise SystemExit(1)"),
+        "refused": python("print('Error: Device not supported'); raise SystemExit(1)"),
+        "lacking": None,
+    }
+    row = json.dumps({"name": "a", "ms": 1.0})
+    parts = {
+        "masked": python(f"print({row!r}); raise RuntimeError('an illegal memory access')"),
+        "blocks": python(f"print('hello'); print('{{\"copy_gb_s\": 7.5}}'); print({row!r}); print({row!r})"),
+    }
+    assert not cuda.go({"machine": {}}, checks, parts, target)
+    body = json.loads(target.read_text())
+    assert body["checks"] == {
+        "good": "ok: 3 passed in 1s",
+        "bad": "FAILED: 1 failed, 2 passed in 1s",
+        "skipping": "FAILED: 3 skipped in 1s",
+        "sanitizer": "FAILED: === ERROR SUMMARY: 2 errors",
+        "refused": "not run: compute-sanitizer does not support this machine",
+        "lacking": "not run: the toolkit here has no compute-sanitizer",
+    }
+    assert body["parts"] == {"masked": "FAILED: RuntimeError: an illegal memory access", "blocks": "ok"}
+    assert len(body["rows"]) == 3 and body["copy_gb_s"] == 7.5
+    assert "Traceback" in target.with_name("cuda-gpu-masked.log").read_text()
+    assert cuda.go({}, {"good": checks["good"]}, {"blocks": parts["blocks"]}, target)
+
+
+def test_a_step_that_never_ends_is_stopped(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cuda, "LIMIT_S", 5.0)
+    child = "import time; print('begun', flush=True); time.sleep(600)"
+    both = python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])")  # as a sanitizer does
+    rows = python("import time; print('{\"name\": 1}\\n{\"name', end='', flush=True); time.sleep(600)")
+    target = tmp_path / "cuda-gpu.json"
+    assert not cuda.go({}, {"memcheck": both}, {"masked": rows}, target)
+    body = json.loads(target.read_text())
+    assert body["checks"]["memcheck"] == body["parts"]["masked"] == "FAILED: not done after 5 s"
+    assert body["rows"] == [{"name": 1}]
