@@ -24,17 +24,19 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, [[maybe_u
 #endif
 }
 
-// Multiprocessors of the current device, asked for once a device.
-inline int multiprocessors() {
+// An attribute of the current device, asked for once a device; `otherwise` where it cannot be had.
+template <cudaDeviceAttr Attribute>
+int of_device(int otherwise) {
     constexpr int kDevices = 64;
     static int known[kDevices] = {};  // a race writes the same number twice
-    int device = 0, count = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) return 1;
+    int device = 0, found = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return otherwise;
     if (device < kDevices && known[device]) return known[device];
-    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess || count < 1) return 1;
-    if (device < kDevices) known[device] = count;
-    return count;
+    if (cudaDeviceGetAttribute(&found, Attribute, device) != cudaSuccess || found < 1) return otherwise;
+    if (device < kDevices) known[device] = found;
+    return found;
 }
+inline int multiprocessors() { return of_device<cudaDevAttrMultiProcessorCount>(1); }
 
 // Bytes of arguments that one launch may carry: descriptors of many tensors travel there, which needs no memory and is
 // captured with a graph.

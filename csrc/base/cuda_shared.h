@@ -8,7 +8,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/cuda_launch.h"
+
 namespace edgeprune {
+
+// Bytes of shared memory that a block may have: without asking, and on the current device at most.
+constexpr int64_t kSharedUnasked = 48 * 1024;
+inline int64_t most_shared() {
+    return of_device<cudaDevAttrMaxSharedMemoryPerBlockOptin>(static_cast<int>(kSharedUnasked));
+}
 
 // Declares `name`, the block's shared memory, 16-byte aligned.
 #ifdef __CUDACC__
@@ -21,20 +29,23 @@ inline char* aligned() { return memory.data() + (16 - reinterpret_cast<uintptr_t
 #define EDGEPRUNE_SHARED(name) char* const name = emulation_shared::aligned()
 #endif
 
-// Starts a grid of `blocks` x `rows` blocks of `threads` threads with `bytes` of shared memory, which may be more than
-// the 48 KB that need no asking. Returns a cudaError_t.
+// Starts a grid of `blocks` x `rows` blocks of `threads` threads with `bytes` of shared memory, at most most_shared().
+// Returns a cudaError_t.
 template <class... Parameters, class... Arguments>
 int launch_shared(void (*kernel)(Parameters...), int64_t blocks, int64_t rows, int threads, int64_t bytes,
                   [[maybe_unused]] void* stream, const Arguments&... arguments) {
     if (blocks <= 0 || rows <= 0) return 0;
 #ifdef __CUDACC__
-    if (const int code =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
-        return code;
+    // Always the most: another thread may be between this and its launch of the same kernel with more.
+    if (bytes > kSharedUnasked)
+        if (const int code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(most_shared())))
+            return code;
     kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)), static_cast<unsigned>(threads),
              static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)>>>(arguments...);
     return cudaGetLastError();
 #else
+    if (bytes > most_shared()) return cudaErrorInvalidValue;
     emulation_shared::memory.assign(static_cast<size_t>(bytes) + 16, char(0xff));  // NaN: what was not written shows
     emulation::block_rows = static_cast<unsigned>(rows);
     int code = 0;

@@ -1,5 +1,7 @@
-// base/cuda.h for the emulation: one device, and launches that do not fail.
+// base/cuda.h for the emulation: as many devices as are asked for.
 #include "base/cuda.h"
+
+#include <cuda_runtime.h>
 
 #include "base/error.h"
 
@@ -10,7 +12,7 @@ void check_cuda(const char* op, int code) {
 }
 CudaProperties cuda_properties(const char*, int) { return {3, 200 * 1024, 100 * 1024}; }
 
-CudaDeviceGuard::CudaDeviceGuard(const char*, int device) : before_(device) {}
-CudaDeviceGuard::~CudaDeviceGuard() { before_ = 0; }
+CudaDeviceGuard::CudaDeviceGuard(const char*, int device) : before_(emulation::device) { emulation::device = device; }
+CudaDeviceGuard::~CudaDeviceGuard() { emulation::device = before_; }
 
 }  // namespace edgeprune

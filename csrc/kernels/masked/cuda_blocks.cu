@@ -49,6 +49,8 @@ __device__ __forceinline__ Position position_of(const BlocksGeometry& g, int p) 
 
 template <int Positions, int Block>
 constexpr int kStageBytes = (Positions + Block) * Block * 2;
+template <int Positions, int Block>
+constexpr int64_t kSharedBytes = kStages * kStageBytes<Positions, Block> + Positions * int64_t{sizeof(Position)};
 
 template <int Positions, int Block, bool Bf16>
 __global__ void __launch_bounds__(kThreads) blocks_kernel(const BlocksCuda task) {
@@ -235,8 +237,7 @@ __global__ void add_block_splits_kernel(const BlockDotsCuda task) {
 template <int Positions, int Block, bool Bf16>
 int run(const BlocksCuda& task, int64_t positions, void* stream) {
     return launch_shared(blocks_kernel<Positions, Block, Bf16>, (positions + Positions - 1) / Positions,
-                         task.plan.block_rows, kThreads,
-                         kStages * kStageBytes<Positions, Block> + Positions * int64_t{sizeof(Position)}, stream, task);
+                         task.plan.block_rows, kThreads, kSharedBytes<Positions, Block>, stream, task);
 }
 
 template <int Block, bool Bf16>
@@ -244,8 +245,10 @@ int run(const BlocksCuda& task, void* stream) {
     const BlocksGeometry& g = task.geometry;
     const int64_t positions = int64_t{g.images} * g.out_size[0] * g.out_size[1];
     // Twice the positions read each weight block half as often, where there is work for every multiprocessor anyway.
+    // Not every GPU has the shared memory for it (8.6, 8.9 and 12.0: 99 KB a block).
     if constexpr (Block == 64)
-        if (positions / 256 * task.plan.block_rows >= 2 * multiprocessors())
+        if (positions / 256 * task.plan.block_rows >= 2 * multiprocessors() &&
+            kSharedBytes<256, Block> <= most_shared())
             return run<256, Block, Bf16>(task, positions, stream);
     return run<128, Block, Bf16>(task, positions, stream);
 }
