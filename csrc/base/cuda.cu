@@ -24,6 +24,7 @@ const char* remedy(cudaError_t code) {
 void check_cuda(const char* op, int code) {
     if (code == cudaSuccess) return;
     const auto error = static_cast<cudaError_t>(code);
+    cudaGetLastError();  // forgets it: the next launch would be taken for the one that failed
     fail("%s: CUDA says '%s' (%s): %s", op, cudaGetErrorString(error), cudaGetErrorName(error), remedy(error));
 }
 
