@@ -177,7 +177,7 @@ TEST(masked_blocks_linear) {
     check_all<true>(linear(32, 1, 160, 32, 1.0, 1), 4);
     check_all<false>(linear(32, 65, 64, 96, 0.3, 1), 5);
     for (gpu = 0; gpu < 2; ++gpu)  // 256 positions a block of threads, where its shared memory allows
-        check_all<false>(linear(64, 600, 64, 128, 0.9, 4), 6);
+        check_all<false>(linear(64, 1600, 64, 128, 0.9, 4), 6);
     gpu = 0;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -63,6 +64,16 @@ def test_what_is_built_without_wishes_runs_on_an_orin(setup_module: ModuleType, 
     entries = set(fat_entries(built.read_bytes()))
     assert (MACHINE, 87) in entries and (PTX, 87) in entries
     assert (MACHINE, 90) in entries and {arch for kind, arch in entries if kind == PTX} == {87}
+
+
+def test_cmake_alone_has_architectures_too(setup_module: ModuleType, tmp_path: Path) -> None:
+    nvcc, cmake = setup_module.find_nvcc(), shutil.which("cmake")
+    if nvcc is None or cmake is None:
+        pytest.skip("no nvcc or no cmake here")
+    options = ["-DEDGEPRUNE_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    done = subprocess.run([cmake, "-S", str(ROOT), "-B", str(tmp_path), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert all(code in (tmp_path / "compile_commands.json").read_text() for code in ("compute_87,sm_87", "[sm_90]"))
 
 
 def test_the_installed_core_holds_what_it_says() -> None:
