@@ -239,6 +239,14 @@ TEST(masked_cuda_small_shared_memory) {  // many blocks of channels, and every n
     }
 }
 
+TEST(masked_cuda_many_rows_and_positions) {  // of a thread: the forms that larger layers take
+    uint64_t seed = 50;
+    for (const auto& [samples, outputs, size] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 100, 6}, {2, 100, 6}, {1, 256, 6}, {4, 100, 6}})
+        check_all({samples, 3, outputs, {size, size}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, 0.1}, seed++, 100 * 1024);
+    check_all(linear(200, 3, 100, 0.1), seed++, 100 * 1024);
+}
+
 TEST(masked_cuda_few_samples) {
     for (const int64_t samples : {1, 2, 8}) {
         const Case c = linear(samples, 70, 33, 0.3);
