@@ -106,11 +106,14 @@ def _devices(record: Mapping[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 1))
     for heading in ("device", "keeps", "", "update time", ""):
         table.add_column(heading)
-    slowest = max(record["update_time_s"].values()) or 1.0
+    slowest = max(record["update_time_s"].values(), default=0.0) or 1.0
     for name in list(record["retention"])[:SHOWN]:
-        kept, seconds = record["retention"][name], record["update_time_s"][name]
+        kept, seconds = record["retention"][name], record["update_time_s"].get(name)
         late = "left out" if name in record["rejected"] else ""
-        table.add_row(name, f"{kept:.0%}", _bar(kept), f"{seconds:.3f} s", late or _bar(seconds / slowest))
+        if seconds is None:  # its answer comes in a later round
+            table.add_row(name, f"{kept:.0%}", _bar(kept), "", "at work")
+        else:
+            table.add_row(name, f"{kept:.0%}", _bar(kept), f"{seconds:.3f} s", late or _bar(seconds / slowest))
     if len(record["retention"]) > SHOWN:
         table.add_row(f"... and {len(record['retention']) - SHOWN} more")
     return table

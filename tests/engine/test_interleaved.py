@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import Killed, maker, same, weights
+from short_runs import Killed, command, maker, same, weights
 
 from edgeprune import engine
 from edgeprune.algorithms import Barrier
@@ -261,3 +261,11 @@ def test_nobody_waits_so_everybody_is_busy_and_the_model_learns(tiny, tmp_path):
     assert found[-1]["loss"] < found[19]["loss"] < math.log(10)
     by_client = [client for r in found for client in r["participants"]]
     assert by_client.count("device-0") > 3 * by_client.count("device-3") > 0
+
+
+def test_a_terminal_shows_who_is_still_at_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
+    (tmp_path / "e.toml").write_text(tiny(FedBuff(buffer=1), "run.rounds=2").to_toml())
+    result = command("run", tmp_path / "e.toml", "--out", tmp_path / "run")
+    assert result.exit_code == 0 and records(tmp_path / "run")[0]["in_flight"]
+    assert "at work" in result.output
