@@ -143,21 +143,16 @@ class Server:
         }
         time_s = at.time_s + found.seconds
         last = round_ == self.setting.rounds
-        judged, calibration = None, None
         told = getattr(self.transport, "facts", None)
         transport = told() if told else None
+        verdict = dict.fromkeys(("accuracy", "loss", "client_accuracy", "calibration"))
         if last or round_ % self.evaluate_every == 0:
-            if self.algorithm.calibrate:
-                state, calibration = self._calibrated(state, round_)
-                if told:
-                    calibration["transport"] = told()
-            judged = self.evaluate(state.model)
+            state, verdict = self._judge(state)
+        calibration = verdict.pop("calibration")
         record = {
             "round": round_,
             "time_s": time_s,
-            "accuracy": judged.accuracy if judged else None,
-            "loss": judged.loss if judged else None,
-            "client_accuracy": dict(judged.clients) if judged and judged.clients else None,
+            **verdict,
             **traffic,
             "participants": [update.client for update in found.updates],
             "rejected": found.rejected,
@@ -185,6 +180,27 @@ class Server:
         held = {client: plan for client, plan in held.items() if client not in found.rejected}
         devices = dict(self.transport.memory())
         return Checkpoint(state, held, time_s, totals, devices, found.flight, at.experiment), record
+
+    def judged(self, at: Checkpoint, record: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
+        """``at`` and its ``record`` as they would be had this been the last round from the start."""
+        state, verdict = self._judge(at.state)
+        return replace(at, state=state), {**record, **verdict}
+
+    def _judge(self, state: State) -> tuple[State, dict[str, Any]]:
+        """``state`` calibrated where the algorithm asks for it, and what its round's record says of it."""
+        calibration = None
+        if self.algorithm.calibrate:
+            state, calibration = self._calibrated(state, state.round)
+            told = getattr(self.transport, "facts", None)
+            if told:
+                calibration["transport"] = told()
+        judged = self.evaluate(state.model)
+        return state, {
+            "accuracy": judged.accuracy,
+            "loss": judged.loss,
+            "client_accuracy": dict(judged.clients) if judged.clients else None,
+            "calibration": calibration,
+        }
 
     @staticmethod
     def _refuse_diverged(state: State) -> None:

@@ -150,6 +150,7 @@ def _resume(
         prepared, transport = connect(prepared)
     if at is None:
         server, at = begun(prepared, transport)
+        checkpoints.save(out / checkpoints.FILE, at)
     else:
         if transport is not None:  # what was under way was for a process that is gone; they are asked anew
             at = replace(at, flight={})
@@ -285,6 +286,10 @@ def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Wa
     run = prepared.experiment.run
     if at.state.round < run.rounds:
         (out / rundir.SUMMARY).unlink(missing_ok=True)  # of the shorter run that this one goes on with
+    else:
+        at, told = _ended(server, at, out)
+        if told:
+            return told
     for after, record in server.rounds(at):
         at = after
         rundir.append_metrics(out / rundir.METRICS, record)
@@ -295,6 +300,21 @@ def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Wa
     summary = _summary(prepared, at, rundir.read_metrics(out / rundir.METRICS), perf_counter() - began)
     checkpoints.write_atomically(out / rundir.SUMMARY, json.dumps(summary, indent=1, allow_nan=False).encode())
     return summary
+
+
+def _ended(server: Server, at: Checkpoint, out: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """(``at``, no round being left; the summary, if it was written). A round that only --set run.rounds made the last
+    has not been judged yet."""
+    records = rundir.read_metrics(out / rundir.METRICS)
+    if records[-1].get("accuracy") is not None:
+        try:
+            return at, rundir.RunDir(out).summary()
+        except EdgePruneError:  # damaged: it is written anew
+            return at, {}
+    at, records[-1] = server.judged(at, records[-1])
+    checkpoints.save(out / checkpoints.FILE, at)  # first: calibrated weights are calibrated to the same again
+    checkpoints.write_atomically(out / rundir.METRICS, "".join(map(rundir.line_of, records)).encode())
+    return at, {}
 
 
 def _summary(prepared: Prepared, at: Checkpoint, records: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:

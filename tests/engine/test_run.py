@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import Killed, same, weights
+from short_runs import SETS, Killed, maker, same, weights
 
 from edgeprune import engine
 from edgeprune.algorithms.training import train_local
@@ -15,6 +15,7 @@ from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
 from edgeprune.engine.rounds import seed_of
 from edgeprune.errors import EdgePruneError
+from edgeprune.fleet import LatencyTable
 
 
 def fedavg(small, *sets):
@@ -165,9 +166,53 @@ def test_resuming_equals_never_stopping(small, tmp_path, monkeypatch, moment, ro
 
 def test_resuming_a_finished_run_changes_nothing(small, tmp_path):
     engine.start(engine.prepare(small()), tmp_path / "run")
-    before = weights(tmp_path / "run")
-    engine.resume(tmp_path / "run", None)
-    assert same(before, weights(tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert engine.resume(tmp_path / "run", None) == engine.RunDir(tmp_path / "run").summary()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def dying(round_, *, saved):
+    """checkpoints.save of a process that ends at the checkpoint of ``round_``, before or once it is written."""
+    save = checkpoints.save
+
+    def save_and_die(path, checkpoint):
+        if saved or checkpoint.state.round != round_:
+            save(path, checkpoint)
+        if checkpoint.state.round == round_:
+            raise Killed
+
+    return save_and_die
+
+
+@pytest.mark.parametrize("algorithm", ["adaptcl", "fedasync"])
+def test_a_round_made_the_last_is_judged_as_the_last(latency, tmp_path, monkeypatch, algorithm):
+    make = maker(latency, f"algorithm.name={algorithm}", "algorithm.calibrate=2", "run.evaluate_every=3", *SETS)
+    engine.start(engine.prepare(make("run.rounds=4")), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", dying(4, saved=True))
+        with pytest.raises(Killed):
+            engine.start(engine.prepare(make("run.rounds=9")), tmp_path / "cut")
+    assert engine.RunDir(tmp_path / "cut").metrics()[-1]["accuracy"] is None
+    engine.resume(tmp_path / "cut", None, rounds=4)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    for name in (rundir.METRICS, rundir.CONFIG):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole, cut = (engine.RunDir(tmp_path / name).summary() for name in ("whole", "cut"))
+    assert all(whole[key] == cut[key] for key in ("accuracy", "rounds", "time_s", "upload_bytes", "download_bytes"))
+
+
+def test_a_run_killed_before_and_after_its_first_record_goes_on(small, tmp_path, monkeypatch):
+    engine.start(engine.prepare(small()), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", dying(0, saved=False))
+        with pytest.raises(Killed):
+            engine.start(engine.prepare(small()), tmp_path / "cut")
+        patch.setattr(checkpoints, "save", dying(1, saved=False))
+        with pytest.raises(Killed):
+            engine.resume(tmp_path / "cut", None)
+    engine.resume(tmp_path / "cut", None)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert (tmp_path / "cut" / rundir.METRICS).read_bytes() == (tmp_path / "whole" / rundir.METRICS).read_bytes()
 
 
 def test_a_longer_run_is_a_resumed_shorter_one(small, tmp_path):
@@ -232,3 +277,12 @@ def test_a_device_that_fails_in_calibration_is_left_out_and_named(small, tmp_pat
     record = engine.RunDir(tmp_path / "run").metrics()[-1]
     assert "not finite" in record["calibration"]["rejected"]["device-2"]
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values() if t.is_floating_point())
+
+
+def test_batches_of_one_sample_are_calibrated_with(small, tmp_path):
+    table = LatencyTable("digits", 1, (10_000, 10_000_000), (0.9, 9.0), (0.3, 3.0), 1.0)
+    (tmp_path / "one.json").write_text(json.dumps(table.to_json()))
+    sets = ("algorithm.batch_size=1", "run.rounds=1", "data.samples=24", f"fleet.latency={tmp_path / 'one.json'}")
+    engine.start(engine.prepare(small(*sets)), tmp_path / "run")
+    record = engine.RunDir(tmp_path / "run").metrics()[-1]
+    assert not record["calibration"]["rejected"] and record["calibration"]["time_s"] > 0
