@@ -102,7 +102,7 @@ class Cohort:
         weights = [self._parameters[name] for name in self._masks]
         total = [torch.zeros_like(weight) for weight in weights]
         for part in whole.split(self._recipe.batch_size, dim=1):
-            if part.shape[1] == 1 and whole.shape[1] > 1:
+            if part.shape[1] == 1 < min(self._recipe.batch_size, whole.shape[1]):
                 continue
             for one, gradient in zip(total, torch.autograd.grad(self._losses(part).sum(), weights), strict=True):
                 one += gradient * (part.shape[1] / whole.shape[1])

@@ -63,7 +63,7 @@ def dense_gradients(model: nn.Module, data: LocalData, loss_of: Loss, recipe: Re
     loss_of = on_softmax(loss_of) if recipe.softmax else loss_of
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for batch in torch.arange(len(data)).split(recipe.batch_size):
-        if len(batch) == 1 and len(data) > 1:
+        if len(batch) == 1 < min(recipe.batch_size, len(data)):
             continue
         loss = loss_of(dense(data.normalise(data.x[batch])), data.y[batch])
         for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):

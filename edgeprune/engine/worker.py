@@ -221,7 +221,7 @@ class Worker:
         self._calibrating.update(message.tensors)
         load_local(model, self._calibrating)
         x = self._data.x.split(batch_size)
-        batches = (self._data.normalise(part) for part in x if len(part) > 1 or len(x) == 1)
+        batches = (self._data.normalise(part) for part in x if not len(part) == 1 < len(x[0]))
         statistics = local_statistics(model, batches, own=first)
         answer = wire.Message("statistics", message.round, self._client, full.id, statistics, samples=len(self._data))
         blob = wire.encode(answer)

@@ -11,6 +11,7 @@ from short_runs import maker, resumed_equals_whole, weights
 
 from edgeprune import engine, ops, wire
 from edgeprune.algorithms.clients import ClientSide
+from edgeprune.algorithms.cohort import Cohort
 from edgeprune.algorithms.feddst import FedDST, masks_of, mean_of_holders
 from edgeprune.algorithms.protocol import Assignment, Job, Recipe, Update
 from edgeprune.algorithms.readjustment import dense_gradients, readjust
@@ -19,7 +20,8 @@ from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine.acceptance import accept
 from edgeprune.engine.transport import Reply
 from edgeprune.errors import EdgePruneError
-from edgeprune.nn import sparsify
+from edgeprune.nn import densify, sparsify
+from edgeprune.nn.batched import batched
 
 
 @pytest.fixture
@@ -147,13 +149,19 @@ def one_layer(seed=0):
     return model, data
 
 
-def test_dense_gradients_are_those_of_the_dense_network():
+@pytest.mark.parametrize("batch_size", [3, 1])  # batches of 3, 3 and 2: weighted by their samples
+def test_dense_gradients_are_those_of_the_dense_network(batch_size):
     model, data = one_layer()
-    recipe = Recipe(1, 3, 0.1, 0.9, 0.0)  # batches of 3, 3 and 2: weighted by their samples
+    recipe = Recipe(1, batch_size, 0.1, 0.9, 0.0)
     weight = model[0].weight.detach().double().requires_grad_()
     torch.nn.functional.cross_entropy(data.x.double() @ weight.T, data.y).backward()
     found = dense_gradients(model, data, torch.nn.functional.cross_entropy, recipe)
     torch.testing.assert_close(found["0.weight"].double(), weight.grad, rtol=1e-5, atol=1e-6)
+    bits, twice = {"0.weight": [model[0].pattern.bits] * 2}, batched(densify(model), 2, torch.device("cpu"))
+    states, loss_of = [model.state_dict()] * 2, torch.nn.functional.cross_entropy
+    cohort = Cohort(twice, states, bits, [data, data], loss_of, recipe, torch.device("cpu"))
+    for each in cohort.dense_gradients()["0.weight"]:
+        torch.testing.assert_close(each.double(), weight.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_training_goes_on_after_the_move_and_the_reference_of_fedprox_follows():
