@@ -15,6 +15,8 @@ from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import SubmodelPlan
 from edgeprune.pruning.surgery import extract_state
 
+MOST = 1e30  # of what weights and gradients, which are float32, are multiplied by
+
 UploadType = Literal["fp32", "fp16", "int8"]
 
 
@@ -47,7 +49,7 @@ class ClientSide:
     def check_clients(self) -> None:
         """One sentence of EdgePruneError for a configuration that means nothing."""
         check_least_zero(self, "epochs", "batch_size", "lr", "sample", "calibrate")
-        if not (math.isfinite(self.prox) and self.prox >= 0):
+        if not 0 <= self.prox <= MOST:
             raise EdgePruneError(f"algorithm.prox is {self.prox}; give FedProx's mu, 0 for none")
         if self.upload not in get_args(UploadType):
             raise EdgePruneError(f"algorithm.upload is {self.upload!r}{nearest(self.upload, get_args(UploadType))}")
@@ -97,11 +99,13 @@ class WholeModel(ClientSide):
 
 
 def check_least_zero(algorithm: object, *names: str) -> None:
-    """Refuse a negative or boundless value of those of ``names`` that ``algorithm`` has."""
+    """Refuse a negative value of those of ``names`` that ``algorithm`` has, or one beyond what float32 holds."""
     for name in names:
         value = getattr(algorithm, name, 0)
         if not 0 <= value < math.inf:
             raise EdgePruneError(f"algorithm.{name} is {value}; give 0 or more")
+        if value > MOST:
+            raise EdgePruneError(f"algorithm.{name} is {value}; give {MOST:.0e} or less")
 
 
 def override(recipe: Recipe, epochs: int, batch_size: int, lr: float) -> Recipe:

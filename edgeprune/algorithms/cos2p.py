@@ -30,7 +30,7 @@ from torch import Tensor
 
 from edgeprune.algorithms import rates
 from edgeprune.algorithms.barrier import Barrier
-from edgeprune.algorithms.clients import ClientSide
+from edgeprune.algorithms.clients import ClientSide, check_least_zero
 from edgeprune.algorithms.mask_learning import cut
 from edgeprune.algorithms.protocol import Assignment, Job, Setting, State, Update
 from edgeprune.errors import EdgePruneError, nearest
@@ -100,9 +100,7 @@ class CoS2P(ClientSide):
                 raise EdgePruneError(f"algorithm.{field} is {value!r}{nearest(str(value), get_args(kinds))}")
         if self.mask_epochs < 1:
             raise EdgePruneError(f"algorithm.mask_epochs is {self.mask_epochs}; give 1 or more")
-        for field in ("transfer", "pull", "deadline_s"):
-            if not (math.isfinite(getattr(self, field)) and getattr(self, field) >= 0):
-                raise EdgePruneError(f"algorithm.{field} is {getattr(self, field)}; give 0 or more")
+        check_least_zero(self, "transfer", "pull", "deadline_s")
         if not self.temperature > 0:
             raise EdgePruneError(f"algorithm.temperature is {self.temperature}; it must be greater than 0")
 

@@ -13,6 +13,7 @@ depend on the scale of the loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,8 @@ def learn_mask(
     seed: int,
 ) -> Learnt:
     """Learn for ``recipe.epochs`` which ``job.learn`` of the channels of ``model`` stay; ``plan`` says which blocks it
-    has. Groups that it lacks keep their first channels. The weights are not changed.
+    has. Groups that it lacks keep their first channels. The weights are not changed. Where the loss is no number any
+    more, nothing can be learnt: it ends there, and that is the loss it tells.
     """
     order = torch.Generator().manual_seed(seed)
     made = channel_makers(graph, plan)
@@ -85,13 +87,22 @@ def learn_mask(
                 output = functional_call(model, masked(weights, masks, made), (data.normalise(data.x[batch]),))
                 loss = loss_of(output, data.y[batch])
                 mean = torch.cat(list(masks.values())).mean()
+                objective = loss + job.pull * (mean - job.learn).abs()
                 optimizer.zero_grad(set_to_none=True)
-                (loss + job.pull * (mean - job.learn).abs()).backward()
+                objective.backward()
+                if not all(bool(score.grad.isfinite().all()) for score in scores.values() if score.grad is not None):
+                    return _learnt(graph, scores, job, plan, Trained(math.nan, steps))
                 optimizer.step()
                 total, seen, steps = total + float(loss.detach()) * len(batch), seen + len(batch), steps + 1
+    return _learnt(graph, scores, job, plan, Trained(total / max(seen, 1), steps))
+
+
+def _learnt(
+    graph: ChannelGraph, scores: Mapping[str, Tensor], job: Job, plan: SubmodelPlan, trained: Trained
+) -> Learnt:
     kept = {group: torch.sigmoid(score.detach()) for group, score in scores.items()}
     found = {group: kept.get(group, torch.zeros(size)) for group, size in graph.map.groups.items()}
-    return Learnt(cut(graph, found, job.learn, plan), kept, Trained(total / max(seen, 1), steps))
+    return Learnt(cut(graph, found, job.learn, plan), kept, trained)
 
 
 def cut(graph: ChannelGraph, scores: Mapping[str, Tensor], share: float, plan: SubmodelPlan) -> SubmodelPlan:

@@ -246,7 +246,8 @@ def _checked(where: str, value: Any, hint: Any) -> Any:
 
 
 def _refuse_boundless(where: str, value: Any) -> None:
-    """Nothing in an experiment may be infinite, no number at all, or a whole number beyond TOML's 64 bits."""
+    """Nothing in an experiment may be infinite, no number at all, a whole number beyond TOML's 64 bits, or hold a
+    character that ends a file's name."""
     if isinstance(value, (list, tuple)):
         for item in value:
             _refuse_boundless(where, item)
@@ -257,6 +258,8 @@ def _refuse_boundless(where: str, value: Any) -> None:
         raise EdgePruneError(f"{where} is {value}, which is not a number to compute with; give a finite value")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise EdgePruneError(f"{where} is a whole number of more than 64 bits; give a smaller one")
+    elif isinstance(value, str) and "\0" in value:
+        raise EdgePruneError(f"{where} is {value!r}, which holds a NUL character; leave that out")
 
 
 def _same(value: Any) -> Any:

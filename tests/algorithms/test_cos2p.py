@@ -228,6 +228,17 @@ def test_the_pull_brings_the_mean_to_the_rate():
     assert found[0.2] < 0.35 and found[0.8] > 0.65
 
 
+def test_weights_that_diverged_teach_no_mask_and_say_so():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1e20), model[2].weight.fill_(1e20)  # what an update may hold at most
+    data = LocalData(torch.ones(32, 4), torch.arange(32) % 2, lambda x: x)
+    graph = ChannelGraph.trace(model, (torch.zeros(2, 4),))
+    recipe, full = Recipe(2, 8, 0.1, 0.9, 0.0), SubmodelPlan.full(graph)
+    learnt = learn_mask(model, graph, full, data, functional.cross_entropy, recipe, Job(learn=0.5), 0)
+    assert math.isnan(learnt.trained.loss) and learnt.plan.counts["0"] == 4
+
+
 # --- knowledge transfer ----------------------------------------------------------------------------------------------
 
 
