@@ -171,5 +171,19 @@ def _fusible(model: nn.Module) -> bool:
 
 
 def on_softmax(loss_of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of softmax outputs: what comes of a softmax in front of a cross-entropy that has its own."""
-    return lambda output, target: loss_of(output.softmax(dim=1), target)
+    """The loss of softmax outputs, at every exit: what comes of a softmax in front of a cross-entropy that has its own.
+
+    Classes are the last dimension where every row before it has a target (characters), else the second.
+    """
+
+    def shares(output: Tensor, target: Tensor) -> Tensor:
+        return output.softmax(dim=-1 if output.shape[:-1] == target.shape else 1)
+
+    def loss(output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
+        if isinstance(output, tuple):
+            output = tuple(shares(each, target) for each in output)
+        else:
+            output = shares(output, target)
+        return loss_of(output, target)  # type: ignore[arg-type]
+
+    return loss

@@ -12,7 +12,8 @@ from edgeprune.algorithms import training
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, planned_steps, train_local
 from edgeprune.data.normalise import Standardise
-from edgeprune.nn import MaskedLinear
+from edgeprune.nn import MaskedLinear, at_every_exit
+from edgeprune.tasks.builtin import characters_loss
 
 
 @settings(deadline=None)
@@ -130,3 +131,16 @@ def test_a_buffer_called_sparse_is_nobody_elses_business():
     training.make_step(model, nn.functional.cross_entropy, Recipe(1, 5, 0.1, 0.9, 0.0))(
         torch.randn(2, 4), torch.arange(2)
     )
+
+
+def test_softmax_is_put_in_front_of_the_loss_at_every_exit_and_over_the_classes():
+    torch.manual_seed(0)
+    rows, y = (torch.randn(4, 3), torch.randn(4, 3)), torch.tensor([0, 1, 2, 1])
+    loss = nn.functional.cross_entropy
+    by_hand = at_every_exit(loss)(tuple(each.softmax(1) for each in rows), y)
+    assert torch.equal(training.on_softmax(at_every_exit(loss))(rows, y), by_hand)
+    texts, letters = torch.randn(2, 5, 3), torch.randint(0, 3, (2, 5))
+    by_hand = characters_loss(texts.softmax(2), letters)
+    assert torch.equal(training.on_softmax(characters_loss)(texts, letters), by_hand)
+    maps, places = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    assert torch.equal(training.on_softmax(loss)(maps, places), loss(maps.softmax(1), places))
