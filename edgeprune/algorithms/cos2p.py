@@ -207,7 +207,7 @@ class CoS2P(ClientSide):
     def _scores(self, setting: Setting, model: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
         if self.masks == "magnitude":
             return scores(model, setting.graph, "l2")
-        generator = torch.Generator().manual_seed(setting.seed * 100_003 + at)
+        generator = torch.Generator().manual_seed((setting.seed * 100_003 + at) % 2**64)
         return {name: torch.rand(size, generator=generator) for name, size in setting.graph.map.groups.items()}
 
     def _coverage(self, setting: Setting, state: State) -> dict[str, Any]:

@@ -193,7 +193,10 @@ def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
         for key in inner:
             if key != "fleet":
                 raise EdgePruneError(f"{config.file}: unknown section [{key}]; a fleet file holds only [fleet]")
-        inside = {**inner.get("fleet", {}), **{k: v for k, v in section.items() if k != "file"}}
+        named = inner.get("fleet", {})
+        if not isinstance(named, Mapping) or "file" in named:
+            raise EdgePruneError(f"{config.file}: [fleet] must be a table that names no further file, got {named!r}")
+        inside = {**named, **{k: v for k, v in section.items() if k != "file"}}
         config = replace(_fill(FleetConfig, f"{config.file}: fleet", inside), file="")
     if config.latency not in LATENCIES:
         config = replace(config, latency=str((folder / config.latency).resolve()))

@@ -228,6 +228,14 @@ def test_the_pull_brings_the_mean_to_the_rate():
     assert found[0.2] < 0.35 and found[0.8] > 0.65
 
 
+def test_random_masks_take_the_largest_seed_there_is(vit):
+    model, graph = vit
+    clients, recipe = ("a", "b"), Recipe(1, 1, 0.1, 0.0, 0.0)
+    setting = Setting(graph, clients, dict.fromkeys(clients, 1), recipe, 5, seed=2**63 - 1)
+    plans = CoS2P(masks="random", rates=(0.5,)).init(setting, dict(model.state_dict())).plans
+    assert plans["a"].id != plans["b"].id and plans["a"].retention < 1
+
+
 def test_weights_that_diverged_teach_no_mask_and_say_so():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     with torch.no_grad():

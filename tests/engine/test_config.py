@@ -68,6 +68,14 @@ def test_fleet_file_is_read_beside_the_experiment_and_written_out(tmp_path):
     assert fleet.file == "" and fleet.noise == 0.1 and fleet.device == ({"name": "nano", "slowdown": 4.0},)
 
 
+@pytest.mark.parametrize("text", ["fleet = 3\n", "[[fleet]]\nnoise = 0.2\n", "[fleet]\nfile = 'another.toml'\n"])
+def test_a_fleet_file_that_holds_no_fleet_is_one_sentence(tmp_path, text):
+    (tmp_path / "fleet.toml").write_text(text)
+    (tmp_path / "e.toml").write_text('[fleet]\nfile = "fleet.toml"\n')
+    with pytest.raises(EdgePruneError, match="fleet.toml: .fleet. must be a table that names no further file"):
+        load_experiment(tmp_path / "e.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
