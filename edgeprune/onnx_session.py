@@ -1,8 +1,17 @@
-"""What a loaded ONNX file says of itself: for those who export, judge and time one."""
+"""ONNX Runtime as it is imported here, and what a loaded file says of itself: for who exports, judges and times one."""
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
+
+
+def import_quiet(name: str = "onnxruntime") -> Any:
+    """The module ``name`` of ONNX Runtime, which then reports nothing to its maker: it looks at this variable as it is
+    imported for the first time, and else keeps an identifier of the machine and sends events. Raises ImportError."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(name)
 
 
 def fixed_batch(session: Any) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprune.bench.meter import Idle, Meter, Result
 from edgeprune.errors import EdgePruneError
-from edgeprune.onnx_session import fixed_batch
+from edgeprune.onnx_session import fixed_batch, import_quiet
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -46,7 +46,7 @@ def measure_onnx(
 def open_session(path: Path, threads: int, provider: str) -> tuple[Any, dict[str, Any]]:
     """(the loaded file, facts about it). Raises EdgePruneError."""
     try:
-        import onnxruntime
+        onnxruntime = import_quiet()
     except ImportError:
         raise EdgePruneError("bench onnx needs ONNX Runtime; pip install 'edgeprune[onnx]'") from None
     if not path.is_file():

@@ -22,6 +22,7 @@ from edgeprune.device.jtop_state import jtop_state
 from edgeprune.device.power import open_sampler
 from edgeprune.device.samples import now
 from edgeprune.device.state import machine_state
+from edgeprune.onnx_session import import_quiet
 
 
 def checkup(data_dir: str | None = None) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def _onnx() -> dict[str, Any]:
     found: dict[str, Any] = {name: _version(name) for name in ("onnx", "onnxscript")}
     found["onnxruntime"], found["providers"] = None, []
     try:
-        runtime = importlib.import_module("onnxruntime")
+        runtime = import_quiet()
         found["onnxruntime"], found["providers"] = runtime.__version__, list(runtime.get_available_providers())
     except Exception as error:  # a wheel for another glibc or numpy fails with its own type
         if importlib.util.find_spec("onnxruntime") is not None:

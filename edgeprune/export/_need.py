@@ -6,12 +6,13 @@ import importlib
 from typing import Any
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.onnx_session import import_quiet
 
 
 def need(name: str) -> Any:
     """The module ``name`` of the ``onnx`` extra; EdgePruneError that says how to install it."""
     try:
-        return importlib.import_module(name)
+        return import_quiet(name) if name.startswith("onnxruntime") else importlib.import_module(name)
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == name.split(".")[0]:
             raise EdgePruneError(f"export: {name} is not installed; pip install 'edgeprune[onnx]'") from None

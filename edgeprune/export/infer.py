@@ -188,7 +188,7 @@ def read_rows(path: Path) -> tuple[Tensor, Tensor | None]:
 def _values(path: Path, values: np.ndarray) -> Tensor:
     if values.ndim < 1:
         raise EdgePruneError(f"{path}: x is a single number; give an array with a row for each sample")
-    kind: Any = np.float32 if values.dtype.kind == "f" else values.dtype
+    kind: Any = np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:
         kind = np.int64
     with np.errstate(over="ignore"):

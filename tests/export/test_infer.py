@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -171,6 +174,23 @@ def test_whole_numbers_as_floats_are_classes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.ones((2, 3)), y=np.array([1.0, 4.0]))
     _, y = read_rows(tmp_path / "a.npz")
     assert y is not None and y.dtype == torch.int64 and y.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(("x", "y"), [(">i2", ">i8"), (">u2", ">i4"), (">f4", ">u2")])
+def test_numbers_of_the_other_byte_order_are_read(x: str, y: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, x=np.arange(12).reshape(3, 4).astype(x), y=np.array([0, 1, 300]).astype(y))
+    rows, answers = read_rows(path)
+    assert rows.tolist() == np.arange(12).reshape(3, 4).tolist() and answers.tolist() == [0, 1, 300]
+
+
+def test_the_runtime_keeps_no_identifier_of_the_machine(file: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeprune", "infer", str(file), "--data", "digits"],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+    )
+    assert done.returncode == 0 and [p for p in tmp_path.rglob("*") if "onnxruntime" in str(p)] == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
