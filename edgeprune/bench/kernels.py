@@ -233,14 +233,15 @@ def command(output: Path | None, threads: tuple[int, ...], seconds: float, save:
             console.print(f"rule for choosing written to {_short(crossover.save(tables))}")
         except OSError as error:
             raise EdgePruneError(
-                f"{crossover.cache_file()}: cannot be written ({error.strerror}); set XDG_CACHE_HOME, or --no-save"
+                f"the rule for choosing cannot be written ({error.strerror}: "
+                f"{error.filename or 'no cache folder'}); set XDG_CACHE_HOME, or --no-save"
             ) from None
 
 
 def _short(path: Path) -> str:
     try:
         return f"~/{path.relative_to(Path.home())}"
-    except ValueError:
+    except (ValueError, RuntimeError):  # elsewhere, or there is no home
         return str(path)
 
 

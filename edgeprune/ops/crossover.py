@@ -13,6 +13,7 @@ Forced for the whole process with EDGEPRUNE_MASKED=sparse|dense|auto or :func:`f
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from edgeprune.destination import write_bytes
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
 
@@ -143,8 +145,10 @@ def check_path(op: str, path: str) -> None:
 
 
 def cache_file() -> Path:
-    """Where this user's measured table lies, whether or not it exists."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """Where this user's measured table lies, whether or not it exists. OSError for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, "this user has no home folder")
     return Path(base) / "edgeprune" / "crossover.json"
 
 
@@ -184,9 +188,7 @@ def save(tables: Tables) -> Path:
     _state.update(tables=from_json(text)[0], source="measured on this machine")
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_bytes(path, text.encode(), "bench kernels", "make room, set XDG_CACHE_HOME, or --no-save")
     return path
 
 
@@ -206,7 +208,7 @@ def from_json(text: str) -> tuple[Tables, dict[str, Any]]:
         if not tables:
             raise ValueError("no threads")
         return tables, dict(body["machine"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise EdgePruneError(f"crossover: not a table of densities ({error!r}); measure it again") from error
 
 
@@ -218,7 +220,7 @@ def source() -> str:
 def load() -> None:
     """Reads the user's table if it is one of this machine, else the package's; done once on import."""
     try:
-        tables, machine = from_json(cache_file().read_text(encoding="utf-8"))
+        tables, machine = from_json(cache_file().read_text(encoding="utf-8", errors="replace"))
         if machine == fingerprint():
             _state.update(tables=tables, source="measured on this machine")
             return

@@ -102,12 +102,32 @@ def test_the_users_file_is_used_where_it_was_measured(tmp_path: Path, monkeypatc
     path.write_text(json.dumps(body))
     crossover.load()
     assert crossover._state["tables"] == packaged and "another machine" in crossover.source()
-    for damaged in ("", "{", "[]", '{"format": 2}', '{"format": 1, "machine": {}, "threads": {}}', "null"):
+    for damaged in ("", "{", "[]", '{"format": 2}', '{"format": 1, "machine": {}, "threads": {}}', "null", "[" * 9999):
         path.write_text(damaged)
         crossover.load()
         assert crossover._state["tables"] == packaged and "damaged" in crossover.source()
         with pytest.raises(EdgePruneError, match="not a table"):
             crossover.from_json(damaged)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_users_file_that_is_no_text_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = crossover.save(TABLES)
+    path.write_bytes(b"\xfd" + path.read_bytes()[1:])
+    crossover.load()
+    assert crossover._state["tables"] != TABLES and "damaged" in crossover.source()
+
+
+@pytest.mark.usefixtures("table")
+def test_a_user_without_a_home_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # what expanduser gives a user who is in no list
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="no home folder"):
+        crossover.save(TABLES)
+    crossover.load()
+    assert "the package's" in crossover.source() and list(tmp_path.iterdir()) == []
 
 
 def ask(value: str) -> subprocess.CompletedProcess[str]:
