@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -38,10 +39,10 @@ def list_(data_dir: Path | None) -> None:
     places = search.places(data_dir)
     for known in registry.SOURCES.values():
         place = places.get(known.name)
-        found = str(place) if place else f"not here; a fetch brings {_mb(known.download_size)}"
+        found = escape(str(place)) if place else f"not here; a fetch brings {_mb(known.download_size)}"
         table.add_row(known.name, known.what, known.licence, found if known.layouts else known.note)
     Console().print(table)
-    print(f"looked in {', '.join(str(root) for root in search.roots(data_dir))}")
+    print(f"looked in {', '.join(str(root) for root in search.roots(data_dir)) or 'no folder; name one with --data'}")
 
 
 @command.command("fetch")
@@ -53,7 +54,9 @@ def fetch_(name: str, data_dir: Path | None) -> None:
     if not known.downloads:
         print(f"{name}: nothing to fetch; it {known.note}")
         return
-    root = search.roots(data_dir)[0]
+    root = next(iter(search.roots(data_dir)), None)
+    if root is None:
+        raise EdgePruneError("data fetch: this user has no home folder to put it in; say where with --data")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks = {d.file.name: bars.add_task(d.file.name, total=d.file.size) for d in known.downloads}
@@ -79,7 +82,7 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
     wrong = 0
     for name in chosen:
         for verdict in search.verify(name, data_dir):
-            table.add_row(name, str(verdict.path), STATES[verdict.state])
+            table.add_row(name, escape(str(verdict.path)), STATES[verdict.state])
             wrong += verdict.state == "differs"
     if not table.row_count:
         print(

@@ -15,11 +15,15 @@ FOLDERS_INSIDE = ("", "cifar-10-batches-bin")  # of a data set's folder: its arc
 
 
 def roots(data_dir: str | Path | None = None) -> list[Path]:
-    """The folders to look in, first to last: ``data_dir`` (``--data``), $EDGEPRUNE_DATA, the cache."""
+    """The folders to look in, first to last: ``data_dir`` (``--data``), $EDGEPRUNE_DATA, the cache.
+
+    The last is none for a user without a home, as a container may run one.
+    """
     given = [Path(data_dir)] if data_dir else []
     from_environment = [Path(os.environ["EDGEPRUNE_DATA"])] if os.environ.get("EDGEPRUNE_DATA") else []
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeprune"
-    return list(dict.fromkeys([*given, *from_environment, cache]))
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = [] if home.startswith("~") else [Path(home) / "edgeprune"]
+    return list(dict.fromkeys([*given, *from_environment, *cache]))
 
 
 def find(name: str, data_dir: str | Path | None = None) -> dict[str, Path] | None:
@@ -54,7 +58,7 @@ def require(name: str, data_dir: str | Path | None = None) -> dict[str, Path]:
                 raise EdgePruneError(
                     f"{name}: {root / name} lacks {', '.join(lacking)}; 'edgeprune data fetch {name}' downloads it"
                 )
-    looked = ", ".join(str(root / name) for root in roots(data_dir))
+    looked = ", ".join(str(root / name) for root in roots(data_dir)) or "any folder, for this user has no home"
     raise EdgePruneError(
         f"{name}: not found in {looked}; 'edgeprune data fetch {name}' downloads it, or say where it is with --data"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +29,19 @@ def test_list_names_every_data_set_and_where_it_was_looked_for(alone, idx_folder
     assert str(idx_folder)[:40] in rows["mnist"] and "a fetch brings 170 MB" in rows["cifar-10"]
     assert "comes with scikit-learn" in rows["digits"]
     assert str(alone) in done.output.replace("\n", "")
+
+
+def test_a_folder_whose_name_looks_like_markup_is_shown_whole(alone, idx_folder, tmp_path):
+    shutil.copytree(idx_folder, tmp_path / "data [old]" / "mnist")
+    assert "data [old]/mnist" in invoke("list", "--data", tmp_path / "data [old]").output.replace("\n", "")
+    assert "[old]" in invoke("verify", "mnist", "--data", tmp_path / "data [old]").output
+
+
+def test_without_a_home_fetch_asks_for_a_place(alone, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "~")  # what expanduser gives a user who is in no list
+    assert "say where with --data" in str(invoke("fetch", "tinyshakespeare").exception)
+    assert "looked in no folder" in invoke("list").output
 
 
 def test_verify_of_the_real_files(alone, real):

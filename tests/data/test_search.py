@@ -21,6 +21,15 @@ def test_order_is_option_then_environment_then_cache(alone, tmp_path, monkeypatc
     assert search.roots("given") == [search.Path("given"), tmp_path / "env", alone]
 
 
+def test_a_user_without_a_home_has_no_cache(idx_folder, alone, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "~")  # what expanduser gives a user who is in no list
+    assert search.roots() == [] and search.roots("given") == [search.Path("given")]
+    assert search.find("mnist", idx_folder) and search.places()["mnist"] is None
+    with pytest.raises(EdgePruneError, match="this user has no home; .* say where it is with --data"):
+        data.load("mnist")
+
+
 def test_the_first_root_that_has_everything_wins(idx_folder, alone, tmp_path, monkeypatch):
     env, given = tmp_path / "env", tmp_path / "given"
     monkeypatch.setenv("EDGEPRUNE_DATA", str(env))
