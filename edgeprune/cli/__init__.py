@@ -61,6 +61,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and a non-zero status, never a traceback."""
+    with contextlib.suppress(AttributeError):  # no stream at all, or one that somebody put there
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name that the terminal cannot show
     try:
         status = cli.main(standalone_mode=False)
         if sys.stdout is not None:

@@ -39,7 +39,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         e = self._experiment
-        self._console.print(f"[bold]{e.task.name}[/bold] with [bold]{e.algorithm.name}[/bold], {self._rounds} rounds")
+        bold = [(name, "bold") for name in (e.task.name, e.algorithm.name)]
+        self._console.print(Text.assemble(bold[0], " with ", bold[1], f", {self._rounds} rounds"), soft_wrap=True)
         if self._live:
             self._live.__enter__()
         return self
@@ -55,20 +56,23 @@ class Progress:
         if record["accuracy"] is not None:
             self._accuracy = record["accuracy"]
         if self._live:
-            self._live.update(Group(self._headline(record), _devices(record)))
+            mark = "#" if self._console.options.ascii_only else "█"
+            self._live.update(Group(self._headline(record), _devices(record, mark)))
         elif record["round"] % 10 == 0 or record["round"] == self._rounds:
-            self._console.print(self._headline(record))
+            self._console.print(self._headline(record), soft_wrap=True)
         for client, reason in record["rejected"].items():
-            self._console.print(Text(f"round {record['round']}: {client} left out: {reason}", style="yellow"))
+            self._warn(f"round {record['round']}: {client} left out: {reason}")
         again = (record.get("facts") or {}).get("profile_again", {})
         for client in sorted(again.keys() - self._told):
             self._told.add(client)
-            text = f"round {record['round']}: profile {client} again: {'; '.join(again[client])}"
-            self._console.print(Text(text, style="yellow"))
+            self._warn(f"round {record['round']}: profile {client} again: {'; '.join(again[client])}")
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _warn(self, text: str) -> None:
+        self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
     def finish(self, summary: Mapping[str, Any], out: Path) -> None:
         """The result, in one line, and where it lies. EdgePruneError where no update of the whole run was merged."""
@@ -76,16 +80,18 @@ class Progress:
         if refused:
             self._result.print(
                 f"untrained: every update of {summary['rounds']} rounds was refused, and accuracy "
-                f"{summary['accuracy']:.2%} is that of the initial model"
+                f"{summary['accuracy']:.2%} is that of the initial model",
+                soft_wrap=True,
             )
-            self._result.print(f"written to {out}", markup=False)
+            self._result.print(f"written to {out}", markup=False, soft_wrap=True)
             raise EdgePruneError(f"{out}: nothing was trained, because every update was refused ({refused})")
         self._result.print(
             f"accuracy [bold]{summary['accuracy']:.2%}[/bold] after {summary['rounds']} rounds, "
             f"{summary['time_s']:.1f} s of fleet time, {summary['upload_bytes'] / 1e6:.1f} MB up, "
-            f"{summary['download_bytes'] / 1e6:.1f} MB down ({summary['wall_s']:.1f} s on this machine)"
+            f"{summary['download_bytes'] / 1e6:.1f} MB down ({summary['wall_s']:.1f} s on this machine)",
+            soft_wrap=True,
         )
-        self._result.print(f"written to {out}", markup=False)
+        self._result.print(f"written to {out}", markup=False, soft_wrap=True)
 
     def _headline(self, record: Mapping[str, Any]) -> Text:
         accuracy = "" if self._accuracy is None else f"  accuracy {self._accuracy:.2%}"
@@ -102,7 +108,7 @@ def _all_refused(records: Sequence[Mapping[str, Any]]) -> str:
     return str(reasons[-1]) if reasons else ""
 
 
-def _devices(record: Mapping[str, Any]) -> Table:
+def _devices(record: Mapping[str, Any], mark: str) -> Table:
     table = Table(box=None, padding=(0, 1))
     for heading in ("device", "keeps", "", "update time", ""):
         table.add_column(heading)
@@ -111,13 +117,14 @@ def _devices(record: Mapping[str, Any]) -> Table:
         kept, seconds = record["retention"][name], record["update_time_s"].get(name)
         late = "left out" if name in record["rejected"] else ""
         if seconds is None:  # its answer comes in a later round
-            table.add_row(name, f"{kept:.0%}", _bar(kept), "", "at work")
+            table.add_row(name, f"{kept:.0%}", _bar(kept, mark), "", "at work")
         else:
-            table.add_row(name, f"{kept:.0%}", _bar(kept), f"{seconds:.3f} s", late or _bar(seconds / slowest))
+            own = late or _bar(seconds / slowest, mark)
+            table.add_row(name, f"{kept:.0%}", _bar(kept, mark), f"{seconds:.3f} s", own)
     if len(record["retention"]) > SHOWN:
         table.add_row(f"... and {len(record['retention']) - SHOWN} more")
     return table
 
 
-def _bar(share: float) -> Text:
-    return Text("█" * max(1, round(20 * share)), style="cyan")
+def _bar(share: float, mark: str) -> Text:
+    return Text(mark * max(1, round(20 * share)), style="cyan")

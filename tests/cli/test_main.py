@@ -25,10 +25,9 @@ def edgeprune(*arguments, cwd, **kwargs):
     return subprocess.run(
         [sys.executable, "-m", "edgeprune", *map(str, arguments)],
         cwd=cwd,
-        text=True,
         timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **kwargs},
     )
 
 
@@ -138,6 +137,29 @@ def test_sigkill_then_resume_gives_the_same_weights(tmp_path, table, kill_at):
     whole, cut = (safetensors.torch.load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_output_cannot_show_are_spelt_out(tmp_path, monkeypatch, encoding):
+    (tmp_path / "fleet.toml").write_text('[[fleet.device]]\nname = "küche"\n[[fleet.device]]\nname = "デバイス"\n')
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = edgeprune("plan", "fleet.toml", cwd=tmp_path, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    assert ("küche" if encoding == "latin-1" else "k\\xfcche") in done.stdout and "\\u30c7" in done.stdout
+
+
+def test_what_a_pipe_gets_of_a_run_is_whole_lines(tmp_path, table):
+    out = tmp_path / "a folder with a long name" / ("runs of [all] devices " * 4)
+    done = edgeprune("run", *QUICK, *table, "--set", "run.rounds=1", "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *_, result, place = done.stdout.splitlines()
+    assert result.startswith("accuracy ") and result.endswith(" on this machine)") and place == f"written to {out}"
+
+
+def test_a_tasks_name_is_not_markup(tmp_path):
+    done = edgeprune("run", "--set", "task.name=[/bold]x", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("edgeprune: task.name: unknown task '[/bold]x'")
+    assert done.stdout.startswith("[/bold]x with adaptcl")
 
 
 def test_help_does_not_need_torch(tmp_path):
