@@ -48,11 +48,11 @@ def command(
 
     overrides = list(sets)
     if task:
-        overrides.append(f"task.name={json.dumps(task)}")
+        overrides.append(_override("task.name", task))
     if profile:
-        overrides.append(f"fleet.latency={json.dumps(str(profile.resolve()))}")
+        overrides.append(_override("fleet.latency", str(profile.resolve())))
     if objective:
-        overrides.append(f"algorithm.objective={json.dumps(objective)}")
+        overrides.append(_override("algorithm.objective", objective))
     if deadline is not None:
         overrides.append(f"algorithm.deadline_s={deadline}")
         if not objective:
@@ -67,6 +67,13 @@ def command(
     console.print(table(found))
     for line in lines(found):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _override(key: str, text: str) -> str:
+    """``key=text`` as ``--set`` takes it, whatever characters are in the text."""
+    import tomli_w
+
+    return f"{key}={tomli_w.dumps({'v': text}).partition('=')[2]}"
 
 
 def table(found: FleetPlan) -> Table:

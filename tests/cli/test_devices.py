@@ -75,6 +75,16 @@ def test_a_plan_without_a_profile_borrows_one_and_says_so(tmp_path: Path, here: 
     assert found["warnings"] == [] and found["participants"] == 3
 
 
+@pytest.mark.parametrize("folder", ['a "folder" \U0001f600', "\x7f"])
+def test_a_profile_is_found_whatever_its_folder_is_called(folder: str, tmp_path: Path, here: Path) -> None:
+    (tmp_path / folder).mkdir()
+    profile = here.rename(tmp_path / folder / "here.json")
+    (tmp_path / "fleet.toml").write_text("[fleet]\ndevices = 2\n")
+    shown = CliRunner().invoke(plan.command, [str(tmp_path / "fleet.toml"), "--profile", str(profile), "--json"])
+    assert shown.exit_code == 0, shown.exception
+    assert json.loads(shown.output)["participants"] == 2
+
+
 def test_a_fleet_in_a_file_of_its_own_is_planned_as_one_written_out(tmp_path: Path) -> None:
     written = '[fleet]\n[[fleet.device]]\nname = "a"\n[[fleet.device]]\nname = "b"\nslowdown = 4.0\n'
     (tmp_path / "inline.toml").write_text(written)
