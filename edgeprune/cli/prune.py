@@ -62,11 +62,12 @@ def command(model: str, output: Path, **options: Any) -> None:
     from edgeprune.pruning import Costs, files
 
     try:
-        there = output.exists()
+        output.exists()
     except OSError as error:
         raise EdgePruneError(f"-o {str(output)!r}: cannot name a folder ({error.strerror}); choose another") from None
-    if there:
+    if os.path.lexists(output):
         raise EdgePruneError(f"{output}: is there already; name a new folder")
+    check_destination(output, "prune")
     source = open_source(model, options["shapes"], options["weights"])
     graph, costs, sub = _prune(source, **options)
     units = ["channels", "parameters", "macs", "bytes", *(["ms"] if costs.latency else [])]
@@ -161,8 +162,9 @@ def _order(path: Path, graph: ChannelGraph, rank: Any) -> Any:
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else None
         if text is None:
+            check_destination(path, "--order")
             found = rank()
-            path.write_text(found.to_json(), encoding="utf-8")
+            write_text(path, found.to_json(), "--order")
             return found
     except (OSError, UnicodeDecodeError) as error:
         raise EdgePruneError(f"--order {path}: cannot be read or written ({error})") from None

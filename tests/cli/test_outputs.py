@@ -74,6 +74,30 @@ def test_bounds_are_said_and_kept(command: str, option: str, bounds: str, tmp_pa
     assert done.returncode == 2 and f"'{option}': 0.0 is not in the range {bounds}" in done.stderr
 
 
+def test_prune_looks_at_its_folder_before_it_measures(tmp_path: Path) -> None:
+    for output, words in (("none/small", "does not exist"), ("link", "is there already")):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("nowhere")
+        done = edgeprune("prune", "digits", "--budget", "ms=1", "--latency", "t.json", "-o", output, cwd=tmp_path)
+        assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+        assert os.listdir(tmp_path) == ["link"] and done.stdout == ""
+
+
+def test_an_order_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); from edgeprune.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, "prune", "digits", "-o", "small", "--order", "order.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 1 and "order.json: cannot be written (File too large)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("group", [(), ("data",), ("bench",)], ids=["edgeprune", "data", "bench"])
 def test_a_group_alone_shows_its_help_in_lines(group: tuple[str, ...], tmp_path: Path) -> None:
     alone, asked = edgeprune(*group, cwd=tmp_path), edgeprune(*group, "--help", cwd=tmp_path)
