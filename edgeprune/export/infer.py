@@ -18,9 +18,13 @@ from edgeprune.data.normalise import Standardise
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import seal
 from edgeprune.export.parity import rows_around, session
+from edgeprune.export.targets import PRECISIONS
 from edgeprune.onnx_session import fixed_batch
 
 MAX_CLASSES = 100_000
+MAX_ELEMENTS = 1 << 28  # of one batch that a file insists on
+# What other inputs than ours are given: rows of the same kind, float or whole numbers, in the file's own width.
+_WIDTHS = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int32)": np.int32}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def infer(
     chosen = []
     fixed = fixed_batch(runtime)
     batch = fixed or batch
+    if (fixed or 0) * x[0].numel() > MAX_ELEMENTS:
+        raise EdgePruneError(f"{path}: takes batches of {fixed:,} rows alone, which do not fit memory; export another")
     for start in range(0, len(x), batch):
         rows = prepare(x[start : start + batch])
         asked = len(rows)
@@ -76,13 +82,15 @@ def infer(
             rows = rows[rows_around(0, fixed, asked)]
         began = time.perf_counter()
         try:
-            out = runtime.run(None, {entry.name: rows.numpy()})[0]
+            out = runtime.run(None, {entry.name: _as_wide(rows.numpy(), entry.type)})[0]
         except Exception as error:  # the runtime has its own exception types
             raise EdgePruneError(
                 f"{path}: does not take rows of {tuple(rows.shape[1:])} {rows.dtype} ({_short(error)})"
             ) from None
         if len(rows) == batch or len(x) < batch:
             times.append(time.perf_counter() - began)
+        if not isinstance(out, np.ndarray) or out.dtype.kind not in "fiub":
+            raise EdgePruneError(f"{path}: its output is no array of numbers; infer knows files that give classes")
         if not out.ndim or len(out) != len(rows):
             raise EdgePruneError(
                 f"{path}: its output {out.shape} does not go with {len(rows)} rows, one answer for each"
@@ -103,7 +111,7 @@ def infer(
         promised=promised if isinstance(promised, float) and 0 <= promised <= 1 else None,
         times_s=tuple(times),
         chosen=np.concatenate(chosen),
-        precision=str(facts.get("precision", "not stated")),
+        precision=facts["precision"] if facts.get("precision") in PRECISIONS else "not stated",
     )
 
 
@@ -147,10 +155,17 @@ def _preparation(facts: dict[str, Any], x: Tensor, normalise: Any, path: Path) -
     return lambda rows: rows
 
 
+def _as_wide(rows: np.ndarray, wanted: str) -> np.ndarray:
+    kind = np.dtype(_WIDTHS.get(wanted, rows.dtype))
+    return rows.astype(kind) if kind.kind == rows.dtype.kind else rows
+
+
 def _classes(out: np.ndarray, answer: np.ndarray | None, path: Path) -> np.ndarray:
     """The largest along the axis of the classes: 1, or 2 where the output is [N, L, C] and the answers [N, L]."""
-    if out.ndim < 2 or out.shape[1] > MAX_CLASSES:
+    if out.ndim < 2 or out.shape[1] > MAX_CLASSES or not out.size:
         raise EdgePruneError(f"{path}: its output {out.shape} holds no classes")
+    if np.isnan(out).any():
+        raise EdgePruneError(f"{path}: its output holds NaN, which is no answer; check the rows, or export it as fp32")
     text = out.ndim == 3 and (answer is None or answer.shape == out.shape[:2])
     classes: np.ndarray = out.argmax(axis=2 if text else 1)
     if answer is not None and answer.shape != classes.shape:

@@ -176,6 +176,57 @@ def test_whole_numbers_as_floats_are_classes(tmp_path: Path) -> None:
     assert y is not None and y.dtype == torch.int64 and y.tolist() == [1, 4]
 
 
+def foreign(path: Path, node: str, output: int = 1, rows: object = "n", kind: int = 1, **options: object) -> Path:
+    """A file of another tool: one operator on four numbers a row; 1, 7, 8, 10 are float, int64, text, float16 there."""
+    helper = pytest.importorskip("onnx.helper")
+    start, axis = (helper.make_tensor(name, 7, [1], [number]) for name, number in (("start", 0), ("axis", 1)))
+    inputs = ["x", "start", "start", "axis"] if node == "Slice" else ["x"]
+    graph = helper.make_graph(
+        [helper.make_node(node, inputs, ["out"], **options)],
+        "g",
+        [helper.make_tensor_value_info("x", kind, [rows, 4])],
+        [helper.make_tensor_value_info("out", output, None)],
+        [start, axis] if node == "Slice" else [],
+    )
+    if node == "SequenceConstruct":
+        graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("out", 1, None))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"edgeprune.precision": "\x1b[2J"})
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("node", "how", "words"),
+    [
+        ("SequenceConstruct", {}, "no array of numbers"),
+        ("Cast", {"to": 8, "output": 8}, "no array of numbers"),
+        ("Log", {}, "holds NaN"),
+        ("Slice", {}, "holds no classes"),
+        ("Identity", {"rows": 1 << 40}, "do not fit memory"),
+    ],
+)
+def test_answers_of_other_files_that_are_none(tmp_path: Path, node: str, how: dict, words: str) -> None:
+    with pytest.raises(EdgePruneError, match=words):
+        infer(foreign(tmp_path / "m.onnx", node, **how), -torch.ones(5, 4), torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", [1, 10, 11])
+def test_other_files_take_rows_of_their_own_width(tmp_path: Path, kind: int) -> None:
+    x = torch.eye(4)
+    done = infer(foreign(tmp_path / "m.onnx", "Identity", kind, kind=kind), x, torch.arange(4))
+    assert done.accuracy == 1.0 and done.precision == "not stated"
+
+
+def test_a_batch_that_cannot_be_is_not_timed(tmp_path: Path) -> None:
+    from edgeprune.bench.onnx import made_up_feed, open_session
+
+    for rows in (1 << 40, 0):
+        path = foreign(tmp_path / "m.onnx", "Identity", rows=rows)
+        with pytest.raises(EdgePruneError, match="cannot be made up"):
+            made_up_feed(open_session(path, 1, "CPU")[0], rows, path)
+
+
 @pytest.mark.parametrize(("x", "y"), [(">i2", ">i8"), (">u2", ">i4"), (">f4", ">u2")])
 def test_numbers_of_the_other_byte_order_are_read(x: str, y: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.npz"
