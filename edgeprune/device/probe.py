@@ -152,11 +152,16 @@ def memory(root: Path = ROOT) -> tuple[int | None, int | None]:
     info = dict(re.findall(r"^(\w+):\s*(\d+) kB", _read(root / "proc/meminfo") or "", re.MULTILINE))
     total = int(info["MemTotal"]) * 1024 if "MemTotal" in info else None
     free = int(info["MemAvailable"]) * 1024 if "MemAvailable" in info else None
-    limit, used = _integer(root / "sys/fs/cgroup/memory.max"), _integer(root / "sys/fs/cgroup/memory.current")
+    group, names, idle = root / "sys/fs/cgroup", ("memory.max", "memory.current"), "inactive_file"
+    if (group / "memory/memory.limit_in_bytes").exists():  # the first version of control groups
+        group, names, idle = group / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+    limit, used = (_integer(group / name) for name in names)
     if total is not None and limit is not None and limit < total:
         total = limit
         if used is not None and free is not None:
-            free = min(free, max(0, limit - used))
+            # Files that were read count as used until somebody needs the memory.
+            cached = re.search(rf"^{idle} (\d+)$", _read(group / "memory.stat") or "", re.MULTILINE)
+            free = min(free, max(0, limit - used + (int(cached[1]) if cached else 0)))
     return total, free
 
 

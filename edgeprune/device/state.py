@@ -5,6 +5,7 @@ From the kernel's files alone, so that it is there without jtop and costs nothin
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from collections.abc import Mapping
@@ -92,12 +93,13 @@ def power_mode(root: Path = ROOT) -> str | None:
 
 
 def temperatures(sys: Path) -> dict[str, float]:
-    """Degrees Celsius of every thermal zone that can be read (an unpowered one refuses)."""
+    """Degrees Celsius of every thermal zone that can be read (an unpowered one refuses); of one name, the hottest."""
     found: dict[str, float] = {}
     for zone in sorted((sys / "class/thermal").glob("thermal_zone*")):
         name, value = _text(zone / "type"), _integer(zone / "temp")
         if name and value is not None and value > -100_000:
-            found[name.removesuffix("-thermal")] = value / 1000
+            short = name.removesuffix("-thermal")
+            found[short] = max(value / 1000, found.get(short, -math.inf))
     return found
 
 

@@ -44,6 +44,14 @@ def test_the_input_rail_is_the_total(tmp_path: Path):
     assert sample.temperatures_c == {"tj": 51.5}
 
 
+def test_of_two_sensors_of_one_name_the_hotter_counts(tmp_path: Path):
+    root = board(tmp_path, VDD_IN=(5000, 1200))
+    for zone, millidegrees in ((2, 92000), (3, 40000)):
+        put(root, f"sys/class/thermal/thermal_zone{zone}/type", "cpu-thermal\n")
+        put(root, f"sys/class/thermal/thermal_zone{zone}/temp", f"{millidegrees}\n")
+    assert hwmon.read(hwmon.channels(root / "sys"), root / "sys").temperatures_c == {"tj": 51.5, "cpu": 92.0}
+
+
 def test_without_an_input_rail_the_sum_is_named(tmp_path: Path):
     root = board(tmp_path, VDD_GPU_SOC=(19000, 500), VDD_CPU_CV=(19000, 200))
     sampler = hwmon.sampler(0.1, root / "sys")

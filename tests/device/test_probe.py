@@ -124,6 +124,19 @@ def test_memory_respects_a_containers_limit(limit: str, used: str, expected: tup
     assert probe.memory(tmp_path) == expected
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_a_container_has_read_leave_its_memory_free(version: int, tmp_path: Path) -> None:
+    put(tmp_path, "proc/meminfo", "MemTotal: 8000 kB\nMemAvailable: 6000 kB\n")
+    group, limit, used, idle = {
+        1: ("memory/", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+        2: ("", "max", "current", "inactive_file"),
+    }[version]
+    put(tmp_path, f"sys/fs/cgroup/{group}memory.{limit}", "2048000\n")
+    put(tmp_path, f"sys/fs/cgroup/{group}memory.{used}", "2000000\n")
+    put(tmp_path, f"sys/fs/cgroup/{group}memory.stat", f"cache 1\n{idle} 1500000\nactive_file 7\n")
+    assert probe.memory(tmp_path) == (2048000, 1548000)
+
+
 def test_this_machine_answers() -> None:
     machine = probe.machine()
     assert machine.cores >= machine.cores_usable >= 1
