@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 
+from edgeprune.cli.progress import _devices
 from edgeprune.fleet import LatencyTable
 
 TABLE = LatencyTable(
@@ -154,6 +157,13 @@ def test_what_a_pipe_gets_of_a_run_is_whole_lines(tmp_path, table):
     assert done.returncode == 0, done.stderr
     *_, result, place = done.stdout.splitlines()
     assert result.startswith("accuracy ") and result.endswith(" on this machine)") and place == f"written to {out}"
+
+
+def test_a_devices_name_is_not_markup():
+    record = {"retention": {"nano [old]": 0.5}, "update_time_s": {"nano [old]": 1.0}, "rejected": {}}
+    console = Console(file=io.StringIO(), width=100)
+    console.print(_devices(record, "#"))
+    assert "nano [old]" in console.file.getvalue()
 
 
 def test_a_tasks_name_is_not_markup(tmp_path):
