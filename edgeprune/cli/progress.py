@@ -117,7 +117,7 @@ def _devices(record: Mapping[str, Any], mark: str) -> Table:
         kept, seconds = record["retention"][name], record["update_time_s"].get(name)
         late = "left out" if name in record["rejected"] else ""
         if seconds is None:  # its answer comes in a later round
-            table.add_row(Text(name), f"{kept:.0%}", _bar(kept, mark), "", "at work")
+            table.add_row(Text(name), f"{kept:.0%}", _bar(kept, mark), "", late or "at work")
         else:
             own = late or _bar(seconds / slowest, mark)
             table.add_row(Text(name), f"{kept:.0%}", _bar(kept, mark), f"{seconds:.3f} s", own)

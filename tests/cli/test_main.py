@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -164,6 +166,22 @@ def test_a_devices_name_is_not_markup():
     console = Console(file=io.StringIO(), width=100)
     console.print(_devices(record, "#"))
     assert "nano [old]" in console.file.getvalue()
+
+
+def test_a_terminal_shows_rounds_in_which_not_all_answer(tmp_path, table):
+    settings = [*QUICK, *table, "--set", "run.rounds=3", "--set", "algorithm.name=fedasync"]
+    screen, inside = pty.openpty()
+    run = [sys.executable, "-m", "edgeprune", "run", *settings, "--out", "run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TERM": "xterm"}
+    with subprocess.Popen(run, cwd=tmp_path, stdout=inside, stderr=inside, env=environment) as process:
+        os.close(inside)
+        shown = b""
+        with contextlib.suppress(OSError):  # of a terminal that nobody holds any more
+            while piece := os.read(screen, 65536):
+                shown += piece
+    os.close(screen)
+    assert process.returncode == 0, shown.decode()
+    assert b"update time" in shown and b"written to run" in shown
 
 
 def test_a_tasks_name_is_not_markup(tmp_path):
