@@ -38,6 +38,9 @@ def try_split(task: Task, model: nn.Module, data: DataSet, split: Split, what: s
             output = tried(data.normalise(x))
             float(task.loss(output, y))
             task.correct(output, y)
+            if what == "training":
+                with torch.enable_grad():
+                    task.loss(tried(data.normalise(x)), y).backward()
         except EdgePruneError:
             raise
         except Exception as error:

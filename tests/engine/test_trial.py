@@ -74,6 +74,10 @@ MISFITS = {
         "its data cannot be loaded (FileNotFoundError: [Errno 2] No such file: 'own.npz')",
     ),
     "no model": ({"make_model": raising(ZeroDivisionError())}, "its model cannot be made (ZeroDivisionError)"),
+    "a loss without a gradient": (
+        {"loss": lambda output, y: output.detach().sum()},
+        "do not fit its training samples (RuntimeError: element 0 of tensors does not require grad",
+    ),
     "a loss that raises": ({"loss": raising(KeyError("x"))}, "do not fit its training samples (KeyError: 'x')"),
 }
 
