@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_number, shown
 from edgeprune.ops import _checks, memory, observers, reference
 from edgeprune.ops._core import core
 
@@ -99,6 +99,7 @@ def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
 
 
 def _gather_seen(x: Tensor, index: Index) -> Tensor:
+    _kept_shape(x, index)
     if torch.compiler.is_compiling() or not observers.followed_by_torchs_operators_alone():
         return torch.ops.edgeprune.gather(x, list(index))
     _checks.check_indices("gather", x, index, increasing=False)
@@ -114,6 +115,8 @@ def _kept_shape(x: Tensor, index: Index) -> list[int]:
         )
     for dim, kept in enumerate(index):
         if kept is not None:
+            if not isinstance(kept, Tensor):
+                raise EdgePruneError("gather: an index must be a one-dimensional int64 tensor, or None")
             shape[dim] = kept.numel()
     return shape
 
@@ -187,6 +190,10 @@ def scatter_accumulate_many_(
 ) -> None:
     """``scatter_accumulate_`` of many tensors in one crossing of the border; tensors may not share memory."""
     _checks.check_lengths("scatter_accumulate_many_", totals=totals, counts=counts, xs=xs, indices=indices)
+    if not is_number(weight):
+        raise EdgePruneError(f"scatter_accumulate: weight is {shown(weight)}; give a number")
+    if not all(i is None or isinstance(i, Tensor) for index in indices for i in index):
+        raise EdgePruneError("scatter_accumulate: an index must be a one-dimensional int64 tensor, or None")
     with torch.no_grad():
         if _direct(totals, counts, xs):
             return _scatter_direct(totals, counts, xs, indices, weight)
@@ -246,10 +253,13 @@ def channel_norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> lis
     """``[channel_norms(x, dim, p) for x, dim in zip(xs, dims)]``, in one crossing of the border."""
     _checks.check_lengths("channel_norms_many", xs=xs, dims=dims)
     xs = [x.detach() for x in xs]
+    p = int(p) if p in (1, 2) else p
     if _direct(xs):
         return _norms_many(xs, dims, p)
     if not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
         return [reference.channel_norms(x, _channel_dim(x, dim, p), p) for x, dim in zip(xs, dims, strict=True)]
+    for x, dim in zip(xs, dims, strict=True):
+        _channel_dim(x, dim, p)
     return [torch.ops.edgeprune.channel_norms(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
 
 
@@ -258,6 +268,8 @@ def _channel_dim(x: Tensor, dim: int, p: int) -> int:
         raise EdgePruneError(f"channel_norms: dim {dim} does not exist in x of shape {tuple(x.shape)}")
     if p not in (1, 2):
         raise EdgePruneError(f"channel_norms: p is {p}; only 1 and 2 are known")
+    if x.is_complex():
+        raise EdgePruneError(f"channel_norms: x is {x.dtype}; give real numbers, such as torch.view_as_real(x)")
     return dim % x.ndim
 
 

@@ -93,3 +93,18 @@ def test_unequal_shapes_end_no_merge(sizes, dtype):
         with pytest.raises(EdgePruneError):
             call([base], [total], [count])
     assert torch.equal(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_indices_weights_and_numbers_of_wrong_types_are_refused(dtype):
+    x = torch.ones(3, 4, dtype=dtype)
+    for call, sentence in (
+        (lambda: ops.gather(x, [[0, 1], None]), "an index must be a one-dimensional int64 tensor"),
+        (lambda: ops.scatter_accumulate_(x.clone(), x.clone(), x[:2], [[0, 1], None], 1.0), "an index must be"),
+        (lambda: ops.scatter_accumulate_(x.clone(), x.clone(), x, [None, None], "a"), "weight is 'a'; give a number"),
+        (lambda: ops.channel_norms(torch.complex(x, x), 0, 1), "give real numbers"),
+        (lambda: ops.channel_norms(x, 0, 3.0), "only 1 and 2 are known"),
+    ):
+        with pytest.raises(EdgePruneError, match=sentence):
+            call()
+    assert ops.channel_norms(x, 0, 2.0).tolist() == [2, 2, 2]
