@@ -209,8 +209,8 @@ def _scatter_direct(
     if not totals:
         return
     core.scatter_accumulate_many(
-        [to_dlpack(total) for total in totals],
-        [to_dlpack(count) for count in counts],
+        [to_dlpack(observers.told_of_writing(total)) for total in totals],
+        [to_dlpack(observers.told_of_writing(count)) for count in counts],
         [to_dlpack(x) for x in xs],
         [_capsules(total, index, "scatter_accumulate", True) for total, index in zip(totals, indices, strict=True)],
         weight,
@@ -354,7 +354,7 @@ def _finish_into(
         [to_dlpack(base.contiguous()) for base in bases],
         [to_dlpack(total.contiguous()) for total in totals],
         [to_dlpack(count.contiguous()) for count in counts],
-        [to_dlpack(out) for out in outs],
+        [to_dlpack(observers.told_of_writing(out)) for out in outs],
         torch.get_num_threads(),
         "",
         _stream(bases[0]),

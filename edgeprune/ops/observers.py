@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 
@@ -28,3 +29,10 @@ def followed_by_torchs_operators_alone() -> bool:
 def plain(x: object) -> bool:
     """Neither a fake tensor nor another subclass."""
     return type(x) is Tensor or type(x) is Parameter
+
+
+def told_of_writing(x: Tensor) -> Tensor:
+    """``x``, which the core is about to write to: autograd, where it saved it, refuses to use what it finds."""
+    if not x.is_inference():  # those have no count of changes, for nobody saves them
+        increment_version(x)
+    return x

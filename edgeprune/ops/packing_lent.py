@@ -31,7 +31,7 @@ def lend_written(op: str, name: str, x: Tensor) -> object:
     if not x.is_contiguous():
         raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
     check_written(op, **{name: x})
-    return _lent(x)
+    return _lent(observers.told_of_writing(x))
 
 
 def _lent(x: Tensor) -> object:

@@ -59,6 +59,23 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
+def test_autograd_hears_that_what_it_saved_was_written_to(name):
+    weight, saved = torch.ones(8, requires_grad=True), torch.zeros(8)
+    loss = (weight * saved).sum()
+    WRITTEN[name](saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_inference_tensors_are_written_to(name):
+    with torch.inference_mode():
+        sums = torch.zeros(8)
+        WRITTEN[name](sums)
+    assert sums.is_inference()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_negated_view_is_not_written_to(name):
     with pytest.raises(EdgePruneError, match="is a negated view of other memory"):
         WRITTEN[name](torch._neg_view(torch.zeros(8)))
