@@ -9,6 +9,7 @@ with each device absent from a round at random, judged every twenty rounds, as m
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import random
@@ -188,16 +189,14 @@ def absences() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    what = sys.argv[1] if len(sys.argv) > 1 else ""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("soak", "absences"))
+    parser.add_argument("seconds", type=float, nargs="?", default=1800.0, help="how long a soak lasts")
+    arguments = parser.parse_args()
     about = harness.machine()
-    if what == "soak":
-        results = soak(float(sys.argv[2]) if len(sys.argv) > 2 else 1800.0)
-    elif what == "absences":
-        results = absences()
-    else:
-        sys.exit(__doc__)
+    results = soak(arguments.seconds) if arguments.what == "soak" else absences()
     print(results)
-    print(harness.write_result(f"faults-{what}", about, results))
+    print(harness.write_result(f"faults-{arguments.what}", about, results))
 
 
 if __name__ == "__main__":
