@@ -187,29 +187,41 @@ def _data(section: Mapping[str, Any]) -> DataConfig:
 
 def _fleet(section: Mapping[str, Any], folder: Path) -> FleetConfig:
     """``[fleet]``, its ``file`` read in: values beside ``file`` win over those inside."""
+    section = _found(section, folder)
     config = _fill(FleetConfig, "fleet", section)
     if config.file:
-        inner = _read_toml(folder / config.file)
+        path = folder / config.file
+        inner = _read_toml(path)
         for key in inner:
             if key != "fleet":
                 raise EdgePruneError(f"{config.file}: unknown section [{key}]; a fleet file holds only [fleet]")
         named = inner.get("fleet", {})
         if not isinstance(named, Mapping) or "file" in named:
             raise EdgePruneError(f"{config.file}: [fleet] must be a table that names no further file, got {named!r}")
-        inside = {**named, **{k: v for k, v in section.items() if k != "file"}}
+        inside = {**_found(named, path.parent), **{k: v for k, v in section.items() if k != "file"}}
         config = replace(_fill(FleetConfig, f"{config.file}: fleet", inside), file="")
-    if config.latency not in LATENCIES:
-        config = replace(config, latency=str((folder / config.latency).resolve()))
-    if any(isinstance(entry, Mapping) and isinstance(entry.get("profile"), str) for entry in config.device):
-        config = replace(config, device=tuple(_with_profile(entry, folder) for entry in config.device))
     return config
+
+
+def _found(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A ``[fleet]`` whose files are looked for in ``folder``, where it stands."""
+    found = dict(section)
+    if isinstance(latency := found.get("latency"), str) and latency not in LATENCIES:
+        found["latency"] = _path(latency, folder)
+    if isinstance(devices := found.get("device"), list):
+        found["device"] = [_with_profile(entry, folder) for entry in devices]
+    return found
 
 
 def _with_profile(entry: Any, folder: Path) -> Any:
     """A ``[[fleet.device]]`` with its profile's path made absolute."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("profile"), str) or not entry["profile"]:
         return entry
-    return {**entry, "profile": str((folder / entry["profile"]).resolve())}
+    return {**entry, "profile": _path(entry["profile"], folder)}
+
+
+def _path(name: str, folder: Path) -> str:
+    return name if "\0" in name else str((folder / name).resolve())  # refused with the other values
 
 
 def _fill(cls: type[T], where: str, section: Mapping[str, Any]) -> T:

@@ -4,7 +4,7 @@ a round     who is idle is asked; answers are taken one by one as they come, eac
             with the K-th that can be used the round ends (after its grace), and what came is merged
 under way   a device's assignment is kept as it was sent until its answer comes: the weights that its change is
             measured from, and the round that its staleness is counted from. An answer that nobody waits for (a
-            second copy, or after it was given up) is counted as a stray and merged nowhere
+            second copy, or after it was given up) is counted as a stray, its bytes too, and merged nowhere
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class InterleavedServer(Server):
                 now = end if end < math.inf else now
                 break
             now, name = max(now, arrival.at_s), arrival.reply.client
+            uploaded += len(arrival.reply.blob or b"")
             if name not in flight or flight[name].round != arrival.round:
                 strays.append(name)
                 continue
@@ -62,7 +63,6 @@ class InterleavedServer(Server):
                 rejected[name] = str(error)
             if arrival.reply.blob is not None:
                 came[name] = now
-                uploaded += len(arrival.reply.blob)
             if len(accepted) == need and end == math.inf:
                 end = now + barrier.grace * (now - at.time_s)
 

@@ -68,6 +68,20 @@ def test_fleet_file_is_read_beside_the_experiment_and_written_out(tmp_path):
     assert fleet.file == "" and fleet.noise == 0.1 and fleet.device == ({"name": "nano", "slowdown": 4.0},)
 
 
+def test_files_are_found_from_the_file_that_names_them(tmp_path):
+    (tmp_path / "fleets").mkdir()
+    (tmp_path / "fleets" / "fleet.toml").write_text(
+        '[fleet]\nlatency = "times.json"\n[[fleet.device]]\nname = "nano"\nprofile = "nano.json"\n'
+    )
+    path = tmp_path / "e.toml"
+    path.write_text('[fleet]\nfile = "fleets/fleet.toml"\n')
+    inside = load_experiment(path).fleet
+    assert inside.latency == str((tmp_path / "fleets" / "times.json").resolve())
+    assert inside.device[0]["profile"] == str((tmp_path / "fleets" / "nano.json").resolve())
+    path.write_text('[fleet]\nfile = "fleets/fleet.toml"\nlatency = "own.json"\n')
+    assert load_experiment(path).fleet.latency == str((tmp_path / "own.json").resolve())
+
+
 @pytest.mark.parametrize("text", ["fleet = 3\n", "[[fleet]]\nnoise = 0.2\n", "[fleet]\nfile = 'another.toml'\n"])
 def test_a_fleet_file_that_holds_no_fleet_is_one_sentence(tmp_path, text):
     (tmp_path / "fleet.toml").write_text(text)
