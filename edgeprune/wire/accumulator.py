@@ -66,7 +66,6 @@ class Accumulator:
         self._largest: dict[str, Tensor] = {}
         each = reach if isinstance(reach, Mapping) else dict.fromkeys(self._words, reach)
         self._reach = {name: _power(name, each.get(name)) for name in self._words}
-        self._checked: dict[tuple[int, int], Tensor] = {}
         self._given_out = False
         self.weight = 0
         self.updates = 0
@@ -92,10 +91,11 @@ class Accumulator:
                 f"accumulate: weight {weight!r} must be a positive whole number, with the {self.weight} so far at most "
                 f"{self._limit}"
             )
+        seen: set[tuple[int, int]] = set()
         for name, x in update.items():
             if indices is not None and name in self._types and name not in indices:
                 raise EdgePruneError(f"accumulate: indices lacks {name!r}; give the kept positions of every tensor")
-            self._check(name, x, None if indices is None else indices.get(name))
+            self._check(name, x, None if indices is None else indices.get(name), seen)
         for name, x in update.items():
             index = None if indices is None else indices[name]
             if name in self._words:
@@ -165,12 +165,12 @@ class Accumulator:
         held = (words & ((1 << self._bits) - 1)).double()
         return (words >> self._bits).double() * 2.0 ** -self.shift(name), held
 
-    def _check(self, name: str, x: Entry, index: Index | None) -> None:
+    def _check(self, name: str, x: Entry, index: Index | None, seen: set[tuple[int, int]]) -> None:
         if name not in self._types:
             raise EdgePruneError(f"accumulate: the update has {name!r}, which the model lacks")
         full = self._shapes[name]
         if index is not None:
-            self._check_index(name, full, index)
+            self._check_index(name, full, index, seen)
         shape = full if index is None else tuple(n if i is None else len(i) for n, i in zip(full, index, strict=True))
         if tuple(x.shape) != shape or x.dtype != self._types[name]:
             raise EdgePruneError(
@@ -187,19 +187,20 @@ class Accumulator:
         elif isinstance(x, PackedTensor) and x.mask is not None:
             raise EdgePruneError(f"accumulate: the update's {name!r} holds integers under a mask; send them whole")
 
-    def _check_index(self, name: str, full: tuple[int, ...], index: Index) -> None:
+    def _check_index(self, name: str, full: tuple[int, ...], index: Index, seen: set[tuple[int, int]]) -> None:
+        """``seen``: (id, size) of positions found right, for many tensors of an update share them."""
         if len(index) != len(full):
             raise EdgePruneError(
                 f"accumulate: {len(index)} indices for {name!r} of shape {full}; give one for each dimension"
             )
         for size, kept in zip(full, index, strict=True):
-            if kept is None or (id(kept), size) in self._checked:
+            if kept is None or (id(kept), size) in seen:
                 continue
             if not isinstance(kept, Tensor) or kept.dim() != 1 or kept.dtype is not torch.int64:
                 raise EdgePruneError(f"accumulate: an index of {name!r} is not a one-dimensional int64 tensor, or None")
             if len(kept) and (kept[0] < 0 or kept[-1] >= size or bool((kept.diff() <= 0).any())):
                 raise EdgePruneError(f"accumulate: the positions in {name!r} do not increase within 0..{size - 1}")
-            self._checked[id(kept), size] = kept  # held, so that no other gets its number
+            seen.add((id(kept), size))
 
     def _check_open(self) -> None:
         if self._given_out:
