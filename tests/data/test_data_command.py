@@ -33,7 +33,8 @@ def test_list_names_every_data_set_and_where_it_was_looked_for(alone, idx_folder
 
 def test_a_folder_whose_name_looks_like_markup_is_shown_whole(alone, idx_folder, tmp_path):
     shutil.copytree(idx_folder, tmp_path / "data [old]" / "mnist")
-    assert "data [old]/mnist" in invoke("list", "--data", tmp_path / "data [old]").output.replace("\n", "")
+    listed = invoke("list", "--data", tmp_path / "data [old]").output
+    assert "data[old]/mnist" in "".join(listed.split())  # the table breaks long paths
     assert "[old]" in invoke("verify", "mnist", "--data", tmp_path / "data [old]").output
 
 

@@ -36,7 +36,8 @@ def gives_up():
     raise SystemExit("no luck\\nnone at all")
 
 def dies(output, target):
-    if output.requires_grad and not Path("died").exists():
+    in_training = output.requires_grad and len(target) > 2  # a task is tried on two samples before
+    if in_training and not Path("died").exists():
         Path("died").touch()
         os._exit(1)
     return tasks.get("digits").loss(output, target)
