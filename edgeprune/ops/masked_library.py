@@ -7,17 +7,19 @@
 x is (N, inputs, H, W), weight compact ``[kept]``; a linear layer has H = W = 1. ``pattern`` and ``filter`` are
 those of :class:`~edgeprune.ops.sparsity.CompiledPattern`. float32 on the CPU, or on a GPU that the core was built for,
 goes to the core, everything else through plain torch. Each operator's gradients are the other two, so gradients of any
-order exist.
+order exist. torch's FlopCounterMode counts two for each kept weight and position, as much as is done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+from torch.utils.flop_counter import register_flop_formula
 
 from edgeprune.ops import _masked_core, masked_cuda, masked_dense, memory
 from edgeprune.ops._core import core
@@ -215,3 +217,28 @@ def _weight_gradient_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 _forward_op.register_autograd(_forward_backward, setup_context=_forward_context)
 _input_gradient_op.register_autograd(_input_gradient_backward, setup_context=_input_gradient_context)
 _weight_gradient_op.register_autograd(_weight_gradient_backward, setup_context=_weight_gradient_context)
+
+
+# ---- counts ---------------------------------------------------------------------------------------------------------
+
+Shape = Sequence[int]
+
+
+@register_flop_formula(_library.masked_conv2d)
+def _forward_flops(x: Shape, weight: Shape, *rest: object, out_shape: Shape, **more: object) -> int:
+    return _flops(weight, out_shape)
+
+
+@register_flop_formula(_library.masked_conv2d_input_gradient)
+def _input_gradient_flops(dy: Shape, weight: Shape, *rest: object, **more: object) -> int:
+    return _flops(weight, dy)
+
+
+@register_flop_formula(_library.masked_conv2d_weight_gradient)
+def _weight_gradient_flops(x: Shape, dy: Shape, *rest: object, out_shape: Shape, **more: object) -> int:
+    return _flops(out_shape, dy)
+
+
+def _flops(kept: Shape, out: Shape) -> int:
+    samples, _, *positions = out
+    return 2 * prod(kept) * samples * prod(positions)

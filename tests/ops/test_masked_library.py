@@ -10,6 +10,7 @@ import torch
 from masked_cases import Case, Made, make
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgeprune import SparsityPattern, ops
 
@@ -164,3 +165,17 @@ def test_dispatch_modes_see_the_operators() -> None:
     with Record():
         ops.masked_conv2d(made.x, made.weight, made.pattern, path="sparse")
     assert "edgeprune.masked_conv2d.default" in seen
+
+
+def test_flops_are_counted_of_kept_weights() -> None:
+    """By hand: a quarter of 2 x 16 x 8 x 9 weights at 4 x 8 x 8 places, three products."""
+    pattern = SparsityPattern.from_mask(torch.arange(16 * 8 * 9).reshape(16, 8, 3, 3) % 4 == 0)
+    x = torch.randn(4, 8, 8, 8, requires_grad=True)
+    weight = torch.randn(pattern.kept, requires_grad=True)
+    with FlopCounterMode(display=False) as sparse:
+        ops.masked_conv2d(x, weight, pattern, padding=1, path="sparse").sum().backward()
+    assert sparse.get_total_flops() == 3 * 2 * 16 * 8 * 9 // 4 * 4 * 8 * 8
+    one = SparsityPattern.from_mask(torch.eye(6, 5))
+    with FlopCounterMode(display=False) as linear:
+        ops.masked_linear(torch.randn(3, 5), torch.randn(one.kept), one, path="sparse")
+    assert linear.get_total_flops() == 2 * 5 * 3
