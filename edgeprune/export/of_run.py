@@ -106,7 +106,7 @@ def export_run(
     calibration = _calibration(dataset, data_note) if precision == "int8" else None
     accuracy = _accuracy(model, task, dataset)
     details = {**_describe(run, plan, accuracy, dataset), "recalibrated": recalibrate}
-    with staged(destination, "export") as draft, tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+    with staged(destination, "export") as draft, tempfile.TemporaryDirectory(dir=draft.parent) as scratch:
         form: dict[str, Any] = {"target": target, "precision": precision, "calibration": calibration, "batch": batch}
         file = export_onnx(model, examples, draft, metadata=details, **form)
         if rows is None:
