@@ -130,11 +130,10 @@ def cells(grid: str = "all") -> list[Cell]:
     """Every cell, the most telling first, and one seed after the other: a grid that stops half-way says something."""
     cifar, fashion = "cifar10-feddst", "fashion-feddst"
     parts = {
-        # A run of 1 GiB is no beginning of one of 8: alpha_r ends at half of the rounds. Masks that never move have no
-        # such end: theirs of 4 GiB are the first half of those of 8.
+        # A run of 1 GiB is no beginning of one of 8: alpha_r ends at half of the rounds.
         "short": [itertools.chain(headline(cifar, seed, 1, "-1gib"), fixed(cifar, seed, 1, "-1gib")) for seed in SEEDS],
         "headline": [headline(cifar, seed, 8) for seed in SEEDS],
-        "fixed": [fixed(cifar, seed, 4) for seed in SEEDS],
+        "fixed": [fixed(cifar, seed, 8) for seed in SEEDS],
         "softmax": [public_loss(cifar, seed, 2) for seed in SEEDS],
         "controls": [
             itertools.chain(controls(cifar, seed, 1), small_dense(seed, 1), topk(cifar, seed, 1)) for seed in SEEDS
