@@ -79,7 +79,7 @@ def public_loss(task: str, seed: int, gib: float) -> Iterator[Cell]:
         "anneal=squared",
         "replacement=true",
     )
-    yield dst(task, "feddst-public", seed, gib, *(f"algorithm.{way}" for way in ways))
+    yield dst(task, "feddst-public", seed, min(gib, 2), *(f"algorithm.{way}" for way in ways))
 
 
 def controls(task: str, seed: int, gib: float) -> Iterator[Cell]:
@@ -134,7 +134,7 @@ def cells(grid: str = "all") -> list[Cell]:
         "short": [itertools.chain(headline(cifar, seed, 1, "-1gib"), fixed(cifar, seed, 1, "-1gib")) for seed in SEEDS],
         "headline": [headline(cifar, seed, 8) for seed in SEEDS],
         "fixed": [fixed(cifar, seed, 8) for seed in SEEDS],
-        "softmax": [public_loss(cifar, seed, 2) for seed in SEEDS],
+        "softmax": [public_loss(cifar, seed, 8) for seed in SEEDS],
         "controls": [
             itertools.chain(controls(cifar, seed, 1), small_dense(seed, 1), topk(cifar, seed, 1)) for seed in SEEDS
         ],

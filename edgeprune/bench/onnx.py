@@ -13,8 +13,8 @@ import numpy as np
 from edgeprune.bench.meter import Idle, Meter, Result
 from edgeprune.errors import EdgePruneError
 from edgeprune.onnx_session import fixed_batch, import_quiet
+from edgeprune.ops.memory import MOST_ELEMENTS
 
-MAX_ELEMENTS = 1 << 28  # of one made-up input
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
@@ -115,7 +115,7 @@ def _made_up(entry: Any, batch: int, path: Path) -> np.ndarray:
     if kind is None:
         raise EdgePruneError(f"{path}: input {entry.name!r} is {entry.type}, which cannot be made up")
     shape = [size if isinstance(size, int) else (batch if i == 0 else 1) for i, size in enumerate(entry.shape)]
-    if not 0 < math.prod(shape) <= MAX_ELEMENTS:
+    if not 0 < math.prod(shape) <= MOST_ELEMENTS:
         raise EdgePruneError(f"{path}: input {entry.name!r} of shape {shape} cannot be made up; it must fit memory")
     random = np.random.default_rng(0)
     return random.integers(0, 2, shape).astype(kind) if kind is np.int64 else random.standard_normal(shape).astype(kind)

@@ -62,12 +62,13 @@ def command(model: str, output: Path, **options: Any) -> None:
     from edgeprune.pruning import Costs, files
 
     try:
-        output.exists()
+        output.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        check_destination(output, "prune")
     except OSError as error:
         raise EdgePruneError(f"-o {str(output)!r}: cannot name a folder ({error.strerror}); choose another") from None
-    if os.path.lexists(output):
+    else:
         raise EdgePruneError(f"{output}: is there already; name a new folder")
-    check_destination(output, "prune")
     source = open_source(model, options["shapes"], options["weights"])
     graph, costs, sub = _prune(source, **options)
     units = ["channels", "parameters", "macs", "bytes", *(["ms"] if costs.latency else [])]

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from edgeprune import tasks
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops.memory import MOST_ELEMENTS
 from edgeprune.tasks import Task
-
-MAX_ELEMENTS = 1 << 28  # of one made-up input
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _made_up(text: str) -> Tensor:
         dtype = {"": torch.float32, "float32": torch.float32, "int64": torch.int64}[kind]
     except (ValueError, KeyError):
         raise EdgePruneError(f"--input {text!r}: write a shape such as 2,3,224,224, or 2,128:int64") from None
-    if min(sizes) < 1 or math.prod(sizes) > MAX_ELEMENTS:
+    if min(sizes) < 1 or math.prod(sizes) > MOST_ELEMENTS:
         raise EdgePruneError(f"--input {text!r}: every size is at least 1, and all together a batch that fits memory")
     generator = torch.Generator().manual_seed(0)
     return torch.zeros(sizes, dtype=dtype) if kind == "int64" else torch.randn(sizes, generator=generator)

@@ -20,9 +20,9 @@ from edgeprune.export import seal
 from edgeprune.export.parity import rows_around, session
 from edgeprune.export.targets import PRECISIONS
 from edgeprune.onnx_session import fixed_batch
+from edgeprune.ops.memory import MOST_ELEMENTS
 
 MAX_CLASSES = 100_000
-MAX_ELEMENTS = 1 << 28  # of one batch that a file insists on
 # What other inputs than ours are given: rows of the same kind, float or whole numbers, in the file's own width.
 _WIDTHS = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int32)": np.int32}
 
@@ -73,7 +73,7 @@ def infer(
     chosen = []
     fixed = fixed_batch(runtime)
     batch = fixed or batch
-    if (fixed or 0) * x[0].numel() > MAX_ELEMENTS:
+    if (fixed or 0) * x[0].numel() > MOST_ELEMENTS:
         raise EdgePruneError(f"{path}: takes batches of {fixed:,} rows alone, which do not fit memory; export another")
     for start in range(0, len(x), batch):
         rows = prepare(x[start : start + batch])

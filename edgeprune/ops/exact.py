@@ -7,7 +7,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
-from edgeprune.ops.packing_lent import lend, lend_written
+from edgeprune.ops.lending import lend, lend_written
 
 
 def accumulate_exact_(

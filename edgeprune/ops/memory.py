@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeprune.ops._core import core
 
+MOST_ELEMENTS = 1 << 28  # of an input that is made up, or that a file insists on
 _LEAST = 4 << 20  # bytes, as in csrc/base/pages.h: below it no page of 2 MB need lie inside
 
 

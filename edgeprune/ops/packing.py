@@ -34,18 +34,9 @@ from torch import Tensor
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory, packing_cuda
 from edgeprune.ops._core import core
+from edgeprune.ops.lending import check_apart, lend, lend_written, plain
 from edgeprune.ops.packing_cuda import cuda_check
-from edgeprune.ops.packing_lent import (
-    check_apart,
-    checked_size,
-    empty_masks,
-    lend,
-    lend_written,
-    mask_room,
-    plain,
-    room,
-    seed_of,
-)
+from edgeprune.ops.packing_room import checked_size, empty_masks, mask_room, room, seed_of
 from edgeprune.ops.packing_types import Packed, check_dtype
 
 __all__ = [

@@ -17,7 +17,8 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops._core import core
-from edgeprune.ops.packing_lent import empty_masks, lend, lend_written, room, seed_of
+from edgeprune.ops.lending import lend, lend_written
+from edgeprune.ops.packing_room import empty_masks, room, seed_of
 from edgeprune.ops.packing_types import ITEM_BYTES, Packed, check_dtype, mask_bytes
 
 STATUS_WORDS = 8

@@ -8,7 +8,7 @@ from torch import Tensor
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory
 from edgeprune.ops._core import core
-from edgeprune.ops.packing_lent import lend, lend_written
+from edgeprune.ops.lending import lend, lend_written
 
 MAX_SIZE: int = core.max_pool_max_size
 

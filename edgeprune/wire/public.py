@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, shown
-from edgeprune.ops.packing_lent import check_apart
+from edgeprune.ops.lending import check_apart
 from edgeprune.wire import positions
 from edgeprune.wire.message import DENSE_LIMIT, Message, decode, encode, mask_id
 from edgeprune.wire.tensors import PackedTensor, all_finite, coding_of, pack_tensor, peak, written

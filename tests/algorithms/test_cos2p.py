@@ -15,10 +15,10 @@ from torch.nn import functional
 from edgeprune import engine
 from edgeprune.algorithms.cos2p import CoS2P
 from edgeprune.algorithms.fedrolex import window
-from edgeprune.algorithms.mask_learning import channel_makers, learn_mask, masked
+from edgeprune.algorithms.mask_learning import channel_makers, masked
 from edgeprune.algorithms.protocol import Job, Recipe, Setting, State, Update
 from edgeprune.algorithms.rates import dealt, depth_plan
-from edgeprune.algorithms.training import LocalData, Step
+from edgeprune.algorithms.training import Step
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import LatencyTable, size_of
 from edgeprune.nn import ExitHead, Exits, LinearInto, at_every_exit, with_transfer
@@ -179,72 +179,12 @@ def test_linear_into_adds_at_its_index():
     torch.testing.assert_close(layer(x, stream), stream + functional.linear(x, layer.weight, layer.bias))
 
 
-# --- learning masks --------------------------------------------------------------------------------------------------
-
-
-def test_a_mask_keeps_what_the_data_need():
-    """Of eight hidden channels only two carry anything to the output; the task needs them."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    with torch.no_grad():
-        model[0].weight.zero_()
-        model[0].bias.zero_()
-        model[2].weight.mul_(0.01)
-        for channel, (feature, label) in {1: (0, 0), 6: (1, 1)}.items():
-            model[0].weight[channel, feature] = 3.0
-            model[2].weight[label, channel] = 3.0
-    y = torch.arange(64) % 2
-    data = LocalData(functional.one_hot(y, 4).float(), y, lambda x: x)
-    graph = ChannelGraph.trace(model, (torch.zeros(2, 4),))
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    recipe, full = Recipe(10, 16, 0.1, 0.9, 0.0), SubmodelPlan.full(graph)
-    learnt = learn_mask(model, graph, full, data, functional.cross_entropy, recipe, Job(learn=0.25), 3)
-    assert learnt.plan.kept["0"] == (1, 6)
-    assert learnt.trained.steps == 40
-    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    again = learn_mask(model, graph, full, data, functional.cross_entropy, recipe, Job(learn=0.25), 3)
-    assert all(torch.equal(p, learnt.kept[name]) for name, p in again.kept.items())
-
-
-def test_the_pull_brings_the_mean_to_the_rate():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2))
-    data = LocalData(torch.randn(32, 4), torch.zeros(32, dtype=torch.int64), lambda x: x)
-    graph = ChannelGraph.trace(model, (torch.zeros(2, 4),))
-    found = {}
-    for share in (0.2, 0.8):
-        learnt = learn_mask(
-            model,
-            graph,
-            SubmodelPlan.full(graph),
-            data,
-            lambda output, target: 0.0 * output.sum(),
-            Recipe(12, 8, 0.1, 0.9, 0.0),
-            Job(learn=share),
-            0,
-        )
-        found[share] = float(torch.cat(list(learnt.kept.values())).mean())
-        assert learnt.plan.counts["0"] == round(share * 40)
-    assert found[0.2] < 0.35 and found[0.8] > 0.65
-
-
 def test_random_masks_take_the_largest_seed_there_is(vit):
     model, graph = vit
     clients, recipe = ("a", "b"), Recipe(1, 1, 0.1, 0.0, 0.0)
     setting = Setting(graph, clients, dict.fromkeys(clients, 1), recipe, 5, seed=2**63 - 1)
     plans = CoS2P(masks="random", rates=(0.5,)).init(setting, dict(model.state_dict())).plans
     assert plans["a"].id != plans["b"].id and plans["a"].retention < 1
-
-
-def test_weights_that_diverged_teach_no_mask_and_say_so():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    with torch.no_grad():
-        model[0].weight.fill_(1e20), model[2].weight.fill_(1e20)  # what an update may hold at most
-    data = LocalData(torch.ones(32, 4), torch.arange(32) % 2, lambda x: x)
-    graph = ChannelGraph.trace(model, (torch.zeros(2, 4),))
-    recipe, full = Recipe(2, 8, 0.1, 0.9, 0.0), SubmodelPlan.full(graph)
-    learnt = learn_mask(model, graph, full, data, functional.cross_entropy, recipe, Job(learn=0.5), 0)
-    assert math.isnan(learnt.trained.loss) and learnt.plan.counts["0"] == 4
 
 
 # --- knowledge transfer ----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,3 +42,14 @@ def clustered_mask(n: int, density: float, seed: int, run: int = 50) -> Tensor:
 
 def raw(x: Tensor | None) -> bytes | None:
     return None if x is None else x.contiguous().numpy().tobytes()
+
+
+floats = st.floats(width=32, allow_nan=False)
+
+
+def tensors(elements: st.SearchStrategy[float] = floats, most: int = 300) -> st.SearchStrategy[Tensor]:
+    return hnp.arrays(np.float32, st.integers(0, most), elements=elements).map(torch.from_numpy)
+
+
+def masks(n: int) -> st.SearchStrategy[Tensor]:
+    return hnp.arrays(np.bool_, n).map(mask_of)

@@ -1,17 +1,16 @@
-"""How the tensors of packing, pooling and exact sums reach the core, and the memory that results are written to."""
+"""Tensors that the core is lent: read, or written to, without a copy where that can be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError, is_whole, shown
-from edgeprune.ops import memory, observers
+from edgeprune.errors import EdgePruneError
+from edgeprune.ops import observers
 from edgeprune.ops._checks import check_written
-from edgeprune.ops.packing_types import ITEM_BYTES, SCALE_BLOCK, Packed, mask_bytes
 
 
 def plain(*xs: Tensor | None) -> bool:
@@ -65,35 +64,3 @@ def check_apart(op: str, written: Mapping[str, Tensor], read: Mapping[str, Tenso
             if start < last and (kind or changes):
                 raise EdgePruneError(f"{op}: {other} and {name} share memory, and one is written to; give it a copy")
         ends[changes] = max(ends[changes], (end, name))
-
-
-def checked_size(op: str, name: str, n: object) -> None:
-    """EdgePruneError unless ``n`` is a whole number as the core takes them."""
-    if not isinstance(n, int) and not is_whole(n) or not -(1 << 63) <= n < 1 << 63:  # type: ignore[operator]
-        raise EdgePruneError(f"{op}: {name} is {shown(n)}; give a whole number of elements")
-
-
-def mask_room(op: str, n: int) -> Tensor:
-    """A mask of ``n`` elements that keeps none."""
-    try:
-        return torch.zeros(mask_bytes(n), dtype=torch.uint8, device="cpu")
-    except RuntimeError:
-        raise EdgePruneError(f"{op}: a mask of {n} elements does not fit the memory; check the number") from None
-
-
-def empty_masks(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Room for a mask of each."""
-    return [torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device) for x in xs]
-
-
-def room(kept: int, dtype: str, device: torch.device | None = None) -> Packed:
-    """Room for ``kept`` packed values."""
-    values = memory.empty(kept * ITEM_BYTES[dtype], dtype=torch.uint8, device=device)
-    if dtype != "i8":
-        return Packed(values, None)
-    return Packed(values, torch.empty(-(-kept // SCALE_BLOCK), dtype=torch.float32, device=values.device))
-
-
-def seed_of(seed: int | None) -> tuple[bool, int]:
-    """(whether rounding is stochastic, the seed) as the core takes them."""
-    return seed is not None, 0 if seed is None else seed % (1 << 64)
