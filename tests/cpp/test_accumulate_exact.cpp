@@ -7,21 +7,12 @@
 #include "kernels/accumulate_exact/accumulate_exact.h"
 #include "ops/accumulate_exact.h"
 #include "ops/build_info.h"
+#include "views.h"
 
 using namespace edgeprune;
+using test::view_of;
 
 namespace {
-
-template <class T>
-View flat(std::vector<T>& data, DType dtype) {
-    View view;
-    view.data = data.data();
-    view.dtype = dtype;
-    view.dims = 1;
-    view.shape[0] = static_cast<int64_t>(data.size());
-    view.stride[0] = 1;
-    return view;
-}
 
 struct Case {
     std::vector<int64_t> words;
@@ -37,7 +28,7 @@ struct Case {
             values.push_back(random.real());
         }
     }
-    ExactCall call() { return {flat(words, DType::i64), flat(mask, DType::u8), flat(values, DType::f32)}; }
+    ExactCall call() { return {view_of(words), view_of(mask), view_of(values)}; }
 };
 
 bool refused(Case& one, double factor, int64_t weight, int bits) {

@@ -9,8 +9,10 @@
 #include "ops/build_info.h"
 #include "ops/channels.h"
 #include "ops/channels_tasks.h"
+#include "views.h"
 
 using namespace edgeprune;
+using test::view_of;
 
 namespace {
 
@@ -19,20 +21,6 @@ constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of a
 
 using Floats = std::vector<float>;
 using Positions = std::vector<int64_t>;
-
-View view_of(Floats& data, std::vector<int64_t> shape, int64_t offset = 0) {
-    View view;
-    view.data = data.data() + offset;
-    view.dtype = DType::f32;
-    view.dims = static_cast<int>(shape.size());
-    int64_t stride = 1;
-    for (int d = view.dims - 1; d >= 0; --d) {
-        view.shape[d] = shape[static_cast<size_t>(d)];
-        view.stride[d] = stride;
-        stride *= view.shape[d];
-    }
-    return view;
-}
 
 Floats random_floats(int64_t n, test::Random& random) {
     Floats data(static_cast<size_t>(n));

@@ -6,8 +6,10 @@
 #include "masked_values.h"
 #include "ops/build_info.h"
 #include "ops/masked.h"
+#include "views.h"
 
 using namespace edgeprune;
+using test::view_of;
 
 namespace {
 
@@ -37,31 +39,6 @@ const std::vector<Layer>& layers() {
     return all;
 }
 
-View view_of(Floats& data, std::vector<int64_t> shape) {
-    View view;
-    view.data = data.data();
-    view.dtype = DType::f32;
-    view.dims = static_cast<int>(shape.size());
-    int64_t stride = 1;
-    for (int d = view.dims - 1; d >= 0; --d) {
-        view.shape[d] = shape[static_cast<size_t>(d)];
-        view.stride[d] = stride;
-        stride *= view.shape[d];
-    }
-    return view;
-}
-
-template <class T>
-View flat_view(std::vector<T>& data, DType dtype) {
-    View view;
-    view.data = data.data();
-    view.dtype = dtype;
-    view.dims = 1;
-    view.shape[0] = static_cast<int64_t>(data.size());
-    view.stride[0] = 1;
-    return view;
-}
-
 struct Compiled {
     std::vector<uint8_t> bits;
     std::vector<int32_t> columns, starts, t_columns, t_order, t_starts;
@@ -79,10 +56,8 @@ struct Compiled {
         t_columns = t_order = columns;
         starts.resize(static_cast<size_t>((blocks_of(f.inputs, f) + 1) * f.outputs));
         t_starts.resize(static_cast<size_t>((blocks_of(f.outputs, f) + 1) * transposed_rows(f)));
-        compile_pattern(
-            f, flat_view(bits, DType::u8),
-            {flat_view(columns, DType::i32), flat_view(starts, DType::i32), flat_view(t_columns, DType::i32),
-             flat_view(t_order, DType::i32), flat_view(t_starts, DType::i32)});
+        compile_pattern(f, view_of(bits),
+                        {view_of(columns), view_of(starts), view_of(t_columns), view_of(t_order), view_of(t_starts)});
         pattern = {f,
                    static_cast<int64_t>(kept.size()),
                    columns.data(),
@@ -158,15 +133,15 @@ TEST(masked_layers_match_their_definition) {
                 call.padding[1] = layer.padding[1];
                 call.x = view_of(x, {layer.images, f.inputs, layer.size[0], layer.size[1]});
                 call.y = view_of(y, {layer.images, f.outputs, out[0], out[1]});
-                call.weights = flat_view(w, DType::f32);
-                call.bias = flat_view(bias, DType::f32);
+                call.weights = view_of(w);
+                call.bias = view_of(bias);
                 masked_forward(call, {threads, variant});
                 call.y.data = dy.data();
                 call.x.data = dx.data();
                 call.bias = {};
                 masked_input_gradient(call, {threads, variant});
                 call.x.data = x.data();
-                call.weights = flat_view(dw, DType::f32);
+                call.weights = view_of(dw);
                 masked_weight_gradient(call, {threads, variant});
                 y_sums.check(y);
                 dx_sums.check(dx);
@@ -190,8 +165,8 @@ TEST(masked_refuses_what_does_not_fit) {
     good.pattern = compiled.pattern;
     good.x = view_of(x, {2, 3, 5, 5});
     good.y = view_of(y, {2, 4, 3, 3});
-    good.weights = flat_view(w, DType::f32);
-    good.bias = flat_view(bias, DType::f32);
+    good.weights = view_of(w);
+    good.bias = view_of(bias);
     masked_forward(good, {});
     const auto refused = [&](const char* word, auto change) {
         MaskedCall call = good;
@@ -216,12 +191,12 @@ TEST(masked_refuses_what_does_not_fit) {
     refused("2^31", [](MaskedCall& call) { call.pattern.filter.outputs = int64_t{1} << 40; });
 
     std::vector<uint8_t> bits(compiled.bits);
-    CHECK(count_kept(flat_view(bits, DType::u8), filter.weights()) == compiled.pattern.kept);
+    CHECK(count_kept(view_of(bits), filter.weights()) == compiled.pattern.kept);
     for (size_t size : {bits.size() - 1, bits.size() + 1}) {
         std::vector<uint8_t> other(size);
         bool threw = false;
         try {
-            count_kept(flat_view(other, DType::u8), filter.weights());
+            count_kept(view_of(other), filter.weights());
         } catch (const Error&) {
             threw = true;
         }

@@ -6,26 +6,10 @@
 #include "kernels/max_pool/max_pool.h"
 #include "ops/build_info.h"
 #include "ops/max_pool.h"
+#include "views.h"
 
 using namespace edgeprune;
-
-namespace {
-
-template <class T>
-View picture(std::vector<T>& data, DType dtype, int64_t planes, int64_t height, int64_t width) {
-    View view;
-    view.data = data.data();
-    view.dtype = dtype;
-    view.dims = 3;
-    const int64_t shape[] = {planes, height, width}, stride[] = {height * width, width, 1};
-    for (int d = 0; d < 3; ++d) {
-        view.shape[d] = shape[d];
-        view.stride[d] = stride[d];
-    }
-    return view;
-}
-
-}  // namespace
+using test::view_of;
 
 TEST(max_pool_equals_the_reference) {
     test::Random random(7);
@@ -50,16 +34,15 @@ TEST(max_pool_equals_the_reference) {
                     for (int threads : {1, 3}) {
                         std::vector<float> dx(x.size(), std::numeric_limits<float>::quiet_NaN());
                         out.assign(windows, std::numeric_limits<float>::quiet_NaN());
-                        max_pool({picture(x, DType::f32, planes, height, width),
-                                  picture(out, DType::f32, planes, rows, columns),
-                                  picture(where, DType::u8, planes, rows, columns)},
+                        max_pool({view_of(x, {planes, height, width}), view_of(out, {planes, rows, columns}),
+                                  view_of(where, {planes, rows, columns})},
                                  size, {threads, variant});
                         CHECK(out == expected);
                         CHECK(where == places);
-                        max_pool_backward({picture(grad, DType::f32, planes, rows, columns),
-                                           picture(where, DType::u8, planes, rows, columns),
-                                           picture(dx, DType::f32, planes, height, width)},
-                                          size, {threads, variant});
+                        max_pool_backward(
+                            {view_of(grad, {planes, rows, columns}), view_of(where, {planes, rows, columns}),
+                             view_of(dx, {planes, height, width})},
+                            size, {threads, variant});
                         bool same = true;
                         for (size_t i = 0; i < dx.size(); ++i) same &= static_cast<double>(dx[i]) == sums[i];
                         CHECK(same);
@@ -70,8 +53,7 @@ TEST(max_pool_equals_the_reference) {
 TEST(max_pool_refuses_before_it_writes) {
     std::vector<float> x(16), out(9, 5.0f);
     std::vector<uint8_t> where(9);
-    const PoolCall good = {picture(x, DType::f32, 1, 4, 4), picture(out, DType::f32, 1, 3, 3),
-                           picture(where, DType::u8, 1, 3, 3)};
+    const PoolCall good = {view_of(x, {1, 4, 4}), view_of(out, {1, 3, 3}), view_of(where, {1, 3, 3})};
     const auto refused = [&](const PoolCall& call, int64_t size) {
         try {
             max_pool(call, size, {});

@@ -13,26 +13,15 @@
 #include "ops/gaps.h"
 #include "ops/packing.h"
 #include "packing_values.h"
+#include "views.h"
 
 using namespace edgeprune;
+using test::view_of;
 
 namespace {
 
 constexpr int64_t kSizes[] = {0, 1, 7, 8, 9, 63, 64, 65, 255, 256, 257, 2047, 2048, 2049, 5000, 66000, 140001};
 constexpr int kPerMille[] = {0, 4, 30, 300, 1000};
-
-View view(const void* data, DType dtype, size_t size) {
-    View result;
-    result.data = const_cast<void*>(data);
-    result.dtype = dtype;
-    result.dims = 1;
-    result.shape[0] = static_cast<int64_t>(size);
-    result.stride[0] = 1;
-    return result;
-}
-View view(const std::vector<float>& x) { return view(x.data(), DType::f32, x.size()); }
-View view(const std::vector<uint8_t>& x) { return view(x.data(), DType::u8, x.size()); }
-View view(const std::vector<int64_t>& x) { return view(x.data(), DType::i64, x.size()); }
 
 template <class T>
 bool same(const std::vector<T>& a, const std::vector<T>& b) {
@@ -62,10 +51,10 @@ Packed room_for(Coding coding, size_t kept) {
 Packed packed_by(const std::string& variant, int threads, const std::vector<float>& x, std::vector<float>* residual,
                  const std::vector<uint8_t>* mask, size_t kept, Coding coding, bool stochastic) {
     Packed out = room_for(coding, kept);
-    PackCall call{view(x), {}, {}, view(out.values), {}};
-    if (residual) call.residual = view(*residual);
-    if (mask) call.mask = view(*mask);
-    if (coding == Coding::i8) call.scales = view(out.scales);
+    PackCall call{view_of(x), {}, {}, view_of(out.values), {}};
+    if (residual) call.residual = view_of(*residual);
+    if (mask) call.mask = view_of(*mask);
+    if (coding == Coding::i8) call.scales = view_of(out.scales);
     pack_many({call}, coding, stochastic, 77, {threads, variant});
     return out;
 }
@@ -133,14 +122,14 @@ TEST(unpacking_and_accumulation_agree_with_the_reference) {
                     expected_total[at] = static_cast<float>(packing_accumulate_reference(0.25, 1.0f, product));
                     expected_held[at] += 0.3f;
                 }
-                const View scales = coding == Coding::i8 ? view(packed.scales) : View{};
+                const View scales = coding == Coding::i8 ? view_of(packed.scales) : View{};
                 for (const std::string& variant : present_variants())
                     for (int threads : {1, 3}) {
                         std::vector<float> out(x.size(), NAN), sums = total, weights = held;
-                        unpack(view(packed.values), scales, view(mask), coding, view(out), {threads, variant});
+                        unpack(view_of(packed.values), scales, view_of(mask), coding, view_of(out), {threads, variant});
                         CHECK(same(out, expected));
-                        accumulate(view(sums), view(weights), view(packed.values), scales, view(mask), coding, 0.3f,
-                                   {threads, variant});
+                        accumulate(view_of(sums), view_of(weights), view_of(packed.values), scales, view_of(mask),
+                                   coding, 0.3f, {threads, variant});
                         CHECK(same(sums, expected_total) && same(weights, expected_held));
                     }
             }
@@ -161,8 +150,8 @@ TEST(feedback_keeps_what_was_not_sent) {
                     std::vector<float> residual = before;
                     const Packed got = packed_by(variant, 3, x, &residual, &mask, kept.size(), coding, false);
                     std::vector<float> sent(x.size(), 0.0f), rest(x.size());
-                    const View scales = coding == Coding::i8 ? view(got.scales) : View{};
-                    unpack(view(got.values), scales, view(mask), coding, view(sent), {1, "scalar"});
+                    const View scales = coding == Coding::i8 ? view_of(got.scales) : View{};
+                    unpack(view_of(got.values), scales, view_of(mask), coding, view_of(sent), {1, "scalar"});
                     for (size_t i = 0; i < x.size(); ++i) rest[i] = (x[i] + before[i]) - sent[i];
                     CHECK(same(residual, rest));
                 }
@@ -195,7 +184,8 @@ TEST(the_largest_are_the_largest) {
                 }
                 for (const std::string& variant : present_variants()) {
                     std::vector<uint8_t> mask_x(expected_x.size(), 255), mask_other(expected_other.size(), 255);
-                    select_largest({view(x), view(other)}, k, {view(mask_x), view(mask_other)}, {3, variant});
+                    select_largest({view_of(x), view_of(other)}, k, {view_of(mask_x), view_of(mask_other)},
+                                   {3, variant});
                     CHECK(same(mask_x, expected_x) && same(mask_other, expected_other));
                 }
             }
@@ -209,15 +199,15 @@ TEST(gap_codes_agree_with_the_reference_and_survive_damage) {
             const std::vector<uint8_t> mask = some_mask(n, share, 8);
             for (const std::string& variant : present_variants()) {
                 const PackingOptions options{1, variant};
-                const GapPlan plan = plan_gaps(view(mask), n, options);
+                const GapPlan plan = plan_gaps(view_of(mask), n, options);
                 std::vector<uint8_t> data(static_cast<size_t>(plan.bytes)), expected = data;
-                encode_gaps(view(mask), n, plan, view(data), options);
+                encode_gaps(view_of(mask), n, plan, view_of(data), options);
                 const GapBits code{mask.data(), n, plan.parameter};
                 CHECK(plan.kept == 0 || (gaps_length_reference(code) + 7) / 8 == plan.bytes);
                 if (plan.kept) gaps_encode_reference(code, expected.data());
                 CHECK(same(data, expected));
                 std::vector<uint8_t> back(mask.size());
-                decode_gaps(view(data), plan.kept, n, plan.parameter, view(back), options);
+                decode_gaps(view_of(data), plan.kept, n, plan.parameter, view_of(back), options);
                 CHECK(same(back, mask));
                 test::Random random(static_cast<uint64_t>(n + share));
                 for (int turn = 0; turn < 20 && !data.empty(); ++turn) {
@@ -228,9 +218,9 @@ TEST(gap_codes_agree_with_the_reference_and_survive_damage) {
                     std::fill(back.begin(), back.end(), uint8_t{0});
                     try {
                         const int64_t count = random.below(2) ? plan.kept : random.below(n + 1);
-                        decode_gaps(view(bad), count, n, random.below(2) ? plan.parameter : random.below(31),
-                                    view(back), options);
-                        CHECK(mask_kept("test", view(back), n, options) == count);
+                        decode_gaps(view_of(bad), count, n, random.below(2) ? plan.parameter : random.below(31),
+                                    view_of(back), options);
+                        CHECK(mask_kept("test", view_of(back), n, options) == count);
                     } catch (const Error&) {
                         CHECK(true);
                     }
@@ -245,18 +235,18 @@ TEST(packing_refuses_what_does_not_fit) {
     const std::vector<uint8_t> two_kept = {1, 1}, spare = {1, 2}, eight_bytes(8), nine_bytes(9), one(1);
     const PackingOptions options;
     const auto open = [&](const std::vector<uint8_t>& mask, const std::vector<uint8_t>& values) {
-        unpack(view(values), {}, view(mask), Coding::f32, view(nine), options);
+        unpack(view_of(values), {}, view_of(mask), Coding::f32, view_of(nine), options);
     };
     CHECK(refuses([&] { open(spare, eight_bytes); }, "bits set beyond its 9"));
     CHECK(refuses([&] { open(one, eight_bytes); }, "is 2 bytes, not 1"));
     CHECK(refuses([&] { open(two_kept, nine_bytes); }, "9 bytes of values"));
-    CHECK(refuses([&] { unpack(view(one), {}, {}, Coding::i8, view(nine), options); }, "1 bytes of values"));
-    CHECK(refuses([&] { unpack(view(nine_bytes), {}, {}, Coding::i8, view(nine), options); }, "0 scales"));
-    CHECK(refuses([&] { mask_to_indices(view(spare), 9, {}, options); }, "bits set beyond"));
-    CHECK(refuses([&] { select_largest({view(nan)}, 1, {view(one)}, options); }, "NaN"));
-    CHECK(refuses([&] { select_largest({view(nine)}, 1, {view(one)}, options); }, "is 2 bytes"));
-    CHECK(refuses([&] { select_largest({view(eight)}, 9, {view(one)}, options); }, "outside 0..8"));
+    CHECK(refuses([&] { unpack(view_of(one), {}, {}, Coding::i8, view_of(nine), options); }, "1 bytes of values"));
+    CHECK(refuses([&] { unpack(view_of(nine_bytes), {}, {}, Coding::i8, view_of(nine), options); }, "0 scales"));
+    CHECK(refuses([&] { mask_to_indices(view_of(spare), 9, {}, options); }, "bits set beyond"));
+    CHECK(refuses([&] { select_largest({view_of(nan)}, 1, {view_of(one)}, options); }, "NaN"));
+    CHECK(refuses([&] { select_largest({view_of(nine)}, 1, {view_of(one)}, options); }, "is 2 bytes"));
+    CHECK(refuses([&] { select_largest({view_of(eight)}, 9, {view_of(one)}, options); }, "outside 0..8"));
     const std::vector<int64_t> outside = {3, 9};
-    CHECK(refuses([&] { mask_from_indices(view(outside), 9, view(two_kept)); }, "9 lies outside 0..8"));
+    CHECK(refuses([&] { mask_from_indices(view_of(outside), 9, view_of(two_kept)); }, "9 lies outside 0..8"));
     CHECK(refuses([&] { packed_by("", 1, nan, nullptr, nullptr, 2, Coding::i8, false); }, "not finite in i8"));
 }

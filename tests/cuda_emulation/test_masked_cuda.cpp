@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "ops/masked_cuda.h"
+#include "views.h"
 
 using namespace edgeprune;
 
@@ -12,21 +13,6 @@ struct Case {
     int64_t samples, inputs, outputs, size[2], taps[2], stride[2], padding[2], dilation[2], groups;
     double density;
 };
-
-template <class T>
-View view_of(std::vector<T>& values, DType dtype, Device device, std::vector<int64_t> shape = {}) {
-    View view;
-    view.data = values.data();
-    view.dtype = dtype, view.device = device;
-    if (shape.empty()) shape = {static_cast<int64_t>(values.size())};
-    view.dims = static_cast<int>(shape.size());
-    int64_t step = 1;
-    for (int d = view.dims - 1; d >= 0; --d) {
-        view.shape[d] = shape[static_cast<size_t>(d)], view.stride[d] = step;
-        step *= view.shape[d];
-    }
-    return view;
-}
 
 // A layer, its pattern on the "device", and the exact products in double with the sums of their magnitudes.
 struct Layer {
@@ -81,13 +67,13 @@ Layer make(const Case& c, uint64_t seed) {
     std::vector<uint8_t> mask(static_cast<size_t>((f.weights() + 7) / 8));
     for (int64_t i = 0; i < f.weights(); ++i)
         if (random.real() * 0.5 + 0.5 < c.density) mask[static_cast<size_t>(i / 8)] |= uint8_t(1 << i % 8);
-    const View bits = view_of(mask, DType::u8, Device::cpu);
+    const View bits = test::view_of(mask);
     const int64_t kept = count_kept(bits, f.weights());
     const auto many = [](int64_t n) { return std::vector<int32_t>(static_cast<size_t>(n)); };
     layer.columns = many(kept), layer.t_columns = many(kept), layer.t_order = many(kept);
     layer.starts = many((blocks_of(f.inputs, f) + 1) * f.outputs);
     layer.t_starts = many((blocks_of(f.outputs, f) + 1) * transposed_rows(f));
-    const auto whole = [](std::vector<int32_t>& v) { return view_of(v, DType::i32, Device::cpu); };
+    const auto whole = [](std::vector<int32_t>& v) { return test::view_of(v); };
     compile_pattern(f, bits,
                     {whole(layer.columns), whole(layer.starts), whole(layer.t_columns), whole(layer.t_order),
                      whole(layer.t_starts)});
@@ -118,13 +104,8 @@ float* aligned(std::vector<float>& v) {
     return v.data() + (16 - reinterpret_cast<uintptr_t>(v.data()) % 16) % 16 / sizeof(float);
 }
 
-View gpu(float* data, int64_t size) {
-    View view;
-    view.data = data, view.dtype = DType::f32, view.device = Device::cuda;
-    view.dims = 1, view.shape[0] = size, view.stride[0] = 1;
-    return view;
-}
-View gpu(std::vector<float>& values) { return gpu(values.data(), static_cast<int64_t>(values.size())); }
+View gpu(float* data, int64_t size) { return test::view_of(data, DType::f32, {size}, Device::cuda); }
+View gpu(std::vector<float>& values) { return test::view_of(values, Device::cuda); }
 
 // One product through arrange, plan_entries and the kernel; `shared` bytes may be small, so that blocks must be, too.
 void run(const Case& c, Layer& layer, MaskedWork work, std::vector<float>& result, int64_t size, int shared,

@@ -9,6 +9,7 @@
 #include "kernels/packing/packing_cuda.h"
 #include "ops/packing_cuda.h"
 #include "packing_values.h"
+#include "views.h"
 
 using namespace edgeprune;
 
@@ -16,32 +17,14 @@ namespace {
 
 constexpr int64_t kSizes[] = {0, 1, 7, 31, 32, 33, 255, 257, 4095, 4096, 4097, 20000, 70001};
 
-View view(const void* data, DType dtype, size_t size, Device device) {
-    View result;
-    result.data = const_cast<void*>(data);
-    result.dtype = dtype;
-    result.device = device;
-    result.dims = 1;
-    result.shape[0] = static_cast<int64_t>(size);
-    result.stride[0] = 1;
-    return result;
-}
-template <class T>
-constexpr DType kType = DType::other;
-template <>
-constexpr DType kType<float> = DType::f32;
-template <>
-constexpr DType kType<uint8_t> = DType::u8;
-template <>
-constexpr DType kType<int64_t> = DType::i64;
 template <class T>
 View cpu(const std::vector<T>& x) {
-    return view(x.data(), kType<T>, x.size(), Device::cpu);
+    return test::view_of(x);
 }
 // As if the vector's memory were a GPU's, from element `from` on.
 template <class T>
 View gpu(const std::vector<T>& x, size_t from = 0) {
-    return view(x.data() + from, kType<T>, x.size() - from, Device::cuda);
+    return test::view_of(x.data() + from, test::kType<T>, {static_cast<int64_t>(x.size() - from)}, Device::cuda);
 }
 
 template <class T>
@@ -65,8 +48,7 @@ struct Room {
         bytes_ = bytes;
     }
     CudaCall call() const {
-        return {view(memory.data(), DType::u8, static_cast<size_t>(bytes_), Device::cuda),
-                view(status.data(), DType::i32, status.size(), Device::cuda), nullptr};
+        return {test::view_of(memory.data(), DType::u8, {bytes_}, Device::cuda), gpu(status), nullptr};
     }
     uint32_t word(PackingStatus which) const { return static_cast<uint32_t>(status[which]); }
     bool clean() const { return status == std::vector<int32_t>(8, 0); }
@@ -304,8 +286,10 @@ TEST(cuda_masks_count_list_and_return) {
             mask_to_indices_cuda(gpu(mask), n, gpu(got), room.call());
             CHECK(room.clean() && same(where, got));
             std::vector<uint32_t> again(static_cast<size_t>((n + 31) / 32), 0);
-            mask_from_indices_cuda(gpu(where), n, view(again.data(), DType::u8, 4 * again.size(), Device::cuda),
-                                   room.call());
+            mask_from_indices_cuda(
+                gpu(where), n,
+                test::view_of(again.data(), DType::u8, {static_cast<int64_t>(4 * again.size())}, Device::cuda),
+                room.call());
             CHECK(room.clean() && (mask.empty() || std::memcmp(again.data(), mask.data(), mask.size()) == 0));
         }
 }
