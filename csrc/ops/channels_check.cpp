@@ -1,5 +1,6 @@
 // What the channels operators accept, in sentences.
 #include <cinttypes>
+#include <cstdint>
 
 #include "base/error.h"
 #include "ops/channels_tasks.h"
@@ -32,6 +33,15 @@ void check_writable(const std::string& op, const char* name, const View& view) {
     for (int d = 0; d < view.dims; ++d)
         if (view.shape[d] > 1 && view.stride[d] == 0)
             fail("%s: %s is an expanded tensor whose elements share memory; clone it first", op.c_str(), name);
+}
+
+// Views with gaps may lie between each other's elements: of these only ones that begin together are known to overlap.
+bool overlap(const View& a, const View& b) {
+    if (!a.size() || !b.size()) return false;
+    if (!a.contiguous() || !b.contiguous()) return a.data == b.data;
+    const auto begin = [](const View& view) { return reinterpret_cast<uintptr_t>(view.data); };
+    const auto end = [&](const View& view) { return begin(view) + static_cast<size_t>(view.size()) * sizeof(float); };
+    return begin(a) < end(b) && begin(b) < end(a);
 }
 
 // `part` has the shape of `whole` with the kept positions in place of whole dimensions.
@@ -82,7 +92,7 @@ void check(const ScatterCall& call, int tensor, Device device, bool check_values
     if (!same_shape(call.total, call.count))
         fail("%s: total has shape %s and count %s; they must be the same", op.c_str(), shape_text(call.total).c_str(),
              shape_text(call.count).c_str());
-    if (call.total.size() && (call.total.data == call.count.data || call.total.data == call.x.data))
+    if (overlap(call.total, call.count) || overlap(call.total, call.x) || overlap(call.count, call.x))
         fail("%s: total, count and x must not share memory", op.c_str());
     check_index_shapes(op, "total", call.total, "x", call.x, call.index);
     for (int d = 0; check_values && d < call.total.dims; ++d)

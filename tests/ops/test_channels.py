@@ -136,6 +136,21 @@ def test_expanded_and_shared_memory_are_refused() -> None:
         ops.scatter_accumulate_(one, full, torch.ones(4), [None], 1.0)
     with pytest.raises(EdgePruneError, match="must not share memory"):
         ops.scatter_accumulate_(full, full, torch.ones(4), [None], 1.0)
+    room = torch.zeros(9)
+    for total, count, x in (
+        (room[:4], room[3:7], torch.ones(4)),
+        (room[:4], torch.zeros(4), room[3:7]),
+        (torch.zeros(4), room[3:7], room[:4]),
+    ):
+        with pytest.raises(EdgePruneError, match="must not share memory"):
+            ops.scatter_accumulate_(total, count, x, [None], 1.0)
+    assert not room.any()
+
+
+def test_tensors_that_lie_between_each_others_elements_share_no_memory() -> None:
+    room = torch.zeros(4, 2)
+    ops.scatter_accumulate_(room[:, 0], room[:, 1], torch.arange(1.0, 5.0), [None], 0.5)
+    assert room.tolist() == [[0.5, 0.5], [1.0, 0.5], [1.5, 0.5], [2.0, 0.5]]
 
 
 def test_opcheck() -> None:
