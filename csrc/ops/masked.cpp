@@ -59,8 +59,18 @@ void check(const char* op, const MaskedCall& call) {
 
 // ---- from views ---------------------------------------------------------------------------------------------------
 
-Images images_of(const View& view) {
-    return {static_cast<const float*>(view.data), view.shape[0], view.shape[1], {view.shape[2], view.shape[3]}};
+// Whether each pixel can be taken for an image: one tap, nothing left out or padded, and enough of them side by side.
+bool pointwise(const MaskedCall& call) {
+    const FilterShape& f = call.pattern.filter;
+    return f.all_taps() == 1 && !f.strided() && call.padding[0] == 0 && call.padding[1] == 0 &&
+           call.x.shape[2] * call.x.shape[3] >= kChunk;
+}
+
+Images images_of(const View& view, bool pixels) {
+    const auto* const data = static_cast<const float*>(view.data);
+    const int64_t side = view.shape[2] * view.shape[3];
+    if (pixels) return {data, view.shape[0] * side, view.shape[1], {1, 1}, side};
+    return {data, view.shape[0], view.shape[1], {view.shape[2], view.shape[3]}, 1};
 }
 
 // Whether a call is a linear layer's, on at least so many samples and at most so many.
@@ -121,14 +131,13 @@ void masked_forward(const MaskedCall& call, const MaskedOptions& options) {
         return gather_rows(kernels, pattern.columns, pattern.starts, f.outputs, blocks, w,
                            static_cast<const float*>(call.x.data), bias, y, pattern.kept, options.threads);
     if (few_samples(call)) return few_forward(few_of(call, kernels), options.threads);
-    const int64_t* const out = call.y.shape + 2;
-    const int64_t width = packed_width(call.x.shape[0], call.x.shape + 2, out, kTileChunks);
     Sweep sweep{};
     sweep.kernels = &kernels;
     sweep.filter = f;
-    sweep.in = images_of(call.x);
-    sweep.planes = forward_planes(f, call.padding, width, out);
-    sweep.grid = make_grid(out, sweep.planes);
+    const Images in = images_of(call.x, pointwise(call)), out = images_of(call.y, pointwise(call));
+    sweep.in = in;
+    sweep.planes = forward_planes(f, call.padding, packed_width(in.count, in.size, out.size, kTileChunks), out.size);
+    sweep.grid = make_grid(out.size, sweep.planes);
     sweep.columns = pattern.columns;
     sweep.starts = pattern.starts;
     sweep.rows = sweep.out_channels = f.outputs;
@@ -137,7 +146,7 @@ void masked_forward(const MaskedCall& call, const MaskedOptions& options) {
     sweep.bias = bias;
     sweep.out = y;
     for (int d = 0; d < 2; ++d) {
-        sweep.out_size[d] = out[d];
+        sweep.out_size[d] = out.size[d];
         sweep.stride[d] = 1;
     }
     run_sweep(sweep, options.threads);
@@ -160,13 +169,13 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
     if (one_sample(call) && !f.strided())
         return gather_rows(kernels, pattern.t_columns, pattern.t_starts, f.inputs, blocks, w,
                            static_cast<const float*>(call.y.data), nullptr, dx, pattern.kept, options.threads);
-    const int64_t* const size = call.x.shape + 2;
     Sweep sweep{};
     sweep.kernels = &kernels;
     sweep.filter = f;
-    sweep.in = images_of(call.y);
-    sweep.planes = backward_planes(f, call.padding, packed_width(call.x.shape[0], size, call.y.shape + 2, kTileChunks),
-                                   size, sweep.grid, sweep.first);
+    const Images in = images_of(call.y, pointwise(call)), out = images_of(call.x, pointwise(call));
+    sweep.in = in;
+    sweep.planes = backward_planes(f, call.padding, packed_width(in.count, out.size, in.size, kTileChunks), out.size,
+                                   sweep.grid, sweep.first);
     sweep.columns = pattern.t_columns;
     sweep.starts = pattern.t_starts;
     sweep.rows = transposed_rows(f);
@@ -176,7 +185,7 @@ void masked_input_gradient(const MaskedCall& call, const MaskedOptions& options)
     sweep.order = once ? pattern.t_order : nullptr;
     sweep.out = dx;
     for (int d = 0; d < 2; ++d) {
-        sweep.out_size[d] = size[d];
+        sweep.out_size[d] = out.size[d];
         sweep.stride[d] = f.stride[d];
         sweep.padding[d] = call.padding[d];
     }
@@ -189,7 +198,6 @@ void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options
     const MaskedKernels& kernels = choose_variant(op, kVariants, options.variant);
     const SparsityPattern& pattern = call.pattern;
     const FilterShape& f = pattern.filter;
-    const int64_t* const out = call.y.shape + 2;
     if (one_sample(call))
         return kernels.outer_rows({pattern.columns, pattern.starts, pattern.starts + blocks_of(f.inputs, f) * f.outputs,
                                    f.outputs, static_cast<const float*>(call.y.data),
@@ -198,11 +206,11 @@ void masked_weight_gradient(const MaskedCall& call, const MaskedOptions& options
     Dots dots{};
     dots.kernels = &kernels;
     dots.filter = f;
-    dots.x = images_of(call.x);
-    dots.dy = images_of(call.y);
-    dots.planes =
-        forward_planes(f, call.padding, packed_width(call.x.shape[0], call.x.shape + 2, out, kernels.dots_chunks), out);
-    dots.grid = make_grid(out, dots.planes);
+    const Images x = images_of(call.x, pointwise(call)), dy = images_of(call.y, pointwise(call));
+    dots.x = x;
+    dots.dy = dy;
+    dots.planes = forward_planes(f, call.padding, packed_width(x.count, x.size, dy.size, kernels.dots_chunks), dy.size);
+    dots.grid = make_grid(dy.size, dots.planes);
     dots.columns = pattern.columns;
     dots.starts = pattern.starts;
     dots.blocks = blocks_of(f.inputs, f);

@@ -17,6 +17,16 @@ int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 void zero(float* at, int64_t floats) { std::memset(at, 0, static_cast<size_t>(floats) * sizeof(float)); }
 
+// Calls visit(where in a channel of the first picture, which sample, how many) for the samples of each picture.
+template <class Visit>
+void for_each_run(const Images& images, int64_t first, int64_t count, Visit visit) {
+    for (int64_t s = 0, run; s < count; s += run) {
+        const int64_t picture = (first + s) / images.side, pixel = (first + s) % images.side;
+        run = std::min(images.side - pixel, count - s);
+        visit(picture * images.channels * images.side + pixel, s, run);
+    }
+}
+
 void set_strides(Planes& p) {
     // A tile reads up to reach rows further, and its last chunk may hang over the end of its row.
     p.slack = p.reach[0] * p.row + p.reach[1] * p.width + kMaxTileChunks * kChunk;
@@ -115,11 +125,30 @@ Grid make_grid(const int64_t* size, const Planes& planes) {
     return flat.floats(size[0], planes.width) < grid.floats(size[0], planes.width) ? flat : grid;
 }
 
+void pack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1, const MaskedKernels& kernels,
+               float* packed, int64_t step, int64_t width) {
+    for_each_run(images, first, count, [&](int64_t at, int64_t sample, int64_t run) {
+        kernels.copy_rows({images.data + at + c0 * images.side, images.side, packed + sample, step, c1 - c0, run});
+    });
+    if (count < width)
+        for (int64_t c = 0; c < c1 - c0; ++c) zero(packed + c * step + count, width - count);
+}
+
+void unpack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1,
+                 const MaskedKernels& kernels, const float* packed, int64_t step) {
+    auto* const out = const_cast<float*>(images.data);
+    for_each_run(images, first, count, [&](int64_t at, int64_t sample, int64_t run) {
+        kernels.copy_rows({packed + sample, step, out + at + c0 * images.side, images.side, c1 - c0, run});
+    });
+}
+
 void pack_images(const Images& images, int64_t group, const Planes& p, int64_t first, int64_t last,
                  const MaskedKernels& kernels, float* packed) {
     const int64_t image = group * p.width, count = std::min(p.width, images.count - image);
     const float* const source = images.data + image * images.image();
     if (last == p.channels) zero(packed + p.channels * p.channel, p.slack);
+    if (images.side > 1)
+        return pack_side(images, image, count, first, last, kernels, packed + first * p.channel, p.channel, p.width);
     InterleaveTask task{};
     task.plain_image = images.image();
     task.images = count;

@@ -10,11 +10,14 @@
 
 namespace edgeprune {
 
-// Images (count, channels, size[0], size[1]), dense float32.
+// Images (count, channels, size[0], size[1]), dense float32. A convolution of one tap does not ask which pixels are
+// neighbours: then every pixel is an image of its own (`count` counts them), and `side` of them lie side by side, those
+// of one picture: sample s of channel c at (s / side * channels + c) * side + s % side.
 struct Images {
     const float* data = nullptr;
     int64_t count = 0, channels = 0;
     int64_t size[2] = {1, 1};
+    int64_t side = 1;
 
     int64_t pixels() const { return size[0] * size[1]; }
     int64_t image() const { return channels * pixels(); }
@@ -63,6 +66,13 @@ Grid make_grid(const int64_t* size, const Planes& planes);
 // channel).
 void pack_images(const Images& images, int64_t group, const Planes& planes, int64_t first, int64_t last,
                  const MaskedKernels& kernels, float* packed);
+
+// The two ways between `count` samples from sample `first` on that lie side by side (images.side > 1), channels
+// [c0, c1), and as many rows of `step` floats, one for each channel. Packing zeroes what follows up to `width`.
+void pack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1, const MaskedKernels& kernels,
+               float* packed, int64_t step, int64_t width);
+void unpack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1,
+                 const MaskedKernels& kernels, const float* packed, int64_t step);
 
 // The chunks of grid rows [row, row + rows), cut into tiles of at most `most` chunks; for each tile the places of its
 // chunks in planes and of its first chunk in sums.

@@ -14,6 +14,8 @@ constexpr int64_t kSumsFloats = 48 * 1024;
 constexpr int64_t kRangeKept = 32 * 1024;
 // Packed images that are walked while they are in the third level.
 constexpr int64_t kPackedFloats = 512 * 1024;
+// A group of images that one thread packs for itself.
+constexpr int64_t kOwnFloats = 64 * 1024;
 constexpr int64_t kTilesWorthShifts = 6;
 
 int64_t pieces_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
@@ -22,6 +24,11 @@ int64_t pieces_of(int64_t items, int64_t each) { return (items + each - 1) / eac
 void write_out(const Sweep& s, int64_t group, const float* sums, int64_t sums_row, int64_t row, int64_t rows,
                int64_t r0, int64_t r1) {
     const int64_t width = s.planes.width, pixels = s.out_size[0] * s.out_size[1], image = s.out_channels * pixels;
+    if (s.in.side > 1) {
+        const Images out{s.out, s.in.count, s.out_channels, {1, 1}, s.in.side};
+        const int64_t from = group * width;
+        return unpack_side(out, from, std::min(width, out.count - from), r0, r1, *s.kernels, sums, sums_row);
+    }
     InterleaveTask task{};
     task.plain_image = image;
     task.images = std::min(width, s.in.count - group * width);
@@ -179,6 +186,13 @@ void run_sweep(const Sweep& s, int threads) {
     const int64_t ranges = static_cast<int64_t>(ready.cuts.size()) - 1;
     ready.strip = strip_of(pieces_of(s.rows, ranges));
     const int64_t strips = pieces_of(s.grid.size[0], ready.strip);
+    if (ranges == 1 && strips == 1 && s.planes.floats() <= kOwnFloats && (threads == 1 || groups >= 2 * threads))
+        // Each thread packs a group and walks it while it is in its caches.
+        return parallel_pieces(threads, groups, [&](int64_t group) {
+            float* const packed = scratch(Slot::packed, s.planes.floats());
+            pack_images(s.in, group, s.planes, 0, s.planes.channels, *s.kernels, packed);
+            sum_strip(s, ready, packed, group, 0, s.grid.size[0], 0, s.rows);
+        });
     float* const packed = scratch(Slot::packed, at_once * s.planes.floats());
     for (int64_t group = 0; group < groups; group += at_once) {
         const int64_t here = std::min(at_once, groups - group);

@@ -33,6 +33,11 @@ const std::vector<Layer>& layers() {
         {{5, 6, 1, {3, 3}, {2, 2}}, {1, 1}, 3, {9, 8}, 0.5},
         {{5, 6, 1, {3, 3}, {2, 3}, {2, 1}}, {3, 2}, 6, {9, 11}, 0.5},
         {{4, 6, 1, {1, 1}, {2, 2}}, {0, 0}, 10, {7, 5}, 0.5},
+        {{5, 7, 1}, {0, 0}, 3, {7, 7}, 0.5},       // pixels side by side: tiles of two and three pictures
+        {{70, 130, 1}, {0, 0}, 2, {4, 4}, 0.1},    // fewer than a tile
+        {{6, 4, 2}, {0, 0}, 9, {16, 16}, 0.5},     // more tiles than threads, parts of a weight gradient
+        {{300, 40, 1}, {0, 0}, 17, {1, 17}, 0.2},  // blocks of channels, a row's last pixel alone
+        {{8, 9, 1}, {0, 0}, 4, {5, 3}, 0.5},       // too few pixels side by side
         {{3, 3, 1, {5, 1}}, {0, 3}, 8, {5, 1}, 1.0},
         {{3, 3, 1, {3, 3}}, {1, 1}, 4, {4, 4}, 0.0},
     };

@@ -1,6 +1,7 @@
 // The masked kernels: every variant present against double, within the bound that rounding allows:
 // n * 2^-24 * sum of the products' magnitudes, n the number of additions. Buffers that must be written start as NaN;
 // dropped weights do not exist; memory behind every buffer is watched by AddressSanitizer.
+#include <cmath>
 #include <cstring>
 
 #include "check.h"
@@ -215,6 +216,24 @@ TEST(masked_interleaving_there_and_back) {
                         CHECK(back == back_expected);
                     }
                 }
+            }
+        }
+    }
+}
+
+TEST(masked_rows_are_copied_and_nothing_beside_them) {
+    test::Random random(5);
+    for (const MaskedKernels* kernels : kAll) {
+        if (!isa_present(kernels->isa)) continue;
+        for (int64_t count : {1, 3, 4, 7, 8, 15, 16, 17, 31, 49, 64}) {
+            const int64_t rows = 3, from_step = count + 5, to_step = count + 2;
+            const Floats from = random_floats(rows * from_step, random);
+            Floats to(static_cast<size_t>(rows * to_step), kNan);
+            kernels->copy_rows({from.data(), from_step, to.data(), to_step, rows, count});
+            for (int64_t i = 0; i < rows * to_step; ++i) {
+                const int64_t r = i / to_step, at = i % to_step;
+                const float got = to[static_cast<size_t>(i)];
+                CHECK(at < count ? got == from[static_cast<size_t>(r * from_step + at)] : std::isnan(got));
             }
         }
     }

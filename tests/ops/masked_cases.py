@@ -148,6 +148,9 @@ CASES = [
     Case(6, 4, 5, (1, 1), padding=(0, 1)),
     Case(6, 12, 9, (1, 1), stride=(2, 2), groups=3),
     Case(1, 40, 40, (33, 33), (3, 3), padding=(1, 1), density=0.05),
+    Case(5, 33, 20, (7, 7), density=0.2),  # 1x1: pixels side by side
+    Case(2, 130, 70, (20, 20), density=0.1),
+    Case(40, 12, 6, (4, 4), groups=2),
 ]
 
 

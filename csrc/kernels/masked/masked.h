@@ -110,6 +110,14 @@ struct InterleaveTask {
     int64_t count;
 };
 
+// copy_rows: to[r * to_step + i] = from[r * from_step + i] for r < rows, i < count.
+struct CopyRowsTask {
+    const float* from;
+    int64_t from_step;
+    float* to;
+    int64_t to_step, rows, count;
+};
+
 struct MaskedKernels {
     Isa isa;
     int dots_chunks;
@@ -121,6 +129,7 @@ struct MaskedKernels {
     void (*few_dots)(const FewTask&);
     void (*interleave)(const InterleaveTask&);
     void (*deinterleave)(const InterleaveTask&);
+    void (*copy_rows)(const CopyRowsTask&);
     // `rounds` rounds of independent multiply-adds in registers: what the core can do at most. Returns their number,
     // multiplication and addition counted as two.
     int64_t (*multiply_adds)(int64_t rounds);

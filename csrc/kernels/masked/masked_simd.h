@@ -291,5 +291,25 @@ void deinterleave(const InterleaveTask& t) {
             t.plain[n * t.plain_image + q * t.plain_step] = t.packed[q * t.packed_step + n];
 }
 
+// A row's last vector overlaps the one before. What follows on both sides is asked for: it is the next call's.
+void copy_rows(const CopyRowsTask& t) {
+    const int64_t whole = t.count / F32::lanes * F32::lanes;
+    for (int64_t r = 0; r < t.rows; ++r) {
+        const float* const from = t.from + r * t.from_step;
+        float* const to = t.to + r * t.to_step;
+        for (int64_t i = 0; i < whole; i += F32::lanes) {
+            if (i % 16 == 0) {
+                __builtin_prefetch(from + t.count + i, 0, 2);
+                __builtin_prefetch(to + t.count + i, 1, 2);
+            }
+            F32::load(from + i).store(to + i);
+        }
+        if (whole && whole < t.count)
+            F32::load(from + t.count - F32::lanes).store(to + t.count - F32::lanes);
+        else
+            for (int64_t i = whole; i < t.count; ++i) to[i] = from[i];
+    }
+}
+
 }  // namespace
 }  // namespace edgeprune

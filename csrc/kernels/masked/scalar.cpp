@@ -5,8 +5,8 @@
 namespace edgeprune {
 
 const MaskedKernels masked_scalar = {
-    Isa::scalar,  kDotsChunks, accumulate, dots,         gather_rows,   outer_rows,
-    few_products, few_dots,    interleave, deinterleave, multiply_adds,
+    Isa::scalar,  kDotsChunks, accumulate, dots,         gather_rows, outer_rows,
+    few_products, few_dots,    interleave, deinterleave, copy_rows,   multiply_adds,
 };
 
 }  // namespace edgeprune
