@@ -35,13 +35,17 @@ void pack_gradient(const Dots& d, int64_t group, int64_t first, int64_t last, in
             std::memset(task.packed, 0, static_cast<size_t>((last - first) * row_floats) * sizeof(float));
         return d.kernels->interleave(task);
     }
+    // Of eight images all rows at once; of one row by row, which are copied.
+    const int64_t lines = width > 1 ? d.grid.size[0] : 1;
     task.packed_step = width;
-    task.count = d.grid.size[1];
+    task.count = lines * d.grid.size[1];
+    task.line = width > 1 ? d.grid.size[1] : 0;
+    task.line_step = d.grid.row;
     for (int64_t r = first; r < last; ++r) {
         float* const row = packed + r * row_floats;
-        if (d.grid.flat || d.grid.row > task.count * width)
+        if (d.grid.flat || d.grid.row > d.grid.size[1] * width)
             std::memset(row, 0, static_cast<size_t>(row_floats) * sizeof(float));
-        for (int64_t u = 0; u < d.grid.size[0]; ++u) {
+        for (int64_t u = 0; u < d.grid.size[0]; u += lines) {
             task.plain = const_cast<float*>(source) + r * d.dy.pixels() + u * d.grid.size[1];
             task.packed = row + u * d.grid.row;
             d.kernels->interleave(task);

@@ -1,7 +1,6 @@
 #include "ops/masked_layout.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace edgeprune {
 namespace {
@@ -14,18 +13,6 @@ constexpr int64_t kImageWidth = 8;  // a shift by one pixel keeps loads on half 
 constexpr int64_t kFewImages = 5;   // up to here images are taken one by one
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-void zero(float* at, int64_t floats) { std::memset(at, 0, static_cast<size_t>(floats) * sizeof(float)); }
-
-// Calls visit(where in a channel of the first picture, which sample, how many) for the samples of each picture.
-template <class Visit>
-void for_each_run(const Images& images, int64_t first, int64_t count, Visit visit) {
-    for (int64_t s = 0, run; s < count; s += run) {
-        const int64_t picture = (first + s) / images.side, pixel = (first + s) % images.side;
-        run = std::min(images.side - pixel, count - s);
-        visit(picture * images.channels * images.side + pixel, s, run);
-    }
-}
 
 void set_strides(Planes& p) {
     // A tile reads up to reach rows further, and its last chunk may hang over the end of its row.
@@ -123,78 +110,6 @@ Grid make_grid(const int64_t* size, const Planes& planes) {
     flat.row = planes.row;
     flat.flat = true;
     return flat.floats(size[0], planes.width) < grid.floats(size[0], planes.width) ? flat : grid;
-}
-
-void pack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1, const MaskedKernels& kernels,
-               float* packed, int64_t step, int64_t width) {
-    for_each_run(images, first, count, [&](int64_t at, int64_t sample, int64_t run) {
-        kernels.copy_rows({images.data + at + c0 * images.side, images.side, packed + sample, step, c1 - c0, run});
-    });
-    if (count < width)
-        for (int64_t c = 0; c < c1 - c0; ++c) zero(packed + c * step + count, width - count);
-}
-
-void unpack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1,
-                 const MaskedKernels& kernels, const float* packed, int64_t step) {
-    auto* const out = const_cast<float*>(images.data);
-    for_each_run(images, first, count, [&](int64_t at, int64_t sample, int64_t run) {
-        kernels.copy_rows({packed + sample, step, out + at + c0 * images.side, images.side, c1 - c0, run});
-    });
-}
-
-void pack_images(const Images& images, int64_t group, const Planes& p, int64_t first, int64_t last,
-                 const MaskedKernels& kernels, float* packed) {
-    const int64_t image = group * p.width, count = std::min(p.width, images.count - image);
-    const float* const source = images.data + image * images.image();
-    if (last == p.channels) zero(packed + p.channels * p.channel, p.slack);
-    if (images.side > 1)
-        return pack_side(images, image, count, first, last, kernels, packed + first * p.channel, p.channel, p.width);
-    InterleaveTask task{};
-    task.plain_image = images.image();
-    task.images = count;
-    task.width = p.width;
-    if (images.pixels() == 1 && p.height == 1 && p.row == p.width && p.lead[0] == 0 && p.lead[1] == 0) {
-        task.plain = const_cast<float*>(source) + first;
-        task.plain_step = 1;
-        task.packed = packed + first * p.channel;
-        task.packed_step = p.channel;
-        task.count = last - first;
-        return kernels.interleave(task);
-    }
-    task.plain_step = p.stride[1];
-    task.packed_step = p.width;
-    const int64_t columns = p.row / p.width;
-    for (int64_t c = first; c < last; ++c) {
-        float* const channel = packed + c * p.channel;
-        for (int64_t a = 0; a < p.phases[0]; ++a) {
-            for (int64_t b = 0; b < p.phases[1]; ++b) {
-                // Row r of the plane is row r * stride + phase - lead of the image; columns likewise.
-                float* const plane = channel + (a * p.phases[1] + b) * p.plane;
-                const int64_t left = p.used_phase[1][b] - p.lead[1];
-                const int64_t from = left >= 0 ? 0 : std::min(columns, (-left + p.stride[1] - 1) / p.stride[1]);
-                const int64_t inside = images.size[1] - 1 - left;
-                const int64_t upto = inside < 0 ? from : std::clamp(inside / p.stride[1] + 1, from, columns);
-                task.count = upto - from;
-                for (int64_t r = 0; r < p.height; ++r) {
-                    float* const row = plane + r * p.row;
-                    const int64_t i = r * p.stride[0] + p.used_phase[0][a] - p.lead[0];
-                    if (i < 0 || i >= images.size[0] || upto == from) {
-                        zero(row, p.row);
-                        continue;
-                    }
-                    zero(row, from * p.width);
-                    zero(row + upto * p.width, p.row - upto * p.width);
-                    task.plain = const_cast<float*>(source) + (c * images.size[0] + i) * images.size[1] +
-                                 from * p.stride[1] + left;
-                    task.packed = row + from * p.width;
-                    kernels.interleave(task);
-                }
-            }
-        }
-        // Tiles that hang over the end of a plane read what is between channels.
-        const int64_t planes = p.phases[0] * p.phases[1] * p.plane;
-        zero(channel + planes, p.channel - planes);
-    }
 }
 
 std::vector<Tile> make_tiles(const Grid& grid, const Planes& planes, int64_t row, int64_t rows, int most) {

@@ -62,18 +62,6 @@ Planes backward_planes(const FilterShape& filter, const int64_t* padding, int64_
                        Grid& grid, int64_t* first);
 Grid make_grid(const int64_t* size, const Planes& planes);
 
-// Packs channels [first, last) of image group `group`; zeroes what no pixel fills (and the slack with the last
-// channel).
-void pack_images(const Images& images, int64_t group, const Planes& planes, int64_t first, int64_t last,
-                 const MaskedKernels& kernels, float* packed);
-
-// The two ways between `count` samples from sample `first` on that lie side by side (images.side > 1), channels
-// [c0, c1), and as many rows of `step` floats, one for each channel. Packing zeroes what follows up to `width`.
-void pack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1, const MaskedKernels& kernels,
-               float* packed, int64_t step, int64_t width);
-void unpack_side(const Images& images, int64_t first, int64_t count, int64_t c0, int64_t c1,
-                 const MaskedKernels& kernels, const float* packed, int64_t step);
-
 // The chunks of grid rows [row, row + rows), cut into tiles of at most `most` chunks; for each tile the places of its
 // chunks in planes and of its first chunk in sums.
 struct Tile {

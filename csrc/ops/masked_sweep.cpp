@@ -18,50 +18,6 @@ constexpr int64_t kPackedFloats = 512 * 1024;
 constexpr int64_t kOwnFloats = 64 * 1024;
 constexpr int64_t kTilesWorthShifts = 6;
 
-int64_t pieces_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
-
-// Writes grid rows [row, row + rows) of sweep rows [r0, r1) to the output.
-void write_out(const Sweep& s, int64_t group, const float* sums, int64_t sums_row, int64_t row, int64_t rows,
-               int64_t r0, int64_t r1) {
-    const int64_t width = s.planes.width, pixels = s.out_size[0] * s.out_size[1], image = s.out_channels * pixels;
-    if (s.in.side > 1) {
-        const Images out{s.out, s.in.count, s.out_channels, {1, 1}, s.in.side};
-        const int64_t from = group * width;
-        return unpack_side(out, from, std::min(width, out.count - from), r0, r1, *s.kernels, sums, sums_row);
-    }
-    InterleaveTask task{};
-    task.plain_image = image;
-    task.images = std::min(width, s.in.count - group * width);
-    task.packed_step = width;
-    task.width = width;
-    float* const out = s.out + group * width * image;
-    if (pixels == 1 && s.stride[0] * s.stride[1] == 1) {
-        task.plain = out + r0;
-        task.plain_step = 1;
-        task.packed = const_cast<float*>(sums);
-        task.packed_step = sums_row;
-        task.count = r1 - r0;
-        return s.kernels->deinterleave(task);
-    }
-    for (int64_t r = r0; r < r1; ++r) {
-        const int64_t phase = r / s.out_channels, channel = r % s.out_channels;
-        const int64_t at[2] = {phase / s.stride[1], phase % s.stride[1]};
-        const int64_t left = s.first[1] * s.stride[1] + at[1] - s.padding[1];  // pixel of grid column 0
-        const int64_t from = left >= 0 ? 0 : pieces_of(-left, s.stride[1]);
-        const int64_t upto = std::min(s.grid.size[1], pieces_of(s.out_size[1] - left, s.stride[1]));
-        if (upto <= from) continue;
-        task.plain_step = s.stride[1];
-        task.count = upto - from;
-        for (int64_t u = row; u < row + rows; ++u) {
-            const int64_t i = (s.first[0] + u) * s.stride[0] + at[0] - s.padding[0];
-            if (i < 0 || i >= s.out_size[0]) continue;
-            task.plain = out + channel * pixels + i * s.out_size[1] + from * s.stride[1] + left;
-            task.packed = const_cast<float*>(sums) + (r - r0) * sums_row + (u - row) * s.grid.row + from * width;
-            s.kernels->deinterleave(task);
-        }
-    }
-}
-
 // Everything that is the same for all groups of images.
 struct Prepared {
     std::vector<int32_t> shifts;  // by column; empty: a column's shift is columns[k] * column_stride
@@ -99,7 +55,7 @@ void sum_strip(const Sweep& s, const Prepared& ready, const float* packed, int64
             s.kernels->accumulate(task);
         }
     }
-    write_out(s, group, sums, sums_row, row, rows, r0, r1);
+    unpack_sums(s, group, {sums, sums_row, row, rows, r0, r1});
 }
 
 }  // namespace
@@ -142,17 +98,6 @@ int64_t range_count(int64_t kept, int64_t others, int threads) {
     const int64_t cached = pieces_of(kept, kRangeKept);
     const int64_t wanted = others >= 2 * threads ? 1 : threads;
     return std::max(cached, wanted);
-}
-
-void pack_groups(const Images& images, const Planes& planes, int64_t group, int64_t groups,
-                 const MaskedKernels& kernels, int threads, float* packed) {
-    const int64_t shares =
-        threads == 1 ? 1 : std::min<int64_t>(planes.channels, groups >= 2 * threads ? 1 : 4 * threads);
-    parallel_pieces(threads, groups * shares, [&](int64_t piece) {
-        const int64_t g = piece / shares, share = piece % shares;
-        pack_images(images, group + g, planes, planes.channels * share / shares, planes.channels * (share + 1) / shares,
-                    kernels, packed + g * planes.floats());
-    });
 }
 
 void run_sweep(const Sweep& s, int threads) {

@@ -2,7 +2,7 @@
 // gradient, which reads what they pack. Used by ops/masked.cpp.
 #pragma once
 
-#include "ops/masked_layout.h"
+#include "ops/masked_pack.h"
 
 namespace edgeprune {
 
@@ -26,6 +26,15 @@ struct Sweep {
 };
 
 void run_sweep(const Sweep& sweep, int threads);
+
+// Sums of grid rows [row, row + rows) for sweep rows [r0, r1), `step` floats from one of these to the next.
+struct Sums {
+    float* data;
+    int64_t step, row, rows, r0, r1;
+};
+
+// Writes sums of an image group to the sweep's output.
+void unpack_sums(const Sweep& sweep, int64_t group, const Sums& sums);
 
 // dw[k] = sum over images and positions of dy[row of k] * plane of its channel [position + shift of its tap]
 struct Dots {
@@ -57,11 +66,9 @@ std::vector<int64_t> even_ranges(const int32_t* starts, int64_t rows, int64_t bl
 // each thread to share out, one for each thread.
 int64_t range_count(int64_t kept, int64_t others, int threads);
 
+inline int64_t pieces_of(int64_t items, int64_t each) { return (items + each - 1) / each; }
+
 // The threads for one pass over so few kept weights: a wake-up costs about as much as 20,000.
 inline int worth_waking(int64_t kept, int threads) { return kept < 50000 ? 1 : threads; }
-
-// pack_images for several groups, all channels, into one place after another.
-void pack_groups(const Images& images, const Planes& planes, int64_t group, int64_t groups,
-                 const MaskedKernels& kernels, int threads, float* packed);
 
 }  // namespace edgeprune

@@ -33,6 +33,12 @@ const std::vector<Layer>& layers() {
         {{5, 6, 1, {3, 3}, {2, 2}}, {1, 1}, 3, {9, 8}, 0.5},
         {{5, 6, 1, {3, 3}, {2, 3}, {2, 1}}, {3, 2}, 6, {9, 11}, 0.5},
         {{4, 6, 1, {1, 1}, {2, 2}}, {0, 0}, 10, {7, 5}, 0.5},
+        {{5, 6, 1, {3, 3}}, {1, 1}, 9, {7, 7}, 0.5},                  // lines shorter than a square
+        {{5, 6, 1, {3, 3}}, {0, 2}, 8, {9, 14}, 0.5},                 // cropped rows, whole ones
+        {{5, 6, 1, {3, 3}, {2, 2}}, {1, 1}, 19, {15, 14}, 0.5},       // pixels in two planes by turns
+        {{5, 6, 1, {4, 2}, {1, 2}}, {0, 0}, 8, {11, 19}, 0.5},        // one phase of rows, two of columns
+        {{5, 6, 1, {2, 3}, {3, 2}, {1, 2}}, {4, 5}, 8, {8, 9}, 0.5},  // one phase is never read
+        {{5, 6, 1, {3, 3}}, {3, 3}, 8, {8, 8}, 0.5},                  // more padding than reach
         {{5, 7, 1}, {0, 0}, 3, {7, 7}, 0.5},       // pixels side by side: tiles of two and three pictures
         {{70, 130, 1}, {0, 0}, 2, {4, 4}, 0.1},    // fewer than a tile
         {{6, 4, 2}, {0, 0}, 9, {16, 16}, 0.5},     // more tiles than threads, parts of a weight gradient

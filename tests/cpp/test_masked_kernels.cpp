@@ -1,6 +1,7 @@
 // The masked kernels: every variant present against double, within the bound that rounding allows:
 // n * 2^-24 * sum of the products' magnitudes, n the number of additions. Buffers that must be written start as NaN;
 // dropped weights do not exist; memory behind every buffer is watched by AddressSanitizer.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -214,6 +215,45 @@ TEST(masked_interleaving_there_and_back) {
                         task.plain = back_expected.data();
                         masked_deinterleave_reference(task);
                         CHECK(back == back_expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST(masked_interleaving_in_lines_there_and_back) {
+    test::Random random(6);
+    for (const MaskedKernels* kernels : kAll) {
+        if (!isa_present(kernels->isa)) continue;
+        for (int64_t images : {3, 8, 13, 16}) {
+            for (int64_t line : {1, 2, 4, 7, 8, 14, 16}) {
+                for (int64_t first : {0, 1, 3}) {
+                    for (int64_t count : {1, 7, 8, 9, 28, 49}) {
+                        const int64_t width = 16, lines = (first + count) / line + 1;
+                        // by rows with a gap, and by turns: positions of a line further apart than lines
+                        for (bool turns : {false, true}) {
+                            const int64_t step = turns ? lines * width + 2 : width;
+                            const int64_t line_step = turns ? width : line * width + 3, image = count + 3;
+                            Floats plain = random_floats(images * image, random);
+                            Floats packed(static_cast<size_t>(lines * line_step + line * step + width), kNan);
+                            Floats expected = packed;
+                            InterleaveTask task{plain.data(), image, 1,    images,    packed.data(), step,
+                                                width,        count, line, line_step, first};
+                            kernels->interleave(task);
+                            task.packed = expected.data();
+                            masked_interleave_reference(task);
+                            CHECK(std::memcmp(packed.data(), expected.data(), packed.size() * sizeof(float)) == 0);
+                            Floats back = random_floats(images * image, random), back_expected = back;
+                            task.plain = back.data();
+                            kernels->deinterleave(task);
+                            task.plain = back_expected.data();
+                            masked_deinterleave_reference(task);
+                            CHECK(back == back_expected);
+                            for (int64_t n = 0; n < images; ++n)
+                                CHECK(std::equal(back.begin() + n * image, back.begin() + n * image + count,
+                                                 plain.begin() + n * image));
+                        }
                     }
                 }
             }

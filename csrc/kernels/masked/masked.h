@@ -100,14 +100,21 @@ struct FewTask {
 };
 constexpr int64_t kFew = 8;
 
-// interleave: packed[q * packed_step + n] = plain[n * plain_image + q * plain_step] for n < images, 0 for
-//   images <= n < width; q < count. deinterleave goes the other way (lanes from `images` on are not read).
+// interleave: packed[at(q) + n] = plain[n * plain_image + q * plain_step] for n < images, 0 for images <= n < width;
+//   q < count. deinterleave goes the other way (lanes from `images` on are not read). at(q) = q * packed_step, or,
+//   where positions lie in lines of `line`, the first of them at `first` of its line,
+//   (first + q) / line * line_step + (first + q) % line * packed_step.
 struct InterleaveTask {
     float* plain;  // interleave does not write it
     int64_t plain_image, plain_step, images;
     float* packed;  // deinterleave does not write it
     int64_t packed_step, width;
     int64_t count;
+    int64_t line = 0, line_step = 0, first = 0;
+
+    int64_t at(int64_t q) const {
+        return line ? (first + q) / line * line_step + (first + q) % line * packed_step : q * packed_step;
+    }
 };
 
 // copy_rows: to[r * to_step + i] = from[r * from_step + i] for r < rows, i < count.

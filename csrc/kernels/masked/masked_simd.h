@@ -2,6 +2,8 @@
 // Contracts: masked.h.
 #pragma once
 
+#include <algorithm>
+
 #include "base/simd.h"
 #include "kernels/masked/masked.h"
 
@@ -199,10 +201,29 @@ int64_t multiply_adds(int64_t rounds) {
 
 constexpr int kSquare = 8;
 
+// Rows of a square: of pictures, or of positions one by one.
+struct EvenRows {
+    int64_t step;
+    int64_t at(int i) const { return i * step; }
+};
+struct Places {
+    int64_t place[kSquare];
+    int64_t at(int i) const { return place[i]; }
+
+    Places(const InterleaveTask& t, int64_t q) {
+        int64_t line = (t.first + q) / t.line, column = (t.first + q) % t.line;
+        for (int64_t& each : place) {
+            each = line * t.line_step + column * t.packed_step;
+            if (++column == t.line) column = 0, ++line;
+        }
+    }
+};
+
 #ifdef EDGEPRUNE_SIMD_HALVES
-inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+template <class From, class To>
+inline void transpose_square(const float* src, From from, float* dst, To to) {
     __m256 a[8], b[8];
-    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(src + i * src_row);
+    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(src + from.at(i));
     for (int i = 0; i < 8; i += 2) {
         b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
         b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
@@ -214,29 +235,31 @@ inline void transpose_square(const float* src, int64_t src_row, float* dst, int6
         a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
     }
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_ps(dst + i * dst_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps(dst + (i + 4) * dst_row, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+        _mm256_storeu_ps(dst + to.at(i), _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(dst + to.at(i + 4), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
 }
 #elif defined(EDGEPRUNE_SIMD_NEON)
-inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+template <class From, class To>
+inline void transpose_square(const float* src, From from, float* dst, To to) {
     for (int i = 0; i < kSquare; i += 4) {
         for (int j = 0; j < kSquare; j += 4) {
             float32x4_t a[4];
-            for (int n = 0; n < 4; ++n) a[n] = vld1q_f32(src + (i + n) * src_row + j);
+            for (int n = 0; n < 4; ++n) a[n] = vld1q_f32(src + from.at(i + n) + j);
             const float32x4_t p = vzip1q_f32(a[0], a[2]), q = vzip2q_f32(a[0], a[2]);
             const float32x4_t s = vzip1q_f32(a[1], a[3]), t = vzip2q_f32(a[1], a[3]);
-            vst1q_f32(dst + j * dst_row + i, vzip1q_f32(p, s));
-            vst1q_f32(dst + (j + 1) * dst_row + i, vzip2q_f32(p, s));
-            vst1q_f32(dst + (j + 2) * dst_row + i, vzip1q_f32(q, t));
-            vst1q_f32(dst + (j + 3) * dst_row + i, vzip2q_f32(q, t));
+            vst1q_f32(dst + to.at(j) + i, vzip1q_f32(p, s));
+            vst1q_f32(dst + to.at(j + 1) + i, vzip2q_f32(p, s));
+            vst1q_f32(dst + to.at(j + 2) + i, vzip1q_f32(q, t));
+            vst1q_f32(dst + to.at(j + 3) + i, vzip2q_f32(q, t));
         }
     }
 }
 #else
-inline void transpose_square(const float* src, int64_t src_row, float* dst, int64_t dst_row) {
+template <class From, class To>
+inline void transpose_square(const float* src, From from, float* dst, To to) {
     for (int i = 0; i < kSquare; ++i)
-        for (int j = 0; j < kSquare; ++j) dst[j * dst_row + i] = src[i * src_row + j];
+        for (int j = 0; j < kSquare; ++j) dst[to.at(j) + i] = src[from.at(i) + j];
 }
 #endif
 
@@ -244,51 +267,65 @@ inline void transpose_square(const float* src, int64_t src_row, float* dst, int6
 // often a multiple of 4 KB apart, where few lines fit at once.
 constexpr int64_t kDouble = 2 * kSquare;
 
+inline int64_t square_images(const InterleaveTask& t) { return t.images / kSquare * kSquare; }
+
+// Calls square(position, image) for all positions of as many images as whole squares cover, the last square of them
+// overlapping the one before. Returns how many images.
 template <class Square>
-inline void for_each_square(int64_t positions, int64_t images, Square square) {
-    for (int64_t q = 0; q < positions; q += kDouble)
+inline int64_t for_each_square(const InterleaveTask& t, Square square) {
+    if (t.plain_step != 1 || t.images < kSquare || t.count < kSquare) return 0;
+    const int64_t images = square_images(t), last = t.count - kSquare;
+    for (int64_t q = 0; q < t.count; q += kDouble)
         for (int64_t n = 0; n < images; n += kDouble)
             for (int64_t i = n; i < n + kDouble && i < images; i += kSquare)
-                for (int64_t j = q; j < q + kDouble && j < positions; j += kSquare) square(j, i);
+                for (int64_t j = q; j < q + kDouble && j < t.count; j += kSquare) square(std::min(j, last), i);
+    return images;
 }
 
-// Positions and images that whole squares cover; what is left is done one by one.
-inline int64_t square_positions(const InterleaveTask& t) {
-    return t.plain_step == 1 && t.images >= kSquare ? t.count / kSquare * kSquare : 0;
+// No square goes over the end of a line.
+inline bool squares_in_lines(const InterleaveTask& t) {
+    return !t.line || (t.first == 0 && t.line % kSquare == 0 && t.count % kSquare == 0);
 }
-inline int64_t square_images(const InterleaveTask& t) { return t.images / kSquare * kSquare; }
 
 void interleave(const InterleaveTask& t) {
     if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.packed[q * t.packed_step] = t.plain[q * t.plain_step];
+        for (int64_t q = 0; q < t.count; ++q) t.packed[t.at(q)] = t.plain[q * t.plain_step];
         return;
     }
-    const int64_t positions = square_positions(t), images = square_images(t);
-    for_each_square(positions, images, [&](int64_t q, int64_t n) {
-        transpose_square(t.plain + n * t.plain_image + q, t.plain_image, t.packed + q * t.packed_step + n,
-                         t.packed_step);
-    });
-    for (int64_t q = t.images > images ? 0 : positions; q < t.count; ++q)
-        for (int64_t n = q < positions ? images : 0; n < t.images; ++n)
-            t.packed[q * t.packed_step + n] = t.plain[n * t.plain_image + q * t.plain_step];
-    if (t.images < t.width)
-        for (int64_t q = 0; q < t.count; ++q)
-            for (int64_t n = t.images; n < t.width; ++n) t.packed[q * t.packed_step + n] = 0.0f;
+    const auto even = [&](int64_t q, int64_t n) {
+        transpose_square(t.plain + n * t.plain_image + q, EvenRows{t.plain_image}, t.packed + t.at(q) + n,
+                         EvenRows{t.packed_step});
+    };
+    const auto odd = [&](int64_t q, int64_t n) {
+        transpose_square(t.plain + n * t.plain_image + q, EvenRows{t.plain_image}, t.packed + n, Places(t, q));
+    };
+    const int64_t images = squares_in_lines(t) ? for_each_square(t, even) : for_each_square(t, odd);
+    if (images == t.width) return;
+    for (int64_t q = 0; q < t.count; ++q) {
+        float* const to = t.packed + t.at(q);
+        for (int64_t n = images; n < t.images; ++n) to[n] = t.plain[n * t.plain_image + q * t.plain_step];
+        for (int64_t n = t.images; n < t.width; ++n) to[n] = 0.0f;
+    }
 }
 
 void deinterleave(const InterleaveTask& t) {
     if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[q * t.packed_step];
+        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[t.at(q)];
         return;
     }
-    const int64_t positions = square_positions(t), images = square_images(t);
-    for_each_square(positions, images, [&](int64_t q, int64_t n) {
-        transpose_square(t.packed + q * t.packed_step + n, t.packed_step, t.plain + n * t.plain_image + q,
-                         t.plain_image);
-    });
-    for (int64_t n = 0; n < t.images; ++n)
-        for (int64_t q = n < images ? positions : 0; q < t.count; ++q)
-            t.plain[n * t.plain_image + q * t.plain_step] = t.packed[q * t.packed_step + n];
+    const auto even = [&](int64_t q, int64_t n) {
+        transpose_square(t.packed + t.at(q) + n, EvenRows{t.packed_step}, t.plain + n * t.plain_image + q,
+                         EvenRows{t.plain_image});
+    };
+    const auto odd = [&](int64_t q, int64_t n) {
+        transpose_square(t.packed + n, Places(t, q), t.plain + n * t.plain_image + q, EvenRows{t.plain_image});
+    };
+    const int64_t images = squares_in_lines(t) ? for_each_square(t, even) : for_each_square(t, odd);
+    if (images == t.images) return;
+    for (int64_t q = 0; q < t.count; ++q) {
+        const float* const from = t.packed + t.at(q);
+        for (int64_t n = images; n < t.images; ++n) t.plain[n * t.plain_image + q * t.plain_step] = from[n];
+    }
 }
 
 // A row's last vector overlaps the one before. What follows on both sides is asked for: it is the next call's.

@@ -46,13 +46,12 @@ void masked_gather_rows_reference(const GatherRowsTask& task, double* y) {
 void masked_interleave_reference(const InterleaveTask& t) {
     for (int64_t q = 0; q < t.count; ++q)
         for (int64_t n = 0; n < t.width; ++n)
-            t.packed[q * t.packed_step + n] = n < t.images ? t.plain[n * t.plain_image + q * t.plain_step] : 0.0f;
+            t.packed[t.at(q) + n] = n < t.images ? t.plain[n * t.plain_image + q * t.plain_step] : 0.0f;
 }
 
 void masked_deinterleave_reference(const InterleaveTask& t) {
     for (int64_t q = 0; q < t.count; ++q)
-        for (int64_t n = 0; n < t.images; ++n)
-            t.plain[n * t.plain_image + q * t.plain_step] = t.packed[q * t.packed_step + n];
+        for (int64_t n = 0; n < t.images; ++n) t.plain[n * t.plain_image + q * t.plain_step] = t.packed[t.at(q) + n];
 }
 
 }  // namespace edgeprune
