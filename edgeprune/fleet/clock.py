@@ -44,7 +44,8 @@ class Charge:
 
 
 def charge(device: Device, work: Work, table: Times, *, round_: int, seed: int) -> Charge:
-    """What ``work`` costs on ``device`` in ``round_``.
+    """What ``work`` costs on ``device`` in ``round_``, by ``table``: its own profile's times where it has one, else
+    those of the machine that it is so many times slower than.
 
     Noise multiplies the whole update time by one log-normal number of mean 1, drawn from (seed, device, round): the
     same in every run and for every algorithm, whatever else was drawn.
@@ -52,14 +53,12 @@ def charge(device: Device, work: Work, table: Times, *, round_: int, seed: int) 
     # Events change the device as a whole, its link included; the link already carries the factor it started with.
     change = device.slowdown_at(round_) / device.slowdown
     factor = luck(device, round_, seed)
+    slower = 1.0 if device.profile else device.slowdown
     size = work.macs if work.size is None else work.size
     return Charge(
         download_s=factor * change * device.link.download_s(work.download_bytes),
-        compute_s=factor
-        * change
-        * device.slowdown
-        * (work.steps * table.step_s(size) + work.forwards * table.forward_s(size)),
-        rebuild_s=factor * change * device.slowdown * work.rebuilds * table.rebuild_ms * 1e-3,
+        compute_s=factor * change * slower * (work.steps * table.step_s(size) + work.forwards * table.forward_s(size)),
+        rebuild_s=factor * change * slower * work.rebuilds * table.rebuild_ms * 1e-3,
         upload_s=factor * change * device.link.upload_s(work.upload_bytes),
     )
 

@@ -9,7 +9,8 @@ noise = 0.05
 name = "orin-nano-2"
 slowdown = 3.0
 memory_mib = 900        # limits that the scheduler keeps; also energy_j (a round's joules) and hottest_c (degrees)
-profile = "nano.json"   # what "edgeprune profile" wrote there, in place of slowdown times this machine's
+profile = "nano.json"   # what "edgeprune profile" wrote there, in place of slowdown times this machine's; the link
+                        # stays so many times slower
 
 [[fleet.event]]         # in the middle of the run
 device = "device-3"

@@ -62,7 +62,7 @@ class Device:
     ``share`` is its part of the data relative to the others; ``noise`` the standard deviation of the logarithm of its
     update times (0.1: about 10 %). ``memory_mib``, ``energy_j`` (a round's) and ``hottest_c`` are limits that the
     scheduler keeps, 0 for none; ``temperature_c`` is what it last read, 0 for what its profile saw under load;
-    ``profile`` is the file that ``edgeprune profile`` wrote on the device itself.
+    ``profile`` is the file that ``edgeprune profile`` wrote on the device itself: its times are taken as they are.
     """
 
     name: str

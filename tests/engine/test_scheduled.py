@@ -170,6 +170,18 @@ def test_a_device_takes_the_time_of_its_own_profile(profile: Path, tmp_path: Pat
         assert again == pytest.approx(computed["slow"], rel=1e-6)
 
 
+def test_a_slowdown_beside_a_profile_slows_the_link_alone(profile: Path, tmp_path: Path) -> None:
+    """A profile's times are the device's own: it is charged what it promised, not that many times the slowdown."""
+    options = [item for item in sets(profile) if "fleet.devices" not in item and "heterogen" not in item]
+    options.append(f'fleet.device=[{{name="a"}}, {{name="b", slowdown=8.0, profile="{profile}"}}]')
+    (tmp_path / "fleet.toml").write_text("")
+    promised = {row["client"]: row for row in plan_fleet(tmp_path / "fleet.toml", options).rows}
+    last = run(tmp_path / "run", options)[-1]["parts_s"]
+    for name, row in promised.items():
+        assert last[name]["compute"] == pytest.approx(row["compute_s"], rel=1e-6)
+    assert last["b"]["upload"] > last["a"]["upload"]
+
+
 def test_devices_with_data_of_their_own_are_planned_by_their_own_samples(profile: Path) -> None:
     """The server's parts say 100 samples each; the devices say 100 and 6,400: 4 and 200 steps of 32."""
 
