@@ -232,9 +232,8 @@ def _measure_energy(
     if not meter.has_power or idle_w is None:
         return {"source": seen.source, "reason": seen.fault or "power: not measured: idle power is not known"}
     layers = [each for each in running if each.shape.kind == "layer" and not each.shape.check]
-    stride = max(1, (len(layers) - 1) // max(1, effort.energy_shapes - 1))
     first: Energy | None = None
-    for each in layers[::-stride]:
+    for each in _spread_out(layers[::-1], effort.energy_shapes):
         say(f"energy at {each.shape.width:.0%} of the channels")
         for name, work in (("step", each.step), ("forward", each.forward)):
             result = meter.measure(name, work, batch=1, seconds=effort.energy_s, repeats=1, least_s=effort.energy_s)
@@ -246,6 +245,12 @@ def _measure_energy(
     samples = first.samples if first else 0
     found: dict[str, object] = {"source": seen.source, "rail": seen.rail, "idle_w": idle_w, "samples": samples}
     return {**found, "instead_of": seen.instead_of} if seen.instead_of else found
+
+
+def _spread_out(layers: Sequence[_Running], count: int) -> list[_Running]:
+    """``count`` of them, or all: the first, the last and what lies evenly between."""
+    count = min(max(1, count), len(layers))
+    return [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _point(each: _Running, flags: Sequence[str]) -> Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small_task import small_task
 from edgeprune.bench import shapes
 from edgeprune.bench.profile import Effort, model_error, profile_task
 from edgeprune.device.profile import DeviceProfile, Fingerprint, from_json, read_profile, write_profile
+from edgeprune.device.samples import Recording, Sample, now
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import ProfileTimes, read_times, size_of
 from edgeprune.pruning import ChannelGraph, SubmodelPlan, choose, scores
@@ -38,6 +40,42 @@ def test_a_profile_has_widths_depths_and_says_what_it_lacks(profile: DeviceProfi
     assert all(point.step_j is None and point.inference_j is None for point in profile.points)
     if "density" not in kinds:
         assert any(note.startswith("densities: not measured") for note in profile.notes)
+
+
+class Rail:
+    """A sampler with samples every 10 ms until now: 5 W, and 9 W once the energy windows have begun."""
+
+    def __init__(self) -> None:
+        self.began, self.busy = now(), math.inf
+
+    def start(self) -> Rail:
+        return self
+
+    def say(self, text: str) -> None:
+        self.busy = min(self.busy, now() if text.startswith("energy") else math.inf)
+
+    def recording(self) -> Recording:
+        times = [self.began + 0.01 * i for i in range(math.floor((now() - self.began) / 0.01) + 1)]
+        return Recording("played", tuple(Sample(t, 9.0 if t >= self.busy else 5.0) for t in times), "VIN", 0.01)
+
+    def forget(self, before_s: float) -> None:
+        pass
+
+    def stop(self) -> Recording:
+        return self.recording()
+
+
+def test_energy_is_measured_at_as_many_widths_as_were_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edgeprune.bench.profile.IDLE_S", 0.2)
+    rail, effort = Rail(), Effort(seconds=0.006, passes=1, energy_s=0.6, energy_shapes=3)
+    widths = (0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
+    found = profile_task(small_task(), effort=effort, widths=widths, checks=(), sampler=rail, say=rail.say)
+    layers = [point for point in found.points if point.shape == "layer"]
+    measured = [point for point in layers if point.step_j is not None]
+    assert len(layers) == 6 and len(measured) == 3
+    assert measured[0] is layers[0] and measured[-1] is layers[-1], "the ends of what the fit has to cover"
+    assert all(point.step_j and point.inference_j for point in measured)
+    assert found.power["rail"] == "VIN" and found.power["idle_w"] == pytest.approx(5.0)
 
 
 def test_a_file_survives_and_a_broken_one_is_refused(profile: DeviceProfile, tmp_path: Path):
