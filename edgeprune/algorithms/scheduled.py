@@ -7,7 +7,7 @@
     every PI     scheduled anew with the corrected times; at the first such stage channels are ranked by what was learnt
 
 ``correct = "learner"`` leaves all that follows the first assignment to AdaptCL's rate learner, within the devices'
-memory.
+memory. It lets nobody sit out, so a device that would have to is refused.
 The merge, the ranking and the recipe are AdaptCL's (adaptcl.py). Ours, not the paper's.
 """
 
@@ -209,7 +209,13 @@ class Scheduled(AdaptCL):
     ) -> State:
         """AdaptCL's own memory, as if its first stage had ended in this assignment."""
         reports = {report.name: report for report in _reports(setting)}
-        chosen = {client: decisions[client].rung or rungs[-1] for client in setting.clients}
+        for client in setting.clients:
+            if decisions[client].rung is None:
+                raise EdgePruneError(
+                    f"scheduler: {client!r} {decisions[client].why}, and AdaptCL's learner leaves nobody out; use "
+                    "algorithm.correct = 'profile'"
+                )
+        chosen = {client: rung for client in setting.clients if (rung := decisions[client].rung)}
         workers = {
             client: Worker(rung.retention, unpruned=reports[client].update_time_s(rungs[0]))
             for client, rung in chosen.items()

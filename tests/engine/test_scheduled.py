@@ -256,6 +256,14 @@ def test_adaptcls_learner_can_take_over(profile: Path, tmp_path: Path) -> None:
     assert spread(records[0]) < 1.25 and spread(records[-1]) < 1.25
 
 
+def test_the_learner_refuses_whom_it_would_have_to_leave_out(profile: Path, tmp_path: Path) -> None:
+    options = [item for item in sets(profile, algorithm__correct="learner") if "fleet.devices" not in item]
+    options.append('fleet.device=[{name="a"}, {name="b", memory_mib=1}]')
+    with pytest.raises(EdgePruneError, match=r"'b' sits out: even 5% .* leaves nobody out; use .*'profile'"):
+        run(tmp_path / "a", options)
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_learner_asks_for_no_more_than_fits(profile: Path, tmp_path: Path) -> None:
     options = [item for item in sets(profile, algorithm__interval=2, run__rounds=5) if "fleet.devices" not in item]
     options.append('fleet.device=[{name="a", slowdown=2.0}, {name="b", memory_mib=210}]')  # b is idle half of the time
