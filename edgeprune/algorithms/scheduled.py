@@ -89,6 +89,11 @@ class Scheduled(AdaptCL):
         decisions = schedule(_reports(setting), rungs, self.first_goal())
         if self.correct == "learner":
             return self._for_the_learner(setting, model, order, rungs, decisions)
+        if not any(decision.rung for decision in decisions.values()):
+            first = next(iter(decisions.values()))
+            raise EdgePruneError(
+                f"scheduler: nobody can take part; {first.client!r} {first.why}; give a longer deadline or wider limits"
+            )
         beliefs = {client: Belief() for client in setting.clients}
         plans = {client: plan_of(setting, order, decisions[client].rung) for client in setting.clients}
         return State(0, model, plans, self._memory(setting, order, False, beliefs, decisions))

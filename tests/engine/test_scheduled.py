@@ -256,6 +256,13 @@ def test_adaptcls_learner_can_take_over(profile: Path, tmp_path: Path) -> None:
     assert spread(records[0]) < 1.25 and spread(records[-1]) < 1.25
 
 
+def test_a_run_in_which_nobody_could_train_is_refused(profile: Path, tmp_path: Path) -> None:
+    late = sets(profile, algorithm__objective="deadline", algorithm__deadline_s=1e-6)
+    with pytest.raises(EdgePruneError, match=r"nobody can take part; 'device-0' sits out: with 5% .* longer deadline"):
+        run(tmp_path / "a", late)
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_learner_refuses_whom_it_would_have_to_leave_out(profile: Path, tmp_path: Path) -> None:
     options = [item for item in sets(profile, algorithm__correct="learner") if "fleet.devices" not in item]
     options.append('fleet.device=[{name="a"}, {name="b", memory_mib=1}]')
