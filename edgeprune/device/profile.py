@@ -185,6 +185,8 @@ def from_json(value: Any, where: str = "profile") -> DeviceProfile:
         _typed(profile.fingerprint)
         _moment(profile.expires, profile.task)
         return profile
+    except EdgePruneError as error:
+        raise EdgePruneError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EdgePruneError(
             f"{where}: not a device profile ({type(error).__name__}: {error}); write one with 'edgeprune profile TASK'"

@@ -71,7 +71,10 @@ def own_times(fleet: Fleet, times: Times) -> dict[str, ProfileTimes]:
         if device.profile:
             own = read_profile(Path(device.profile))
             _check(own, device.name, times)
-            found[device.name] = ProfileTimes(own)
+            try:
+                found[device.name] = ProfileTimes(own)
+            except EdgePruneError as error:
+                raise EdgePruneError(f"fleet.device {device.name!r}: {error}") from None
     return found
 
 

@@ -52,6 +52,10 @@ class ProfileTimes:
         self.profile = profile
         self.factor = factor
         dense = [point for point in profile.points if point.density == 1.0]
+        if len(dense) < 3:
+            raise EdgePruneError(
+                f"profile of {profile.task!r}: it holds {len(dense)} dense sizes, a fit needs three; measure it again"
+            )
         self._dense = dense
         self._step = latency_model.fit([p.size for p in dense], [p.step_ms for p in dense])
         self._forward = latency_model.fit([p.size for p in dense], [p.inference_ms for p in dense])
@@ -141,7 +145,11 @@ def read_times(path: Path) -> LatencyTable | ProfileTimes:
     except (ValueError, RecursionError):
         raise EdgePruneError(f"latency table {path}: not JSON; measure it again with latency = 'measure'") from None
     if isinstance(value, dict) and value.get("format") == FORMAT:
-        return ProfileTimes(from_json(value, f"profile {path}"))
+        profile = from_json(value, f"profile {path}")
+        try:
+            return ProfileTimes(profile)
+        except EdgePruneError as error:
+            raise EdgePruneError(f"profile {path}: {error}") from None
     return LatencyTable.from_json(value, f"latency table {path}")
 
 

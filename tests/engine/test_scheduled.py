@@ -170,6 +170,15 @@ def test_a_device_takes_the_time_of_its_own_profile(profile: Path, tmp_path: Pat
         assert again == pytest.approx(computed["slow"], rel=1e-6)
 
 
+def test_a_device_whose_profile_is_too_small_is_named(profile: Path, tmp_path: Path) -> None:
+    measured, small = read_profile(profile), tmp_path / "small.json"
+    write_profile(replace(measured, points=measured.points[:2]), small)
+    options = [item for item in sets(profile) if "fleet.devices" not in item and "heterogen" not in item]
+    options.append(f'fleet.device=[{{name="a"}}, {{name="b", profile="{small}"}}]')
+    with pytest.raises(EdgePruneError, match="fleet.device 'b': .* holds 2 dense sizes"):
+        engine.prepare(engine.load_experiment(None, options))
+
+
 def test_a_slowdown_beside_a_profile_slows_the_link_alone(profile: Path, tmp_path: Path) -> None:
     """A profile's times are the device's own: it is charged what it promised, not that many times the slowdown."""
     options = [item for item in sets(profile) if "fleet.devices" not in item and "heterogen" not in item]

@@ -196,5 +196,12 @@ def test_a_profile_with_figures_that_no_device_has_is_one_sentence(
     put(said, key, value)
     path = tmp_path / "p.json"
     path.write_text(json.dumps(said))
-    with pytest.raises(EdgePruneError, match=f"{words}.*; measure it again"):
+    with pytest.raises(EdgePruneError, match=rf"p\.json: .*{words}.*; measure it again"):
+        read_times(path)
+
+
+def test_a_profile_of_too_few_sizes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    write_profile(profile(points=profile().points[:2]), path)
+    with pytest.raises(EdgePruneError, match=r"p\.json: .* holds 2 dense sizes.*; measure it again"):
         read_times(path)
