@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torch import Tensor, zeros_like
+from torch import Tensor, equal, zeros_like
 
 from edgeprune import ops, wire
 from edgeprune.algorithms.protocol import Assignment, Update
@@ -26,7 +26,8 @@ def accept(reply: Reply, asked: Assignment, sent_bytes: int, round_: int, sample
     Raises :class:`EdgePruneError`, a sentence for the round's record, if nothing came or it cannot be trusted: over
     twice what was sent plus a header (unpacked: twice what was asked for), unreadable, for another round, plan or
     client, other names, shapes or types, another mask than was asked for or of another size, a value that is not
-    finite or beyond MOST, a negative variance, or another sample count than the ``samples`` it enrolled with.
+    finite or beyond MOST, a negative variance, other whole numbers than were sent (positions, which a model looks up:
+    a single one is a count, which training moves), or another sample count than the ``samples`` it enrolled with.
     """
     gradients = {GRADIENT + name: asked.state[name] for name in asked.masks if asked.job.gradient}
     answered = {} if asked.job.learn else asked.state  # who learns a mask says only what stays
@@ -150,6 +151,8 @@ def _check(name: str, got: Tensor, sent: Tensor, change: bool) -> None:
             f"tensor {name!r} has shape {tuple(got.shape)} and type {got.dtype}, "
             f"asked was {tuple(sent.shape)} and {sent.dtype}"
         )
+    if not got.is_floating_point() and got.numel() > 1 and not equal(got, sent):
+        raise EdgePruneError(f"tensor {name!r} holds other whole numbers than were sent")
     if not got.is_floating_point() or not got.numel():
         return
     low, high = (float(end) for end in got.aminmax())

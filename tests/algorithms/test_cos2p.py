@@ -324,6 +324,27 @@ def test_a_proposal_for_other_blocks_is_refused(vit):
             answer(plan)
 
 
+@pytest.mark.parametrize("spoilt", [2**63 - 1, 0], ids=["outside the stream", "another channel"])
+def test_positions_that_a_model_looks_up_come_back_as_they_were_sent(vit, spoilt):
+    """Of whole numbers the largest wins: one device could give every device's model other channels to add to."""
+    from edgeprune.algorithms.protocol import Assignment
+    from edgeprune.engine.acceptance import accept
+    from edgeprune.engine.transport import Reply
+    from edgeprune.wire import Message, encode
+
+    model, graph = vit
+    asked = Assignment("a", SubmodelPlan.full(graph), model.state_dict(), Recipe(1, 1, 0.1, 0.0, 0.0))
+
+    def answer(state):
+        message = Message("update", 1, "a", asked.plan.id, state, {"loss": 0.0}, samples=1)
+        return accept(Reply("a", encode(message), 1.0), asked, 10**8, 1, 1)
+
+    name = next(name for name in asked.state if name.endswith("proj.index"))
+    assert answer(asked.state).state[name].equal(asked.state[name])
+    with pytest.raises(EdgePruneError, match=f"{name!r} holds other whole numbers than were sent"):
+        answer({**asked.state, name: torch.full_like(asked.state[name], spoilt)})
+
+
 @pytest.mark.parametrize(
     "fields",
     [
