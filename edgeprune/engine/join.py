@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from edgeprune.engine.children import Child, Children, wait_for
 from edgeprune.engine.kits import AUTHORITY, EXPERIMENT, KEY, STARTUP, Kit, read_kit
+from edgeprune.engine.locks import alone
 from edgeprune.engine.ports import free_port
 from edgeprune.errors import EdgePruneError
 
@@ -37,16 +40,33 @@ def join(
     ``power``: where its figures come from (device.power.SOURCES).
     """
     kit = read_kit(folder)
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        (state / LOG).open("ab").close()
-        socket = _socket(state, kit)
-        socket.unlink(missing_ok=True)  # of a worker that was killed: it says nothing of the new one
-    except OSError as error:
-        raise EdgePruneError(f"{state}: cannot be written ({error.strerror}); choose another --state") from None
     options = [f"--idle={idle_s}", f"--power={power}"]
     options += ([f"--data={data_dir}"] if data_dir else []) + (["--own"] if own else [])
-    worker = _worker(kit, folder, state, socket, options, nice)
+    with ExitStack() as held:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                alone(state, f"{state}: another 'edgeprune join' works there; stop it, or give a --state of its own")
+            )
+            (state / LOG).open("ab").close()
+            socket = _socket(state)
+            socket.unlink(missing_ok=True)  # of a worker that was killed: it says nothing of the new one
+        except OSError as error:
+            raise EdgePruneError(f"{state}: cannot be written ({error.strerror}); choose another --state") from None
+        held.callback(socket.unlink, missing_ok=True)
+        _take_part(kit, folder, state, socket, _worker(kit, folder, state, socket, options, nice), say)
+    say(f"{kit.name}: the federation is over")
+
+
+def _take_part(
+    kit: Kit,
+    folder: Path,
+    state: Path,
+    socket: Path,
+    worker: Child,
+    say: Callable[[str], None],
+) -> None:
+    """Worker and node, until the worker ends by itself."""
     with Children() as children:
         children.start(worker)
         while not wait_for(socket.is_socket, 1.0, worker):
@@ -68,7 +88,6 @@ def join(
             if workers.too_many():
                 raise EdgePruneError(f"{worker.name} ends again and again: {worker.last_line()}")
             time.sleep(TEND_S)
-    say(f"{kit.name}: the federation is over")
 
 
 class _Starts:
@@ -109,7 +128,7 @@ def _node(kit: Kit, folder: Path, state: Path, socket: Path) -> Child:
     raise EdgePruneError(f"kit of {kit.name!r}: unknown engine {kit.engine!r}; install the server's version here")
 
 
-def _socket(state: Path, kit: Kit) -> Path:
+def _socket(state: Path) -> Path:
     """In ``state``; where that path is too long for a socket, in the user's run-time folder."""
     path = state.resolve() / "worker.sock"
     if len(str(path).encode()) <= SOCKET_BYTES:
@@ -119,4 +138,4 @@ def _socket(state: Path, kit: Kit) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise EdgePruneError(f"{folder}: belongs to somebody else; give a shorter --state")
-    return folder / f"{abs(hash((str(state.resolve()), kit.name))):x}.sock"
+    return folder / f"{hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:16]}.sock"

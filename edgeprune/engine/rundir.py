@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine.config import Experiment, load_experiment
+from edgeprune.engine.locks import alone
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
@@ -132,21 +131,9 @@ def created(
         yield
 
 
-@contextmanager
-def occupied(path: Path) -> Iterator[None]:
+def occupied(path: Path) -> AbstractContextManager[None]:
     """Keep every other process from leading the run in ``path``. The kernel gives it free when this one dies."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise EdgePruneError(
-                    f"{path}: another process leads this run; wait for its end, or stop it and use --resume"
-                ) from None  # else a file system that has no locks
-        yield
-    finally:
-        os.close(folder)
+    return alone(path, f"{path}: another process leads this run; wait for its end, or stop it and use --resume")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

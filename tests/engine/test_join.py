@@ -164,3 +164,22 @@ def test_a_kit_nested_beyond_reading_is_a_sentence(tmp_path):
     (tmp_path / "kit.toml").write_text(f"name = {'[' * 3000}{']' * 3000}\n")
     with pytest.raises(EdgePruneError, match="cannot be read .*; copy the kit again"):
         read_kit(tmp_path)
+
+
+def test_a_state_is_one_joins_alone_and_keeps_no_socket(kit, no_engine, tmp_path, monkeypatch):
+    """The place of the socket where the state's path is too long for one: everybody's temporary folder."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder, state = kit("dies_once"), tmp_path / ("long" * 30)
+    refused = []
+
+    def again(text):
+        if "looking for" not in text:
+            return
+        with pytest.raises(EdgePruneError, match="another 'edgeprune join' works there; .* give a --state of its own"):
+            joined(folder, state)
+        (socket,) = tmp_path.glob("edgeprune-*/*.sock")
+        refused.append(socket)
+        Server(socket, Frame("bye", NAME, "t").to_bytes()).start()
+
+    joined(folder, state, say=again)
+    assert len(refused) == 1 and not refused[0].exists()
