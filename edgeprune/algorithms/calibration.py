@@ -31,7 +31,8 @@ def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
 
 @torch.no_grad()
 def local_statistics(model: nn.Module, batches: Iterable[Tensor], *, own: bool) -> dict[str, Tensor]:
-    """Mean and variance of every batch-norm's input over ``batches``, exact, under their names in the state dict.
+    """Mean and variance of every batch-norm's input over ``batches``, exact, under their names in the state dict; one
+    that nothing came to (of an exit, which only training runs) keeps its own.
 
     ``own``: the layers in front normalise by each batch's own statistics (the first pass, when the model's are not to
     be trusted); otherwise by the model's. The first layer's figures do not depend on that, the second layer's are
@@ -60,8 +61,11 @@ def local_statistics(model: nn.Module, batches: Iterable[Tensor], *, own: bool) 
     found: dict[str, Tensor] = {}
     for name, norm in norms.items():
         total, square, count = sums[name]
-        mean = total / count
         prefix = f"{name}." if name else ""
+        if not count.any():
+            found |= {prefix + MEAN: norm.running_mean.clone(), prefix + VAR: norm.running_var.clone()}
+            continue
+        mean = total / count
         found[prefix + MEAN] = mean.to(norm.weight.dtype)
         found[prefix + VAR] = (square / count - mean * mean).clamp_min(0).to(norm.weight.dtype)
     return found

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from edgeprune.algorithms.calibration import MEAN, VAR, local_statistics, pooled
+from edgeprune.nn import Exits
 
 
 def network() -> nn.Sequential:
@@ -69,3 +70,17 @@ def test_no_weight_and_no_statistic_of_the_model_changes():
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if "num_batches" not in name)
     assert momenta == [m.momentum for m in model if hasattr(m, "momentum")] and not model.training
+
+
+def test_a_norm_that_evaluation_does_not_run_keeps_its_statistics():
+    """A head with a batch-norm behind an exit: in every pass but the first it sees nothing."""
+    head = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    x = torch.randn(8, 2, 6, 6)
+    model = Exits(body, {"0": head}, x)
+    model(x)  # the lazy layers take their shapes
+    first = local_statistics(model, x.split(4), own=True)
+    model.load_state_dict({**model.state_dict(), **first})
+    second = local_statistics(model, x.split(4), own=False)
+    assert second.keys() == first.keys() and all(torch.equal(first[n], second[n]) for n in first if "heads" in n)
+    assert all(bool(t.isfinite().all()) for t in second.values())
