@@ -242,7 +242,12 @@ class Server:
         plan = SubmodelPlan.full(self.setting.graph).id
         header = {"batch_size": self.setting.recipe.batch_size, "first": first}
         clients = [client for client in self.setting.clients if client not in cost["rejected"]]
-        sent = Outbox(clients, lambda c: wire.encode(wire.Message("calibrate", round_, c, plan, payload, header)))
+
+        def message(client: str) -> bytes:
+            drawn = {**header, "seed": seed_of(self.seed, round_, client)}
+            return wire.encode(wire.Message("calibrate", round_, client, plan, payload, drawn))
+
+        sent = Outbox(clients, message)
         self.transport.push(round_, sent, "statistics")
         found: list[tuple[int, Mapping[str, Tensor]]] = []
         collected = self.transport.pull(clients, self.patience)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune import wire
@@ -222,7 +223,9 @@ class Worker:
         load_local(model, self._calibrating)
         x = self._data.x.split(batch_size)
         batches = (self._data.normalise(part) for part in x if not len(part) == 1 < len(x[0]))
-        statistics = local_statistics(model, batches, own=first)
+        with torch.random.fork_rng(devices=[]):  # for dropout and its like, as in training
+            torch.manual_seed(_whole(message, "seed", 0))
+            statistics = local_statistics(model, batches, own=first)
         answer = wire.Message("statistics", message.round, self._client, full.id, statistics, samples=len(self._data))
         blob = wire.encode(answer)
         return Answer(blob, full, steps=0, forwards=len(x), rebuilt=False, kind="statistics")

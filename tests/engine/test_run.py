@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from short_runs import SETS, Killed, maker, same, weights
+from torch import nn
 
 from edgeprune import engine
 from edgeprune.algorithms.training import train_local
@@ -16,6 +17,7 @@ from edgeprune.engine import rundir
 from edgeprune.engine.rounds import seed_of
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import LatencyTable
+from edgeprune.tasks import get as get_task
 
 
 def fedavg(small, *sets):
@@ -286,3 +288,22 @@ def test_batches_of_one_sample_are_calibrated_with(small, tmp_path):
     engine.start(engine.prepare(small(*sets)), tmp_path / "run")
     record = engine.RunDir(tmp_path / "run").metrics()[-1]
     assert not record["calibration"]["rejected"] and record["calibration"]["time_s"] > 0
+
+
+def dropping():
+    """Digits; what a batch-norm sees has been through dropout."""
+
+    def make():
+        layers = (nn.Dropout(0.5), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    return replace(get_task("digits"), make_model=make)
+
+
+def test_what_calibration_draws_is_the_runs_own(small, tmp_path):
+    """Whatever the process drew before: a run that was resumed ends with the bits of one that never stopped."""
+    experiment = small(f"task.name={__name__}:dropping", "run.rounds=1", "algorithm.calibrate=1")
+    for name in ("one", "other"):
+        torch.rand(7)
+        engine.start(engine.prepare(experiment), tmp_path / name)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
