@@ -62,12 +62,13 @@ def local_statistics(model: nn.Module, batches: Iterable[Tensor], *, own: bool) 
     for name, norm in norms.items():
         total, square, count = sums[name]
         prefix = f"{name}." if name else ""
+        assert norm.running_mean is not None and norm.running_var is not None
         if not count.any():
             found |= {prefix + MEAN: norm.running_mean.clone(), prefix + VAR: norm.running_var.clone()}
             continue
         mean = total / count
-        found[prefix + MEAN] = mean.to(norm.weight.dtype)
-        found[prefix + VAR] = (square / count - mean * mean).clamp_min(0).to(norm.weight.dtype)
+        found[prefix + MEAN] = mean.to(norm.running_mean.dtype)
+        found[prefix + VAR] = (square / count - mean * mean).clamp_min(0).to(norm.running_var.dtype)
     return found
 
 

@@ -243,11 +243,11 @@ class Server:
         header = {"batch_size": self.setting.recipe.batch_size, "first": first}
         clients = [client for client in self.setting.clients if client not in cost["rejected"]]
 
-        def message(client: str) -> bytes:
+        def asking(client: str) -> bytes:
             drawn = {**header, "seed": seed_of(self.seed, round_, client)}
             return wire.encode(wire.Message("calibrate", round_, client, plan, payload, drawn))
 
-        sent = Outbox(clients, message)
+        sent = Outbox(clients, asking)
         self.transport.push(round_, sent, "statistics")
         found: list[tuple[int, Mapping[str, Tensor]]] = []
         collected = self.transport.pull(clients, self.patience)

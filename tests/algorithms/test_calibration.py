@@ -84,3 +84,10 @@ def test_a_norm_that_evaluation_does_not_run_keeps_its_statistics():
     second = local_statistics(model, x.split(4), own=False)
     assert second.keys() == first.keys() and all(torch.equal(first[n], second[n]) for n in first if "heads" in n)
     assert all(bool(t.isfinite().all()) for t in second.values())
+
+
+def test_a_norm_without_weights_is_measured_as_any_other():
+    x = torch.randn(8, 2, 6, 6)
+    found = local_statistics(nn.Sequential(nn.BatchNorm2d(2, affine=False)), x.split(4), own=True)
+    torch.testing.assert_close(found[f"0.{MEAN}"], x.mean((0, 2, 3)))
+    torch.testing.assert_close(found[f"0.{VAR}"], x.var((0, 2, 3), unbiased=False))
