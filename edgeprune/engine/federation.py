@@ -101,8 +101,9 @@ def lead_on(
 def _enrolled(
     prepared: Prepared, carrier: Carrier, wait_s: float, say: Say, own: bool, clock: Clock
 ) -> tuple[Prepared, RemoteTransport]:
-    terms = Terms(__version__, experiment_id(prepared.experiment))
-    transport = RemoteTransport(carrier, terms, prepared.experiment.run.deadline_s, clock)
+    told = prepared.experiment
+    terms = Terms(__version__, experiment_id(told))
+    transport = RemoteTransport(carrier, terms, told.run.deadline_s, clock, told.identity())
     samples = transport.enrol(prepared.setting.clients, wait_s, say)
     if own:
         setting = replace(prepared.setting, samples=samples)

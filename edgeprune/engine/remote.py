@@ -69,11 +69,12 @@ class _Round:
 
 
 class RemoteTransport:
-    """:class:`edgeprune.engine.transport.Transport` over a carrier."""
+    """:class:`edgeprune.engine.transport.Transport` over a carrier. ``run``: which one (Experiment.identity)."""
 
     def __init__(
-        self, carrier: Carrier, terms: Terms, deadline_s: float, clock: Callable[[], float] = monotonic
+        self, carrier: Carrier, terms: Terms, deadline_s: float, clock: Callable[[], float] = monotonic, run: str = ""
     ) -> None:
+        self._run = run
         self._carrier = carrier
         self._terms = terms
         self._deadline_s = deadline_s
@@ -141,6 +142,7 @@ class RemoteTransport:
         self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
         self._now = {client: token for client, token in self._now.items() if token in self._asked}
         self._pushed_s = self._clock()
+        about = {**about, "run": self._run}
         for client, blob in assignments.items():
             self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_, kind)
 

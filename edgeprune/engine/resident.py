@@ -81,7 +81,7 @@ class Resident:
         state: Path,
         meter: EnergyMeter | None = None,
     ) -> None:
-        plan, residual, self._round, last = _remembered(state, graph)
+        plan, residual, self._round, self._run, last = _remembered(state, graph)
         self._new = lambda: Worker(client, data, graph, shelf, loss)
         self._worker = Worker(client, data, graph, shelf, loss, plan, residual)
         self._client = client
@@ -102,13 +102,15 @@ class Resident:
         known = next((frame for asked_by, frame in self._given.values() if asked_by == key), None)
         if known is not None:
             return Frame(known.verb, self._client, asked.token, {**known.about, "again": True}, known.blob)
-        round_ = asked.about.get("round")
-        if isinstance(round_, int):
-            if round_ < self._round:  # another run has begun, or this one again: what was owed is owed no more
-                plans, self._worker, self._plan = self._worker.plans, self._new(), ""
-                self._worker.plans.update(plans)
-                self._given.clear()
-            self._round = round_
+        round_, run = asked.about.get("round"), asked.about.get("run")
+        other = isinstance(run, str) and self._run not in ("", run)
+        if other or isinstance(round_, int) and round_ < self._round:
+            # Another run has begun, or this one again: what was owed is owed no more.
+            plans, self._worker, self._plan = self._worker.plans, self._new(), ""
+            self._worker.plans.update(plans)
+            self._given.clear()
+        self._round = round_ if isinstance(round_, int) else self._round
+        self._run = run if isinstance(run, str) else self._run
         try:
             return self._worked(asked, key)
         except EdgePruneError as error:
@@ -150,17 +152,17 @@ class Resident:
         tensors = {OWED + name: t.contiguous() for name, t in residual.items()}
         if residual:
             tensors[LAST] = torch.frombuffer(bytearray(given.to_bytes()), dtype=torch.uint8)
-        told = {"plan": kept, "round": str(self._round), "asked": key}
+        told = {"plan": kept, "round": str(self._round), "run": self._run, "asked": key}
         write_atomically(self._state, safetensors.torch.save(tensors, metadata=told))
         self._plan = answer.plan.id
 
 
-Kept = tuple[SubmodelPlan | None, dict[str, torch.Tensor], int, tuple[str, Frame] | None]
+Kept = tuple[SubmodelPlan | None, dict[str, torch.Tensor], int, str, tuple[str, Frame] | None]
 
 
 def _remembered(state: Path, graph: ChannelGraph) -> Kept:
-    """The plan, the residual, the round and the last update in ``state``; nothing where it is not there or not this
-    model's."""
+    """The plan, the residual, the round, the run and the last update in ``state``; nothing where it is not there or not
+    this model's."""
     try:
         with safetensors.safe_open(state, framework="pt") as file:
             told = file.metadata()
@@ -169,9 +171,10 @@ def _remembered(state: Path, graph: ChannelGraph) -> Kept:
         last = None
         if LAST in tensors:
             last = told["asked"], Frame.from_bytes(tensors.pop(LAST).numpy().tobytes(), frames.ANSWERS)
-        return plan, {name.removeprefix(OWED): t for name, t in tensors.items()}, int(told["round"]), last
+        owed = {name.removeprefix(OWED): t for name, t in tensors.items()}
+        return plan, owed, int(told["round"]), told.get("run", ""), last
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, EdgePruneError):
-        return None, {}, 0, None
+        return None, {}, 0, "", None
 
 
 def _cpu_s() -> float:

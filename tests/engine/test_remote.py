@@ -321,6 +321,18 @@ def test_a_device_with_a_new_run_owes_nothing_of_the_old_one(small, tmp_path):
     assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["the same process", "a new one"])
+def test_a_device_owes_nothing_to_a_run_that_another_took_the_place_of_after_one_round(small, tmp_path, anew):
+    carrier = bench(of(small, FEEDBACK), tmp_path / "state")
+    federation.lead(of(small, FEEDBACK, "run.rounds=1"), carrier, tmp_path / "a", None, wait_s=5, clock=carrier.clock)
+    if anew:
+        carrier = bench(of(small, FEEDBACK), tmp_path / "state")
+    second = of(small, [*FEEDBACK, "algorithm.lr=0.02"], "run.deadline_s=60")
+    federation.lead(second, carrier, tmp_path / "b", None, wait_s=5, clock=carrier.clock)
+    engine.start(engine.prepare(second), tmp_path / "local")
+    assert same(weights(tmp_path / "local"), weights(tmp_path / "b"))
+
+
 def test_rounds_that_wait_for_nobody_take_answers_as_they_come(small, tmp_path):
     def strike(carrier, asked, answer):
         return [] if asked.client == BAD and asked.about["round"] == 1 else [answer]
