@@ -25,6 +25,7 @@ ROOM = 1 << 20  # bytes that an answer may have beside twice its question
 LEAST_S = 1.0  # the least that is waited for the missing: what takes milliseconds varies by as much
 BYE_S = 60.0  # how long the end waits for the devices to have heard of it
 MOST_W = 1e4  # a device that reports more power than this is not believed
+CLOSED = 32  # answered questions that are remembered of each device, to know a second answer by
 HELLO_S = 120.0  # a device that has not said who it is by then is asked again
 
 
@@ -81,6 +82,7 @@ class RemoteTransport:
         self._clock = clock
         self._asked: dict[str, _Asked] = {}
         self._now: dict[str, str] = {}  # client -> token of what it was asked last
+        self._limits: dict[str, int] = {}  # client -> the largest limit of what it is asked
         self._usual_s: dict[tuple[str, str], float] = {}  # (client, kind of answer) -> how long it took last time
         self._kind = ""  # of the answers that are waited for
         self._pushed_s = 0.0
@@ -138,13 +140,25 @@ class RemoteTransport:
         if kind == "update" or kind != self._kind:  # several passes over the data are one calibration
             self._round = _Round()
         self._kind = kind
-        old = self._clock() - 10 * self._deadline_s
-        self._asked = {token: asked for token, asked in self._asked.items() if asked.sent_s > old}
-        self._now = {client: token for client, token in self._now.items() if token in self._asked}
+        self._forget_old()
         self._pushed_s = self._clock()
         about = {**about, "run": self._run}
         for client, blob in assignments.items():
             self._send(client, Frame("work", client, _token(), about, blob), self._deadline_s, round_, kind)
+
+    def _forget_old(self) -> None:
+        """Questions of long ago, and all but the last CLOSED that a device has answered."""
+        old, closed = self._clock() - 10 * self._deadline_s, Counter[str]()
+        kept: dict[str, _Asked] = {}
+        for token, asked in reversed(self._asked.items()):
+            closed[asked.client] += asked.answered
+            if asked.sent_s > old and not (asked.answered and closed[asked.client] > CLOSED):
+                kept[token] = asked
+        self._asked = dict(reversed(kept.items()))
+        self._now = {client: token for client, token in self._now.items() if token in self._asked}
+        self._limits = {}
+        for asked in kept.values():
+            self._limits[asked.client] = max(asked.limit, self._limits.get(asked.client, 0))
 
     def pull(self, clients: Sequence[str], patience: float, take: Take | None = None) -> Collected:
         """Wait for ``clients``. Who is missing is waited for ``patience`` times as long as the slowest took: of those
@@ -252,7 +266,9 @@ class RemoteTransport:
 
     def _send(self, client: str, frame: Frame, seconds: float, round_: int = 0, kind: str = "") -> None:
         data = frame.to_bytes()
-        self._asked[frame.token] = _Asked(client, self._clock(), 2 * len(data) + ROOM, round_, kind)
+        limit = 2 * len(data) + ROOM
+        self._asked[frame.token] = _Asked(client, self._clock(), limit, round_, kind)
+        self._limits[client] = max(limit, self._limits.get(client, 0))
         self._now[client] = frame.token
         self._round.counts["envelopes"] += 1
         self._round.counts["sent_bytes"] += len(data)
@@ -268,7 +284,8 @@ class RemoteTransport:
             return None
         counts["received_bytes"] += len(delivery.data)
         try:
-            frame = Frame.from_bytes(delivery.data, frames.ANSWERS, self._limit(delivery.device))
+            # By the largest question that the device may be answering.
+            frame = Frame.from_bytes(delivery.data, frames.ANSWERS, self._limits.get(delivery.device, ROOM))
         except EdgePruneError:
             counts["unreadable"] += 1
             return None
@@ -289,10 +306,6 @@ class RemoteTransport:
             asked.answered = True
             return frame
         return None
-
-    def _limit(self, device: str) -> int:
-        """Bytes that an answer of ``device`` may have: by the largest question it may be answering."""
-        return max((asked.limit for asked in self._asked.values() if asked.client == device), default=ROOM)
 
     def _settled(self, delivery: Delivery) -> Reply | None:
         """The reply that ``delivery`` brings to the question that it came for; None if it settles nothing."""

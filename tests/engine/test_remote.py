@@ -14,7 +14,9 @@ from bench_carrier import bench, rewritten
 from edgeprune import engine, wire
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import federation, frames
+from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.frames import Frame
+from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.errors import EdgePruneError
 
 BAD = "device-1"
@@ -198,6 +200,44 @@ def test_late_and_double_answers_are_dropped_and_counted(small, tmp_path):
     assert second["late"] == 1 and second["duplicate"] >= 1  # the third copy may be read after the round has ended
     third = records[2]["transport"]
     assert second["duplicate"] + third.get("duplicate", 0) == 2
+
+
+class Prompt:
+    """Devices that answer at once; ``more``: what comes besides."""
+
+    def __init__(self, *names):
+        self._names, self._waiting, self.sent, self.more = names, [], [], []
+
+    def devices(self):
+        return self._names
+
+    def send(self, device, token, data, seconds):
+        about = {"edgeprune": "1", "experiment": "x"}
+        self._waiting.append(Delivery(device, Frame("done", device, token, about, b"x").to_bytes(), token))
+        self.sent.append(self._waiting[-1])
+
+    def receive(self, seconds):
+        found, self._waiting, self.more = [*self.more, *self._waiting], [], []
+        return found
+
+    def forget(self, tokens):
+        pass
+
+
+def test_what_is_remembered_of_answered_questions_does_not_grow_with_the_rounds():
+    """Every answer is compared with it: it made a round the slower the more had been."""
+    carrier = Prompt("a", "b")
+    transport = RemoteTransport(carrier, Terms("1", "x"), 600.0)
+    for round_ in range(1, 201):
+        if round_ in (150, 200):
+            carrier.more = [carrier.sent[-4], carrier.sent[0]]  # of two rounds before, and of the first
+        transport.push(round_, {"a": b"?", "b": b"?"})
+        assert all(reply.blob == b"x" for reply in transport.pull(["a", "b"], 2.0).replies)
+        if round_ in (150, 200):
+            assert transport.facts()["duplicate"] == 1 and transport.facts()["unasked"] == 1
+        if round_ == 100:
+            before = len(transport._asked)
+    assert len(transport._asked) == before < 100
 
 
 def test_a_device_that_hangs_is_waited_for_once_by_the_deadline_then_by_patience(small, tmp_path):
