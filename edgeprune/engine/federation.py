@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -23,7 +22,7 @@ from edgeprune.engine.children import MISTAKE, Child, Children, wait_for
 from edgeprune.engine.config import Experiment
 from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.engine.reporting import fleet_reports
-from edgeprune.engine.resident import experiment_id
+from edgeprune.engine.resident import experiment_id, state_file
 from edgeprune.engine.run import Prepared, Watch
 from edgeprune.engine.sockets import SocketCarrier
 from edgeprune.errors import EdgePruneError
@@ -143,7 +142,7 @@ def run_here(
         rundir.refuse_present(out)
     state = rundir.beside(out, "devices")
     if not resume:
-        shutil.rmtree(state, ignore_errors=True)
+        _cleared(state, names)
     common: dict[str, Any] = {"wait_s": 120.0, "watch": watch, "say": say}
     try:
         _made(state)
@@ -158,7 +157,16 @@ def run_here(
             return lead(experiment, carrier, out, data_dir, **common)
     finally:
         if not rundir.is_run(out):  # a mistake: no run was begun
-            shutil.rmtree(state, ignore_errors=True)
+            _cleared(state, names)
+
+
+def _cleared(state: Path, names: Sequence[str]) -> None:
+    """Without what devices of these names keep in ``state``, and without it where nothing else is there."""
+    for name in names:
+        with suppress(OSError):
+            state_file(state, name).unlink()
+    with suppress(OSError):
+        state.rmdir()
 
 
 def _made(state: Path) -> None:

@@ -177,6 +177,11 @@ def _remembered(state: Path, graph: ChannelGraph) -> Kept:
         return None, {}, 0, "", None
 
 
+def state_file(folder: Path, client: str) -> Path:
+    """Where ``client`` keeps in ``folder`` what must survive."""
+    return folder / f"device-{quote(client, safe='')}"
+
+
 def _cpu_s() -> float:
     times = os.times()
     return times.user + times.system
@@ -216,9 +221,7 @@ def residents(
     state.mkdir(parents=True, exist_ok=True)
     about = {"edgeprune": __version__, "experiment": experiment_id(experiment), "torch": torch.__version__}
     return {
-        client: Resident(
-            client, part, graph, shelf, task.loss, about, state / f"device-{quote(client, safe='')}", meter
-        )
+        client: Resident(client, part, graph, shelf, task.loss, about, state_file(state, client), meter)
         for client, part in parts.items()
     }
 

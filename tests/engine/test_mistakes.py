@@ -244,6 +244,16 @@ def test_a_mistake_with_processes_leaves_nothing_either(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+def test_processes_take_nothing_of_others_from_the_folder_beside_the_run(tmp_path):
+    mine, left = tmp_path / "run.devices" / "notes.txt", tmp_path / "run.devices" / "device-device-1"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    left.write_text("of an earlier run")
+    with pytest.raises(EdgePruneError, match="the fleet has 2 devices"):
+        run_here(load_experiment(None, [*SETS, "algorithm.name=fedavg", "algorithm.sample=3"]), tmp_path / "run", None)
+    assert mine.read_text() == "mine" and list(mine.parent.iterdir()) == [mine]
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
