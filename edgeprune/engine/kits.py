@@ -14,7 +14,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import tomli_w
@@ -69,7 +69,7 @@ class Federation:
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``"host:port"``."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise EdgePruneError(f"--address {address!r}: write it as host:port, for example 127.0.0.1:9092")
     return host, int(port)
 
@@ -111,14 +111,14 @@ def write_kits(federation: Federation, experiment: Experiment, engine: str, addr
     from edgeprune.fleet import build_fleet
 
     prepare_folder(federation)
-    write_atomically(federation.private / EXPERIMENT, experiment.to_toml().encode())
     made = federation.private / "address.json"
     told = {"engine": engine, "address": address}
-    if made.is_file() and json.loads(made.read_text()) != told:
+    if made.is_file() and (before := _told(made)) != told:
         raise EdgePruneError(
-            f"{federation.folder}: its kits were made for {json.loads(made.read_text())}, not {told}; delete the "
-            "folder to make new ones, or use the old address"
+            f"{federation.folder}: its kits were made for {before}, not {told}; delete the folder to make new ones, or "
+            "use the old address"
         )
+    write_atomically(federation.private / EXPERIMENT, experiment.to_toml().encode())
     names, (host, port) = build_fleet(experiment.fleet).names, split_address(address)
     if engine == "flare":
         from edgeprune.engine.flare import ceremony
@@ -140,6 +140,16 @@ def write_kits(federation: Federation, experiment: Experiment, engine: str, addr
         write_atomically(folder / EXPERIMENT, experiment.to_toml().encode())
         write_atomically(folder / KIT, tomli_w.dumps(asdict(Kit(name, engine, address))).encode())
     write_atomically(made, json.dumps(told).encode())
+
+
+def _told(made: Path) -> Any:
+    """What kits were made for."""
+    try:
+        return json.loads(made.read_text())
+    except (OSError, ValueError) as error:
+        raise EdgePruneError(
+            f"{made}: cannot be read ({error}); put it back, or delete {made.parent.parent} and make new kits"
+        ) from None
 
 
 def secret(path: Path, blob: bytes) -> None:

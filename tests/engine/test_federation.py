@@ -19,7 +19,7 @@ from edgeprune.cli import COMMANDS, main
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import load_experiment
 from edgeprune.engine.children import wait_for
-from edgeprune.engine.kits import Federation, Kit, read_kit, split_address
+from edgeprune.engine.kits import Federation, Kit, read_kit, split_address, write_kits
 from edgeprune.engine.ports import free_port
 from edgeprune.errors import EdgePruneError
 
@@ -153,7 +153,7 @@ def test_what_waits_on_a_device_beside_the_worker_stays_small(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("address", ["", "host", ":9000", "host:", "host:0", "host:70000", "host:x"])
+@pytest.mark.parametrize("address", ["", "host", ":9000", "host:", "host:0", "host:70000", "host:x", "host:²"])
 def test_an_address_is_a_host_and_a_port(address):
     with pytest.raises(EdgePruneError, match="host:port"):
         split_address(address)
@@ -171,3 +171,18 @@ def test_a_kit_of_another_version_is_refused(tmp_path):
         read_kit(tmp_path)
     (tmp_path / "kit.toml").write_text(tomli_w.dumps({k: v for k, v in told.items() if k != "edgeprune"}))
     assert read_kit(tmp_path) == Kit("a", "flower", "127.0.0.1:9")
+
+
+def test_kits_that_are_refused_leave_the_run_of_the_old_ones_its_experiment(tmp_path):
+    """Another server may be waiting for its devices there."""
+    own = Federation(tmp_path)
+    own.private.mkdir()
+    (own.private / "experiment.toml").write_text("of the other")
+    for said, sentence in (
+        ('{"engine": "flower", "address": "127.0.0.1:9"}', "its kits were made for .*127.0.0.1:9.*; delete the folder"),
+        ('{"engine"', "address.json: cannot be read"),
+    ):
+        (own.private / "address.json").write_text(said)
+        with pytest.raises(EdgePruneError, match=sentence):
+            write_kits(own, load_experiment(None), "flower", "127.0.0.1:10")
+        assert (own.private / "experiment.toml").read_text() == "of the other"
