@@ -113,14 +113,17 @@ def stack(c: Coupling, call: Call) -> Layout:
 
 @rule("aten.chunk", "aten.split", "aten.split_with_sizes", "aten.tensor_split")
 def chunk(c: Coupling, call: Call) -> list[Layout]:
-    """Equal parts of a channel dimension lose the same channels; unequal ones go their own ways (their sizes must be
-    attributes of a module then, not numbers: the check run shows)."""
+    """Equal parts of a channel dimension lose the same channels; unequal ones go their own ways where their sizes are
+    given one by one (they must be attributes of a module then, not numbers: the check run shows)."""
     x, shapes = c.layout(call["self"]), shapes_of(call.node)
     d = dim_of(call.get("dim", 0), len(x))
     sizes = [shape[d] for shape in shapes]
     ids = x[d]
     parts: list[Ids | None] = [None] * len(shapes)
-    if ids is not None and len(set(sizes)) > 1:
+    given = next((call.args[n] for n in ("split_sizes", "split_size", "indices") if n in call.args), None)
+    if ids is not None and len(set(sizes)) > 1 and not isinstance(given, (list, tuple)):
+        c.whole(call, ids, "the parts are not of one size, and with fewer channels they would be cut elsewhere")
+    elif ids is not None and len(set(sizes)) > 1:
         parts = [p if len(p) > 1 else None for p in np.split(ids, np.cumsum(sizes)[:-1])]
         for alone in (p for p in np.split(ids, np.cumsum(sizes)[:-1]) if len(p) == 1):
             c.whole(call, alone, "a single channel is split off")

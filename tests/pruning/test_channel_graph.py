@@ -121,6 +121,15 @@ def test_a_fixed_split_or_slice_keeps_its_channels_whole():
     assert "by number" in reasons(trace(part, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(3, 4, 1)))["a"]
 
 
+@pytest.mark.parametrize("parts", [lambda y: y.chunk(3, 1), lambda y: y.split(3, 1), lambda y: y.tensor_split(3, 1)])
+def test_a_number_of_parts_that_are_not_equal_keeps_their_channels_whole(parts):
+    def forward(self, x):
+        return self.b(parts(self.a(x))[0]).mean((2, 3))
+
+    graph = trace(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 4, 1))
+    assert "not of one size" in reasons(graph)["a"]
+
+
 def test_squeeze_without_a_dimension():
     def forward(self, x):
         return self.b(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
