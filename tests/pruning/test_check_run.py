@@ -89,6 +89,13 @@ def test_networks_that_are_random_in_evaluation_are_compared(scaled):
     assert len(graph.notes) == scaled and not any("shapes of its outputs" in note for note in graph.notes)
 
 
+@pytest.mark.parametrize("slopes", [(), (0.1,), (0.1, 0.2)])
+def test_random_slopes_of_any_range_are_compared(slopes):
+    graph = trace(lambda self, x: self.out(self.act(self.a(x))), (2, 8), a=nn.Linear(8, 16), act=nn.RReLU(*slopes),
+                  out=nn.Linear(16, 3))  # fmt: skip
+    assert list(graph.prunable) == ["a"] and not graph.notes
+
+
 def test_a_random_operation_that_is_not_known_is_said_to_be_compared_by_shapes():
     with torch.library._scoped_library("edgeprune_test", "FRAGMENT") as library:
         library.define("noise(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pointwise))
