@@ -5,11 +5,13 @@ Values cross into the compiled core (edgeprune.ops) once per state, not once per
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from edgeprune import ops
 from edgeprune.errors import EdgePruneError
@@ -49,11 +51,12 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
         small = copy_module(model, memo)
     except Exception as error:  # what a user's module holds may refuse to be copied in any way
         raise not_copied("extract", model, error) from None
-    for module in small.modules():
-        for kind, repair in REPAIRS.items():
-            if isinstance(module, kind):
-                repair(module)
-                break
+    with _at_rest(small):
+        for module in small.modules():
+            for kind, repair in REPAIRS.items():
+                if isinstance(module, kind):
+                    repair(module)
+                    break
     resize(small, {n: axis for n, axis in plan.map.sizes.items() if plan.holds(n)}, plan.counts)
     return small
 
@@ -180,6 +183,20 @@ REPAIRS.update(
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """While it lasts, a look at a parametrized weight does not train what computes it (spectral norm iterates)."""
+    lists = [m for m in model.modules() if isinstance(m, ParametrizationList)]
+    trained = [m for found in lists for m in found.modules() if m.training]
+    for m in trained:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in trained:
+            m.training = True
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

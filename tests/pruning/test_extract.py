@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import CASES, positions, random_plan, traced
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import edgeprune
 from edgeprune import EdgePruneError
@@ -198,6 +199,15 @@ def test_state_goes_there_and_back(name, seed):
     again = extract_state(zeros, plan)
     assert all(torch.equal(again[n], t) for n, t in local.items())
     assert all(int((zeros[n] != 0).sum()) == int((t != 0).sum()) for n, t in local.items())
+
+
+def test_a_weight_that_is_computed_in_training_is_not_stepped_by_cutting():
+    torch.manual_seed(0)
+    model = nn.Sequential(spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+    sub = edgeprune.prune(model, torch.randn(2, 6))
+    assert sub.model.training and sub.plan.counts == {"2": 3} and sub.model[0].parametrizations.weight[0].training
+    local = extract_state(model.state_dict(), sub.plan)
+    assert all(torch.equal(local[name], t) for name, t in sub.model.state_dict().items())
 
 
 def test_loading_into_a_built_module_replaces_all_or_nothing():
