@@ -7,8 +7,10 @@ differently over the versions of torch (convolution and conv2d, addmm and linear
 from __future__ import annotations
 
 import math
+import string
 
 import numpy as np
+from torch.fx import Node
 
 from edgeprune.pruning.atoms import Ids, Layout
 from edgeprune.pruning.coupling import Call, Coupling, rule, shape_of, shapes_of
@@ -92,7 +94,10 @@ def linear(c: Coupling, call: Call) -> Layout:
 @rule("aten.mm", "aten.bmm", "aten.matmul")
 def matmul(c: Coupling, call: Call) -> Layout | None:
     """[..., n, k] @ [..., k, m]: k meets k."""
-    a, b = call["self"], call.get("mat2", call.get("other"))
+    return _product(c, call, call["self"], call.get("mat2", call.get("other")))
+
+
+def _product(c: Coupling, call: Call, a: Node, b: Node) -> Layout | None:
     la, lb, sa, sb = c.layout(a), c.layout(b), shape_of(a), shape_of(b)
     if len(sa) < 2 or len(sb) < 2:
         for layout in (la, lb):
@@ -117,6 +122,19 @@ def _batch(c: Coupling, call: Call, a: object, b: object, out: tuple[int, ...]) 
             c.couple(call, full[0], full[1])
         result[d] = full[0] if full else None
     return tuple(result)  # type: ignore[arg-type]
+
+
+@rule("aten.baddbmm")
+def baddbmm(c: Coupling, call: Call) -> Layout | None:
+    """added + a @ b, for every matrix of a batch."""
+    added, product = call["self"], _product(c, call, call["batch1"], call["batch2"])
+    assert product is not None  # its operands are batches of matrices
+    result = list(product)
+    for back in range(-len(shape_of(added)), 0):
+        if shape_of(added)[back] > 1:
+            c.couple(call, result[back], c.layout(added)[back])
+            result[back] = c.layout(added)[back] if result[back] is None else result[back]
+    return tuple(result)
 
 
 @rule("aten.addmm")
@@ -156,25 +174,52 @@ def embedding_bag(c: Coupling, call: Call) -> list[Layout]:
 @rule("aten.einsum")
 def einsum(c: Coupling, call: Call) -> Layout | None:
     """Dimensions of one letter go together, summed or not."""
-    inputs, _, output = call["equation"].replace(" ", "").partition("->")
-    terms, nodes = inputs.split(","), list(call["tensors"])
-    plain = "." not in inputs and bool(output) and all(len(set(t)) == len(t) for t in terms)
-    met: dict[str, Ids | None] = {}
-    for term, node in zip(terms, nodes, strict=True):
-        if not plain:
-            c.whole_dims(call, c.layout(node), range(len(shape_of(node))), "an einsum with '...' or without '->'")
-            continue
-        for letter, ids in zip(term, c.layout(node), strict=True):
-            c.role(ids, "in" if letter not in output else "out")
-            if letter in met:
-                c.couple(call, met[letter], ids)
-            met[letter] = ids if met.get(letter) is None else met[letter]
-    if not plain:
+    nodes = list(call["tensors"])
+    terms, output = _spelled(call["equation"], [len(shape_of(n)) for n in nodes])
+    if any(len(set(t)) < len(t) for t in terms):
+        for node in nodes:
+            c.whole_dims(call, c.layout(node), range(len(shape_of(node))), "an einsum that takes a diagonal")
         return None
+    met: dict[str, Ids | None] = {}
+    sizes: dict[str, int] = {}
+    for term, node in zip(terms, nodes, strict=True):
+        for letter, ids, size in zip(term, c.layout(node), shape_of(node), strict=True):
+            c.role(ids, "in" if letter not in output else "out")
+            if letter in met and 1 not in (size, sizes[letter]):
+                c.couple(call, met[letter], ids)
+            if met.get(letter) is None or sizes[letter] == 1:
+                met[letter] = ids
+            sizes[letter] = max(size, sizes.get(letter, 1))
     for letter in met:
         if sum(letter in t for t in terms) == 1 and letter not in output:
             c.whole(call, met[letter], "sums over these channels")
+    _count_einsum(c, terms, output, met, sizes)
     return tuple(met[letter] for letter in output)
+
+
+def _spelled(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The terms and the result of an equation, '...' as letters of its own and a result left out written down."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow:
+        output = "..." * ("..." in inputs) + "".join(sorted(x for x in set(inputs) - set(".,") if inputs.count(x) == 1))
+    hidden = [rank - len(t) + 3 if "..." in t else 0 for t, rank in zip(terms, ranks, strict=True)]
+    unused = "".join(x for x in string.ascii_letters if x not in equation)[: max(hidden)]
+    terms = [t.replace("...", unused[len(unused) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return terms, output.replace("...", unused)
+
+
+def _count_einsum(
+    c: Coupling, terms: list[str], output: str, met: dict[str, Ids | None], sizes: dict[str, int]
+) -> None:
+    """Products of two operands after the other, as torch makes them; without a sum they are no products of matrices."""
+    first = terms[0]
+    for k, term in enumerate(terms[1:], 2):
+        later = "".join(terms[k:]) + output
+        letters = [x for x in dict.fromkeys(first + term) if x in later or (x in first and x in term)]
+        first = "".join(x for x in letters if x in later)
+        if len(first) < len(letters):
+            c.count_product(tuple(met[x] for x in letters), tuple(sizes[x] for x in letters))
 
 
 # --- elementwise ------------------------------------------------------------------------------------------------------

@@ -300,11 +300,17 @@ def positions(plan: SubmodelPlan, tensor: str) -> list[list[int]]:
 IMAGE = (2, 3, 8, 8)
 
 
-def trace(forward, shape=IMAGE, **modules):
-    """The graph of a network with these modules and this forward(self, x); its sub-model at half is run too."""
+def made(forward, **modules):
+    """A network with these modules and this forward(self, x)."""
     net = type("Net", (nn.Module,), {"forward": forward})()
     for name, module in modules.items():
         setattr(net, name, module)
+    return net
+
+
+def trace(forward, shape=IMAGE, **modules):
+    """The graph of such a network; its sub-model at half is run too."""
+    net = made(forward, **modules)
     torch.manual_seed(0)
     x = torch.randn(shape)
     graph = ChannelGraph.trace(net, (x,))

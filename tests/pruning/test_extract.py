@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_cases import CASES, positions, random_plan, traced
+from pruning_cases import CASES, made, positions, random_plan, trace, traced
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -89,6 +89,28 @@ def test_multiply_adds_of_a_plan_are_those_of_the_model_built(name):
 def test_multiply_adds_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     assert cost.macs(model, (torch.zeros(2, 3, 6, 6),)) == 6 * 6 * 8 * 3 * 9 + 8 * 36 * 5
+
+
+PRODUCTS = {
+    "all named": lambda q, k: torch.einsum("bth,bsh->bts", q, k),
+    "dots": lambda q, k: torch.einsum("...th,...sh->...ts", q, k),
+    "no arrow": lambda q, k: torch.einsum("bth,bsh", q, k),
+    "baddbmm": lambda q, k: torch.baddbmm(q @ k.mT, q, k.mT),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_written_in_other_ways_follow_and_are_counted(name):
+    def forward(self, x):
+        return self.b(self.a(PRODUCTS[name](self.q(x), self.k(x)).relu()))
+
+    x = torch.randn(2, 5, 4)
+    layers = {"q": nn.Linear(4, 8), "k": nn.Linear(4, 8), "a": nn.Linear(5, 6), "b": nn.Linear(6, 3)}
+    graph = trace(forward, tuple(x.shape), **layers)
+    assert dict(graph.map.groups) == {"q": 8, "a": 6} and not graph.notes
+    model = made(forward, **layers)
+    plan = SubmodelPlan(graph.map, {"q": (1, 4, 6), "a": (0, 5)})
+    assert cost.plan_macs(graph, plan) == cost.macs(extract(model, plan), x) >= 2 * 5 * 4 * 3 + 5 * 5 * 3
 
 
 @pytest.mark.parametrize("inputs", [({"x": torch.ones(4, 8)},), (torch.ones(1), torch.ones(4, 8))])
