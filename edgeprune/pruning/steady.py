@@ -28,8 +28,8 @@ class Steady(TorchDispatchMode):
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if name == "rrelu_with_noise":
-            low, high = [*args[2:4], *(1 / 8, 1 / 3)[len(args) - 2 :]]  # those left out are the operator's defaults
-            return functional.leaky_relu(args[0], (low + high) / 2)
+            slopes = (*args[2:4], *(1 / 8, 1 / 3)[len(args) - 2 :])  # those left out are the operator's defaults
+            return functional.leaky_relu(args[0], sum(slopes) / 2)
         out = func(*args, **kwargs)
         if name.removesuffix("_") in _DRAWN:
             number = 1.0 if "bernoulli" in name else 0.5
