@@ -215,8 +215,9 @@ class Coupling:
                 for ids in layout:
                     touched |= ids is not None and bool((self.atoms.find(ids) != WHOLE).any())
                     self.whole(call, ids, "no coupling rule for this operation")
-        if touched:
-            self.notes.append(f"{call.where}: no coupling rule for this operation; its channels stay whole")
+        note = f"{call.where}: no coupling rule for this operation; its channels stay whole"
+        if touched and note not in self.notes:
+            self.notes.append(note)
 
 
 def shape_of(value: Any) -> Shape:

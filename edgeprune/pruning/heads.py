@@ -8,7 +8,7 @@ from edgeprune.pruning.coupling import operation_name, shape_of
 
 _PRODUCT = ("aten.matmul", "aten.bmm", "aten.baddbmm", "aten.einsum")
 _STOP = ("aten.linear", "aten.addmm", "aten.mm", "aten.conv", "aten._native_batch_norm", "aten.batch_norm")
-_VIEW = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten")
+_VIEW = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten", "aten.flatten")
 _FAR = 200  # nodes looked at before giving up; the way from a view to its product has five to sixty
 
 
@@ -36,9 +36,11 @@ def makes_heads(view: Node) -> bool:
                 continue
             if any(name.startswith(s) for s in _STOP):
                 continue
-            cuts = name in _VIEW and shape_of(user)[-1:] < shape_of(node)[-1:]
+            width = shape_of(user)[-1:]
+            cuts = name in _VIEW and width < shape_of(node)[-1:]
+            joins = name in _VIEW and width == (last,)  # pairs of numbers, turned by their position, in a row again
             seen.add(user)
-            queue.append((user, multiplied or product, split or cuts))
+            queue.append((user, multiplied or product, (split or cuts) and not joins))
     return False
 
 

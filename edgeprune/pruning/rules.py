@@ -228,7 +228,7 @@ def _count_einsum(
 @rule("pointwise", "aten.copy", "aten.where", "aten.masked_fill", "aten.expand_as", "aten.hardswish",
       "aten.hardsigmoid", "aten.hardtanh", "aten.relu6", "aten.silu", "aten.mish", "aten.gelu", "aten.elu", "aten.selu",
       "aten.celu", "aten.leaky_relu", "aten.log_sigmoid", "aten.softplus", "aten.softshrink", "aten.hardshrink",
-      "aten.threshold")  # fmt: skip
+      "aten.threshold", "aten.complex", "aten.polar")  # fmt: skip
 def pointwise(c: Coupling, call: Call) -> Layout:
     """Any elementwise operation with broadcasting (every operation that torch tags as pointwise comes here)."""
     return c.broadcast(call, list(call.tensors()), shape_of(call.node))
@@ -265,12 +265,13 @@ def prelu(c: Coupling, call: Call) -> Layout:
     return x
 
 
-@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten.cumsum")
-def along_one_dim(c: Coupling, call: Call) -> Layout:
+@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten.cumsum", "aten.cumprod",
+      "aten.logcumsumexp", "aten.sort", "aten.argsort")  # fmt: skip
+def along_one_dim(c: Coupling, call: Call) -> Layout | list[Layout]:
     """The values along the dimension depend on one another: it stays whole."""
     x = c.layout(call["self"])
     c.whole_dims(call, x, dims_of(call["dim"], len(x)), "mixes these channels")
-    return x
+    return [x, x] if isinstance(call.node.meta.get("val"), (tuple, list)) else x
 
 
 @rule("aten.glu")
@@ -310,13 +311,17 @@ for _n in (1, 2, 3):
     _pool(_n)
 
 
-@rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.var", "aten.std", "aten.norm", "aten.linalg_vector_norm",
-      "aten.logsumexp", "aten.argmax", "aten.prod", "aten.any", "aten.all")  # fmt: skip
-def reduction(c: Coupling, call: Call) -> Layout:
+@rule("aten.mean", "aten.sum", "aten.nanmean", "aten.nansum", "aten.amax", "aten.amin", "aten.var", "aten.std",
+      "aten.var_mean", "aten.std_mean", "aten.norm", "aten.linalg_vector_norm", "aten.logsumexp", "aten.argmax",
+      "aten.argmin", "aten.prod", "aten.any", "aten.all", "aten.max", "aten.min", "aten.median", "aten.mode",
+      "aten.count_nonzero")  # fmt: skip
+def reduction(c: Coupling, call: Call) -> Layout | list[Layout] | None:
     """Reduced dimensions stay whole (a mean over fewer channels is another mean), the others pass."""
+    if call.get("other") is not None:  # the larger of two tensors
+        return pointwise(c, call)
     x = c.layout(call["self"])
     dims = dims_of(call.get("dim"), len(x))
     c.whole_dims(call, x, dims, "reduces over these channels")
-    if call.get("keepdim", False):
-        return tuple(None if d in dims else ids for d, ids in enumerate(x))
-    return tuple(ids for d, ids in enumerate(x) if d not in dims)
+    kept = tuple(None if d in dims else ids for d, ids in enumerate(x))
+    out = kept if call.get("keepdim", False) else tuple(ids for d, ids in enumerate(kept) if d not in dims)
+    return [out] * len(shapes_of(call.node)) if isinstance(call.node.meta.get("val"), (tuple, list)) else out

@@ -32,7 +32,8 @@ def squeeze(c: Coupling, call: Call) -> Layout:
     return reshape(c, call, x, shape, shape_of(call.node))
 
 
-@rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim", "aten.swapaxes", "aten.mT")
+@rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim", "aten.swapaxes", "aten.swapdims",
+      "aten.mT")  # fmt: skip
 def permute(c: Coupling, call: Call) -> Layout | None:
     """Dimensions change places."""
     x = c.layout(next(call.tensors()))
@@ -40,8 +41,8 @@ def permute(c: Coupling, call: Call) -> Layout | None:
     order = list(range(rank))
     if call.name == "aten.permute":
         order = [dim_of(d, rank) for d in call["dims"]]
-    elif call.name in ("aten.transpose", "aten.swapaxes"):
-        names = ("dim0", "dim1") if call.name == "aten.transpose" else ("axis0", "axis1")
+    elif call.name in ("aten.transpose", "aten.swapdims", "aten.swapaxes"):
+        names = ("axis0", "axis1") if call.name == "aten.swapaxes" else ("dim0", "dim1")
         a, b = (dim_of(call[n], rank) for n in names)
         order[a], order[b] = b, a
     elif call.name == "aten.mT":
@@ -56,7 +57,7 @@ def permute(c: Coupling, call: Call) -> Layout | None:
     return tuple(x[d] for d in order)
 
 
-@rule("aten.expand", "aten.repeat")
+@rule("aten.expand", "aten.repeat", "aten.tile")
 def expand(c: Coupling, call: Call) -> Layout:
     """A dimension of one that is spread is nobody's channel yet; it follows what it meets next."""
     x, shape, out = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
@@ -71,6 +72,60 @@ def expand(c: Coupling, call: Call) -> Layout:
     return tuple(result)
 
 
+@rule("aten.repeat_interleave")
+def repeat_interleave(c: Coupling, call: Call) -> Layout | None:
+    """Every position of one dimension several times over; as often as a tensor says: it stays whole."""
+    x, dim, times = c.layout(call.get("self")), call.get("dim"), call["repeats"]
+    if not x:
+        return None
+    if dim is None or not isinstance(times, int):
+        c.whole_dims(call, x, dims_of(dim, len(x)), "repeated as often as a tensor says, or as one row")
+        return None if dim is None else tuple(None if e == dim_of(dim, len(x)) else ids for e, ids in enumerate(x))
+    d = dim_of(dim, len(x))
+    ids = x[d]
+    if shape_of(call["self"])[d] == 1 < times:
+        return (*x[:d], c.spread(times), *x[d + 1 :])
+    return (*x[:d], None if ids is None else np.repeat(ids, times), *x[d + 1 :])
+
+
+@rule("aten.triu", "aten.tril")
+def triangle(c: Coupling, call: Call) -> Layout:
+    """Positions of the last two dimensions by number: both stay whole."""
+    x = c.layout(call["self"])
+    return spatial_whole(c, call, x, len(x) - 2)
+
+
+@rule("aten.view_as_complex")
+def view_as_complex(c: Coupling, call: Call) -> Layout:
+    """The last dimension, of two, becomes one number."""
+    x = c.layout(call["self"])
+    c.whole(call, x[-1], "becomes a complex number")
+    return x[:-1]
+
+
+@rule("aten.view_as_real")
+def view_as_real(c: Coupling, call: Call) -> Layout:
+    """Each number becomes a dimension of two."""
+    return (*c.layout(call["self"]), None)
+
+
+@rule("aten.unfold")
+def unfold(c: Coupling, call: Call) -> Layout:
+    """Windows over one dimension, their positions in a new last one: both stay whole."""
+    x = c.layout(call["self"])
+    d = dim_of(call["dimension"], len(x))
+    c.whole(call, x[d], "windows over these positions")
+    return (*(None if e == d else ids for e, ids in enumerate(x)), None)
+
+
+@rule("aten.im2col")
+def im2col(c: Coupling, call: Call) -> Layout:
+    """[.., C, H, W] to [.., C kh kw, positions]: each channel becomes a block."""
+    x = spatial_whole(c, call, c.layout(call["self"]), len(c.layout(call["self"])) - 2)
+    each = call["kernel_size"][0] * call["kernel_size"][-1]
+    return (*x[:-3], None if x[-3] is None else np.repeat(x[-3], each), None)
+
+
 @rule("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.new_ones", "aten.new_full",
       "aten.empty", "aten.new_empty", "aten.rand", "aten.randn")  # fmt: skip
 def constant(c: Coupling, call: Call) -> Layout:
@@ -78,12 +133,12 @@ def constant(c: Coupling, call: Call) -> Layout:
     return tuple(c.atoms.new(size) if size > 1 else None for size in shape_of(call.node))
 
 
-@rule("aten.cat", "aten.concat")
+@rule("aten.cat", "aten.concat", "aten.concatenate", "aten.hstack")
 def cat(c: Coupling, call: Call) -> Layout:
     """Channels one after the other; the other dimensions meet."""
     parts = [n for n in call["tensors"] if shape_of(n) != (0,)]
     rank = len(shape_of(parts[0]))
-    d = dim_of(call.get("dim", 0), rank)
+    d = dim_of(call.get("dim", int(call.name == "aten.hstack" and rank > 1)), rank)
     result: list[object] = []
     for e in range(rank):
         ids = [c.layout(n)[e] for n in parts]
@@ -132,7 +187,7 @@ def chunk(c: Coupling, call: Call) -> list[Layout]:
     return [(*x[:d], part, *x[d + 1 :]) for part in parts]
 
 
-@rule("aten.slice")
+@rule("aten.slice", "aten.narrow")
 def slice_(c: Coupling, call: Call) -> Layout:
     """All of a dimension passes; one half makes both halves lose the same channels; another part keeps it whole."""
     x, before, after = c.layout(call["self"]), shape_of(call["self"]), shape_of(call.node)
@@ -141,7 +196,8 @@ def slice_(c: Coupling, call: Call) -> Layout:
     if before[d] == after[d] or ids is None:
         return x if before[d] == after[d] else x[:d] + (None,) + x[d + 1 :]
     start, half = call.get("start", 0), before[d] // 2
-    if call.get("step", 1) == 1 and 2 * after[d] == before[d] and start % before[d] in (0, half):
+    halves = isinstance(start, int) and call.get("step", 1) == 1 and 2 * after[d] == before[d]
+    if halves and start % before[d] in (0, half):
         part = c.equal_pattern(call, ids, 2)
         return (*x[:d], None if part is None else ids.reshape(2, -1)[int(start != 0)], *x[d + 1 :])
     c.whole(call, ids, "takes a part of the channels by number")

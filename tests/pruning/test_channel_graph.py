@@ -130,6 +130,66 @@ def test_a_number_of_parts_that_are_not_equal_keeps_their_channels_whole(parts):
     assert "not of one size" in reasons(graph)["a"]
 
 
+SPELLINGS = {
+    "max": lambda a: a.max(1)[0],
+    "min": lambda a: a.min(dim=1, keepdim=True).values,
+    "median": lambda a: torch.median(a, 1).values,
+    "sort": lambda a: a.sort(1)[0],
+    "var_mean": lambda a: torch.cat(torch.var_mean(a, 1), -1),
+    "logcumsumexp": lambda a: a.logcumsumexp(1),
+    "concatenate": lambda a: torch.concatenate([a, a.sin()], -1),
+    "hstack": lambda a: torch.hstack([a.mean(1), a[:, 0]]),
+    "tile": lambda a: a.tile(1, 1, 3),
+    "repeat_interleave": lambda a: a.repeat_interleave(2, -1),
+    "swapdims": lambda a: a.swapdims(1, 2).swapdims(2, 1),
+    "narrow": lambda a: a.narrow(1, 1, 2),
+    "triangle": lambda a: torch.ones(3, 3, dtype=a.dtype).tril() @ a,
+    "windows": lambda a: a.unfold(1, 2, 1).mean(-1),
+    "patches": lambda a: F.unfold(a.permute(0, 2, 1).unsqueeze(-1), (3, 1)).flatten(1),
+    "complex": lambda a: torch.view_as_real(torch.complex(a, a.sin())).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_operations_on_other_dimensions_let_the_channels_go(name):
+    width = SPELLINGS[name](torch.zeros(2, 3, 8)).shape[-1]
+    layers = {"a": nn.Linear(4, 8), "out": nn.Linear(width, 2)}
+    graph = trace(lambda self, x: self.out(SPELLINGS[name](self.a(x))), (2, 3, 4), **layers)
+    assert dict(graph.map.groups) == {"a": 8} and not graph.notes
+
+
+def test_heads_written_as_pairs_of_numbers_and_repeated_keys():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.groups, self.wide = 4, 2, 6
+            self.q, self.k, self.v = nn.Linear(24, 24), nn.Linear(24, 12), nn.Linear(24, 12)
+            self.out = nn.Linear(24, 24)
+
+        def turned(self, x):
+            pairs = torch.view_as_complex(x.unflatten(-1, (self.wide // 2, 2)))
+            angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None] / torch.arange(1, 4, dtype=x.dtype)
+            return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+        def forward(self, x):
+            b, n, _ = x.shape
+            q = self.turned(self.q(x).view(b, n, self.heads, self.wide)).transpose(1, 2)
+            k = self.turned(self.k(x).view(b, n, self.groups, self.wide)).transpose(1, 2)
+            v = self.v(x).view(b, n, self.groups, self.wide).transpose(1, 2)
+            k, v = (y.repeat_interleave(self.heads // self.groups, 1) for y in (k, v))
+            scores = (q @ k.mT * self.wide**-0.5).masked_fill(torch.ones(n, n).triu(1).bool(), float("-inf"))
+            return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
+
+    graph = trace(lambda self, x: self.attention(x), (2, 5, 24), attention=Attention())
+    assert list(graph.map.groups.values()) == [2] and not graph.notes
+
+
+def test_an_operation_without_a_rule_is_named_once():
+    graph = trace(lambda self, x: self.out(sum(torch.cdist(y, y) for y in [self.a(x)] * 3)), (4, 3), a=nn.Linear(3, 8),
+                  out=nn.Linear(4, 2))  # fmt: skip
+    assert len(graph.notes) == 1 and "aten.cdist" in graph.notes[0]
+
+
 def test_squeeze_without_a_dimension():
     def forward(self, x):
         return self.b(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
