@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,17 @@ class Wanted:
     fixed: bool = False
 
 
-def to_proto(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Wanted, exporter: str | None = None) -> Any:
+def to_proto(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    wanted: Wanted,
+    exporter: str | None = None,
+    check: Callable[[Any], None] = lambda proto: None,
+) -> Any:
     """The model as a ModelProto at exactly ``wanted.opset``; EdgePruneError when neither exporter manages.
 
-    ``exporter``: one of EXPORTERS and no other; None tries both.
+    ``exporter``: one of EXPORTERS and no other; None tries both. ``check`` raises EdgePruneError for a graph that is
+    not the model's; then the other exporter's counts.
 
     ``model`` is in eval mode and may be changed by the exporter: pass a copy.
     """
@@ -59,16 +66,25 @@ def to_proto(model: nn.Module, inputs: tuple[Tensor, ...], wanted: Wanted, expor
             "what the example inputs gave; write it with tensors, such as torch.where"
         )
     reasons = []
+    wrong: EdgePruneError | None = None
     for name, route in zip(EXPORTERS, (_by_torchscript, _by_export), strict=True):
         if exporter not in (None, name):
             continue
         try:
             with _quiet():
-                return route(model, inputs, wanted)
+                proto = route(model, inputs, wanted)
         except EdgePruneError:
             raise
         except Exception as error:  # the exporters raise dozens of unrelated types for an operator they do not know
             reasons.append(f"{name}: {first_line(error)}")
+            continue
+        try:
+            check(proto)
+            return proto
+        except EdgePruneError as error:
+            wrong = wrong or error
+    if wrong is not None:
+        raise wrong
     newer = "" if wanted.opset >= _DYNAMO_OPSET else "try target jetpack7 or "
     raise EdgePruneError(
         f"export: {type(model).__name__} has no ONNX form at opset {wanted.opset} "

@@ -67,7 +67,8 @@ def export_onnx(
     Weights and inputs of other floating types become fp32, masked layers dense ones.
     ``precision``: "fp32", "fp16" or "int8" inside; inputs and outputs are fp32. "int8" needs ``calibration``: real
     inputs [N, ...], a hundred rows or more, which set the ranges of the activations.
-    ``exporter``: torch's "torchscript" or "torch.export"; by default the first that manages, in this order.
+    ``exporter``: torch's "torchscript" or "torch.export"; by default the first whose graph answers as the
+    model does, in this order.
     ``metadata`` entries are stored under ``edgeprune.<key>``, everything but strings as JSON. Those RESERVED are added:
     versions of package and torch, digests of the weights and of the file (seal.py), the precision. Nothing of the
     exporter's notes (stack traces, paths) is kept.
@@ -91,15 +92,17 @@ def export_onnx(
     batches = precisions.batches_of(calibration, inputs, batch) if precision == "int8" else []
     names_in, names_out = _names(frozen, inputs)
 
+    def check(proto: Any) -> None:
+        _floats_are_fp32(proto)
+        # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph,
+        # and verify() runs the full checker on the result.
+        proto.ir_version = profile.ir_version
+        strip_notes(proto)
+        check_graph(in_float32(model), proto, inputs)
+
     with torch.no_grad():
         wanted = Wanted(names_in, names_out, profile.opset, fixed=batch is not None)
-        proto = to_proto(frozen, inputs, wanted, exporter)
-    _floats_are_fp32(proto)
-    # Lowering is safe here: nothing newer than IR 8 (types, functions, sharding notes) is left in a stripped graph, and
-    # verify() runs the full checker on the result.
-    proto.ir_version = profile.ir_version
-    strip_notes(proto)
-    check_graph(in_float32(model), proto, inputs)
+        proto = to_proto(frozen, inputs, wanted, exporter, check)
     if precision == "fp16":
         proto = precisions.to_fp16(proto)
     elif precision == "int8":

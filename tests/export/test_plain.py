@@ -36,6 +36,13 @@ class Moved(nn.Module):
         return x.movedim(-1, 1).flatten(2).mean(2) + x.permute(0, -1, 1).sum(2)
 
 
+class Added(nn.Module):
+    """Positions summed by number: torch's first exporter writes another sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape[0], 2, x.shape[2]).index_add(1, torch.tensor([0, 1, 1, 0]), x)
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -45,8 +52,9 @@ class Moved(nn.Module):
         (nn.Sequential(nn.Conv2d(2, 3, 3), MaxPool2d(3, 1)), (3, 2, 9, 7)),
         (nn.Sequential(MaxPool2d(2)), (3, 2, 8, 8)),
         (Moved(), (3, 4, 5)),
+        (Added(), (3, 4, 5)),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_same_values_in_torch_and_in_the_file(model: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)
