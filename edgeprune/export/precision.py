@@ -76,6 +76,7 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in proto.graph.node if node.name and _grouped_transposed(node)],
             extra_options={"ActivationSymmetric": True},  # TensorRT takes no zero points
         )
         quantised = onnx.load(done)
@@ -87,6 +88,11 @@ def to_int8(proto: Any, calibration: Sequence[tuple[Tensor, ...]], target: Targe
         quantised.opset_import.remove(entry)
     quantised.ir_version = target.ir_version
     return quantised
+
+
+def _grouped_transposed(node: Any) -> bool:
+    """A transposed convolution in groups, for whose weights ONNX Runtime makes too few scales; it stays fp32."""
+    return node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
 def batches_of(

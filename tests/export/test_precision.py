@@ -107,3 +107,12 @@ def test_what_cannot_be_done_is_one_sentence(net: nn.Module, tmp_path: Path, mon
     with pytest.raises(EdgePruneError, match="onnxruntime.quantization is not installed|does not import"):
         export_onnx(net, ROWS, path, precision="int8", calibration=ROWS)
     assert not path.exists() and set(precision.ROUND_TO) == set(precision.PRECISIONS)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "torch.export"])
+def test_transposed_convolutions_in_groups_beside_int8_ones(exporter: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(8, 4, 2, 2, groups=2)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), up, nn.Conv2d(4, 2, 1))
+    done = export_onnx(model, ROWS, tmp_path / "m.onnx", precision="int8", calibration=ROWS, exporter=exporter)
+    assert check_parity(model, done.path, ROWS, real=True, precision="int8").relative_error < 0.1
