@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
+
+_HALF = b"edgeprune.precision\x12\x04fp16"  # an entry of the metadata: protobuf's key, then field and length, and value
 
 
 def import_quiet(name: str = "onnxruntime") -> Any:
@@ -12,6 +15,18 @@ def import_quiet(name: str = "onnxruntime") -> Any:
     imported for the first time, and else keeps an identifier of the machine and sends events. Raises ImportError."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return importlib.import_module(name)
+
+
+def left_out(source: str | os.PathLike[str] | bytes) -> list[str]:
+    """The optimisers without which a file, or its bytes, is loaded for the CPU.
+
+    Of half precision those that fuse a transpose into the product behind it: ONNX Runtime 1.31 dies of it by a signal.
+    """
+    try:
+        held = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError:  # the runtime says it better
+        return []
+    return ["MatmulTransposeFusion"] if _HALF in held else []
 
 
 def fixed_batch(session: Any) -> int | None:

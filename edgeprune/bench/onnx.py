@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeprune.bench.meter import Idle, Meter, Result
 from edgeprune.errors import EdgePruneError
-from edgeprune.onnx_session import fixed_batch, import_quiet
+from edgeprune.onnx_session import fixed_batch, import_quiet, left_out
 from edgeprune.ops.memory import MOST_ELEMENTS
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -63,7 +63,12 @@ def open_session(path: Path, threads: int, provider: str) -> tuple[Any, dict[str
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[present[provider.lower()]])
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=[present[provider.lower()]],
+            disabled_optimizers=left_out(path) if provider.lower() == "cpu" else [],
+        )
     except Exception as error:
         raise EdgePruneError(f"{path}: ONNX Runtime cannot read it ({str(error).splitlines()[0]})") from None
     facts = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgePruneError
 from edgeprune.export._need import need
 from edgeprune.export._trace import first_line
-from edgeprune.onnx_session import fixed_batch
+from edgeprune.onnx_session import fixed_batch, left_out
 
 BATCHES = (1, 2, 7)
 RTOL = 1e-3
@@ -59,7 +59,9 @@ def session(path: str | os.PathLike[str] | bytes, threads: int | None = None, wh
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     try:
-        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out(path)
+        )
     except Exception as error:  # the runtime's exception types are private to its extension module
         raise EdgePruneError(
             f"{what} is not loaded by ONNX Runtime {ort.__version__} ({first_line(error)}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +117,28 @@ def test_transposed_convolutions_in_groups_beside_int8_ones(exporter: str, tmp_p
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), up, nn.Conv2d(4, 2, 1))
     done = export_onnx(model, ROWS, tmp_path / "m.onnx", precision="int8", calibration=ROWS, exporter=exporter)
     assert check_parity(model, done.path, ROWS, real=True, precision="int8").relative_error < 0.1
+
+
+HALF = """
+import sys, torch
+from pathlib import Path
+from edgeprune.export import check_parity, export_onnx
+from edgeprune.export.infer import infer
+
+class SeqFirst(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = torch.nn.Linear(6, 10), torch.nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.out(self.inner(x.transpose(0, 1)).relu().transpose(0, 1))
+
+x = torch.randn(3, 5, 6)
+done = export_onnx(SeqFirst(), x, sys.argv[1], precision="fp16")
+infer(Path(sys.argv[1]), x)
+"""
+
+
+def test_a_product_behind_a_transpose_in_half_precision_does_not_end_the_process(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HALF, str(tmp_path / "m.onnx")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
