@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.pruning.axes import Axis, AxisMap, Segment
 
 FORMAT = "edgeprune.plan/1"
@@ -113,6 +113,8 @@ def _kept_text(kept: npt.NDArray[np.int64], size: int) -> str:
 
 def decode(text: str | bytes) -> tuple[AxisMap, dict[str, tuple[int, ...]], tuple[str, ...]]:
     """The map, the kept channels and the blocks left out; one sentence of EdgePruneError on any other text."""
+    if not isinstance(text, str | bytes):
+        raise EdgePruneError(f"a plan is text, not {shown(text)}; write it with SubmodelPlan.to_json")
     if len(text) > MAX_TEXT:
         raise EdgePruneError(f"a plan of {len(text)} characters is too long, the limit is {MAX_TEXT}")
     try:

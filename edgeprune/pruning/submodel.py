@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.pruning import codec
 from edgeprune.pruning.axes import Axis, AxisMap, axis_indices, axis_length, local_size
 
@@ -30,16 +30,21 @@ class SubmodelPlan:
     Raises EdgePruneError on unknown groups and blocks and on numbers that are out of range, repeated or out of order.
     """
 
-    def __init__(self, axes: AxisMap, kept: Mapping[str, tuple[int, ...]], dropped: Iterable[str] = ()) -> None:
-        for name in kept:
+    def __init__(
+        self, axes: ChannelGraph | AxisMap, kept: Mapping[str, Iterable[int]], dropped: Iterable[str] = ()
+    ) -> None:
+        axes = _map(axes)
+        for name, channels in kept.items():
+            if not isinstance(channels, Iterable | None):
+                raise EdgePruneError(f"the kept channels of {name!r} are {shown(channels)}; give numbers")
             if name not in axes.groups:
                 raise EdgePruneError(f"the plan names an unknown group {name!r}{nearest(name, axes.groups)}")
         self.map = axes
         self.kept: dict[str, tuple[int, ...]] = {}
         self._kept: dict[str, npt.NDArray[np.int64]] = {}
         for name, size in axes.groups.items():
-            channels = kept.get(name)
-            self.kept[name] = tuple(range(size)) if channels is None else tuple(channels)
+            given = kept.get(name)
+            self.kept[name] = tuple(range(size)) if given is None else tuple(given)
             self._kept[name] = _checked(name, size, self.kept[name])
         gone = set(dropped)
         for name in gone:
@@ -178,8 +183,17 @@ class SubmodelPlan:
         return SubmodelPlan(axes, kept, dropped)
 
 
+def check_plan(op: str, plan: object) -> None:
+    """EdgePruneError for what is no plan."""
+    if not isinstance(plan, SubmodelPlan):
+        raise EdgePruneError(f"{op}: the plan is {shown(plan)}; give a SubmodelPlan, such as sub.plan of prune")
+
+
 def _map(graph: ChannelGraph | AxisMap) -> AxisMap:
-    return graph if isinstance(graph, AxisMap) else graph.map
+    found = graph if isinstance(graph, AxisMap) else getattr(graph, "map", None)
+    if not isinstance(found, AxisMap):
+        raise EdgePruneError(f"a plan is of a graph or its map, not of {shown(graph)}; give that of ChannelGraph.trace")
+    return found
 
 
 def _checked(name: str, size: int, channels: tuple[int, ...]) -> npt.NDArray[np.int64]:

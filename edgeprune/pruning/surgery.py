@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from edgeprune import ops
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.nn.copying import not_copied
 from edgeprune.pruning.attention import slim
 from edgeprune.pruning.attributes import resize
 from edgeprune.pruning.merging import Merger
 from edgeprune.pruning.structure import Skip, copy_module
-from edgeprune.pruning.submodel import SubmodelPlan
+from edgeprune.pruning.submodel import SubmodelPlan, check_plan
 
 __all__ = ["Merger", "REPAIRS", "expand_state", "extract", "extract_state", "load_local"]
 
@@ -32,6 +32,9 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
     Training flags, hooks and everything else are copied; shared tensors stay shared; the model is not changed. Raises
     EdgePruneError when the plan was made for another model.
     """
+    check_plan("extract", plan)
+    if not isinstance(model, nn.Module):
+        raise EdgePruneError(f"extract: the model is {shown(model)}; give a torch.nn.Module")
     names: dict[int, str] = {}
     tensors: list[Tensor] = []
     for name, t in _tensors(model):
@@ -63,6 +66,8 @@ def extract(model: nn.Module, plan: SubmodelPlan) -> nn.Module:
 
 def extract_state(state: Mapping[str, Tensor], plan: SubmodelPlan) -> dict[str, Tensor]:
     """The sub-model's state dict, cut out of the full one (always new memory)."""
+    check_plan("extract_state", plan)
+    _check_state("extract_state", state)
     names = [n for n, t in state.items() if isinstance(t, Tensor) and plan.holds(n)]
     cut = dict(zip(names, _cut(names, [state[n] for n in names], plan), strict=True))
     return {n: cut.get(n, t) for n, t in state.items() if plan.holds(n)}
@@ -76,6 +81,8 @@ def expand_state(
     Tensors of blocks left out come from a full state to fill from; a number does not bring them back.
     Allocates what the plan's map says, so use it with plans of your own.
     """
+    check_plan("expand_state", plan)
+    _check_state("expand_state", local)
     plan.check_local(local)
     result = {}
     for name, t in local.items():
@@ -197,6 +204,11 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
     finally:
         for m in trained:
             m.training = True
+
+
+def _check_state(op: str, state: object) -> None:
+    if not isinstance(state, Mapping):
+        raise EdgePruneError(f"{op}: the state is {shown(state)}; give a state_dict()")
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import CASES, random_plan, traced
+from torch import nn
 
 from edgeprune import EdgePruneError
-from edgeprune.pruning import Ranking, SubmodelPlan, choose, ranking, scores
+from edgeprune.pruning import Ranking, SubmodelPlan, choose, expand_state, extract, extract_state, ranking, scores
 from edgeprune.pruning.axes import AxisMap, Segment
 from edgeprune.pruning.importance import relative
 
@@ -59,6 +60,32 @@ def test_indices_and_shape_by_hand():
 def test_impossible_plans_are_refused(kept, says):
     with pytest.raises(EdgePruneError, match=says):
         tiny(kept)
+
+
+def test_a_plan_of_a_graph_is_that_of_its_map():
+    graph = traced("lenet")[2]
+    assert SubmodelPlan(graph, {"c1": (0, 2)}) == SubmodelPlan(graph.map, {"c1": (0, 2)})
+
+
+MODEL, PLAN = nn.Linear(2, 2), SubmodelPlan(AxisMap({}, {}), {})
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: SubmodelPlan(MODEL, {}), "of a graph or its map, not of a Linear"),
+        (lambda: SubmodelPlan(AxisMap({"g": 4}, {}), {"g": 3}), "channels of 'g' are 3"),
+        (lambda: SubmodelPlan.from_json(None), "a plan is text, not None"),
+        (lambda: extract(MODEL, None), "extract: the plan is None"),
+        (lambda: extract(MODEL.state_dict(), PLAN), "extract: the model is a OrderedDict"),
+        (lambda: extract_state(MODEL, PLAN), "extract_state: the state is a Linear"),
+        (lambda: expand_state(MODEL, PLAN), "expand_state: the state is a Linear"),
+    ],
+    ids=range(7),
+)
+def test_what_is_no_plan_no_model_and_no_state_is_said_in_a_sentence(call, says):
+    with pytest.raises(EdgePruneError, match=says):
+        call()
 
 
 def test_ids_tell_plans_apart():
