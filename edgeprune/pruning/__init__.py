@@ -124,7 +124,9 @@ def _check(model: nn.Module, graph: ChannelGraph, keep: object, budget: object, 
     check_values(model)
     check_keep(keep)
     if not graph.prunable and (budget is not None or keep != 1):
-        why = next((g.reason for g in graph.groups.values() if g.reason), "no layer makes channels")
+        reasons = [g.reason for g in graph.groups.values() if g.reason]
+        inner = [*(why for why in reasons if why != "the network's output"), *graph.notes, *reasons]
+        why = next(iter(inner), "no layer makes channels")
         raise EdgePruneError(
             f"prune: {type(model).__name__} has no channels that can be cut (the first stay because of this: {why}); "
             "change that, or give keep=1"
