@@ -160,6 +160,12 @@ def _example_rows(example_inputs: Tensor | tuple[Tensor, ...], batch: int | None
         raise EdgePruneError(
             "export: example inputs must be tensors with at least one row each; dimension 0 is the batch"
         )
+    if len({len(x) for x in inputs}) > 1:
+        rows = ", ".join(str(len(x)) for x in inputs)
+        raise EdgePruneError(
+            f"export: the example inputs have {rows} rows, and dimension 0 of each is the batch; give all as many, and "
+            "keep what is the same for every row as a buffer of the model"
+        )
     if batch is None:
         return as_float32(tuple(torch.cat([x[:1], x[-1:]]) for x in inputs))
     return as_float32(tuple(x[rows_around(0, batch, len(x))] for x in inputs))

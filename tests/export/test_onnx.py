@@ -179,6 +179,7 @@ def test_file_gets_ordinary_permissions(tmp_path: Path) -> None:
         (nn.Linear(3, 2), torch.randn(2, 4), "does not run on example inputs of shape \\(2, 4\\)"),
         (nn.Linear(3, 2), (), "at least one row"),
         (nn.Linear(3, 2), torch.zeros(0, 3), "at least one row"),
+        (nn.Bilinear(3, 3, 2), (torch.ones(2, 3), torch.ones(5, 3)), "have 2, 5 rows"),
     ],
 )
 def test_wrong_inputs_are_one_sentence(model: nn.Module, inputs: object, words: str, tmp_path: Path) -> None:
