@@ -93,7 +93,7 @@ def prune(
     it). The model is not changed. Raises EdgePruneError when torch.export cannot capture it, no plan fits the budget,
     the floors (``min_channels``, ``min_keep``, ``round_to``) leave nothing to cut, or there is nothing to cut.
     """
-    check_scope(scope)
+    check_scope(scope, price)
     if graph is None:
         graph = ChannelGraph.trace(model, example_inputs, whole=whole, norms=norms, attention=attention)
     _check(model, graph, keep, budget, order)

@@ -86,7 +86,7 @@ def fit(
     with scores in the place of short training.
     Raises EdgePruneError where no plan meets the limits.
     """
-    check_scope(scope)
+    check_scope(scope, price)
     limits = _limits(budget, costs)
     if scope == "cost" and order is None:
         return _by_cost(scores, costs, limits, min_channels, round_to, min_keep, price or next(iter(limits)))
@@ -118,10 +118,12 @@ def fit(
     return found
 
 
-def check_scope(scope: object) -> None:
-    """EdgePruneError unless there is such a scope."""
+def check_scope(scope: object, price: object = None) -> None:
+    """EdgePruneError unless there is such a scope, and it has a price where one is given."""
     if scope not in get_args(Scope):
         raise EdgePruneError(f"scope must be 'layer', 'global' or 'cost', not {shown(scope)}")
+    if price is not None and scope != "cost":
+        raise EdgePruneError(f"price is {shown(price)}, and scope {scope!r} asks for none; give scope='cost' with it")
 
 
 def _by_cost(

@@ -1,4 +1,4 @@
-"""Multiply-adds of convolutions and linear layers: measured on a model, or computed from a plan alone."""
+"""Multiply-adds of convolutions, linear and recurrent layers: measured on a model, or computed from a plan alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan_macs(graph: ChannelGraph, plan: SubmodelPlan) -> int:
 
 
 def macs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> int:
-    """Multiply-adds of all convolutions, linear layers, products of matrices and attention for one sample.
+    """Multiply-adds of convolutions, linear and recurrent layers, products of matrices and attention for one sample.
 
     Runs the model once in evaluation mode, on a copy. ``example_inputs``: as for ChannelGraph.trace; the first
     dimension of the first tensor that has several is the batch, which is divided out.
@@ -54,6 +54,9 @@ class _Counter(TorchDispatchMode):
         elif name in ("aten.bmm", "aten.baddbmm"):
             a, b = args[-2:]
             self.total += a.numel() * b.shape[-1]
+        elif name == "aten.mkldnn_rnn_layer":  # the CPU's LSTM: weights from the input and from the state
+            x, *weights = args[:3]
+            self.total += math.prod(x.shape[:-1]) * sum(weight.numel() for weight in weights)
         elif name.startswith("aten._scaled_dot_product") and "math" not in name:
             q, k, v = args[:3]
             self.total += (q.numel() + q.numel() // q.shape[-1] * v.shape[-1]) * k.shape[-2]

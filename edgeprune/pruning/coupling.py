@@ -151,6 +151,12 @@ class Coupling:
                 result[d] = first
         return tuple(result)
 
+    def note(self, call: Call, text: str) -> None:
+        """Named among the graph's notes, once."""
+        note = f"{call.where}: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+
     def role(self, ids: Ids | None, role: str) -> None:
         """What a parameter's dimension is to its layer: "out" (makes channels), "in" (reads them), "scale"."""
         if ids is not None:
@@ -215,9 +221,8 @@ class Coupling:
                 for ids in layout:
                     touched |= ids is not None and bool((self.atoms.find(ids) != WHOLE).any())
                     self.whole(call, ids, "no coupling rule for this operation")
-        note = f"{call.where}: no coupling rule for this operation; its channels stay whole"
-        if touched and note not in self.notes:
-            self.notes.append(note)
+        if touched:
+            self.note(call, "no coupling rule for this operation; its channels stay whole")
 
 
 def shape_of(value: Any) -> Shape:

@@ -19,6 +19,7 @@ from edgeprune.nn.layers import MaskedConv2d, MaskedLinear
 from edgeprune.pruning import rules as _rules  # noqa: F401  (fills the table)
 from edgeprune.pruning import rules_attention as _rules_attention  # noqa: F401
 from edgeprune.pruning import rules_norm as _rules_norm  # noqa: F401
+from edgeprune.pruning import rules_recurrent as _rules_recurrent  # noqa: F401
 from edgeprune.pruning import rules_shape as _rules_shape  # noqa: F401
 from edgeprune.pruning.atoms import Atoms, Ids, Layout
 from edgeprune.pruning.attributes import Candidate, candidates
@@ -78,9 +79,9 @@ class ChannelGraph:
         return tuple(self.map.blocks)
 
     def macs(self, counts: Mapping[str, int], dropped: Sequence[str] = ()) -> int:
-        """Multiply-adds of convolutions and linear layers for one sample, with ``counts`` kept channels per group and
-        without the blocks ``dropped``."""
-        costs = self.costs
+        """Multiply-adds of convolutions, linear and recurrent layers for one sample, with ``counts`` kept channels per
+        group (all of those that are not named) and without the blocks ``dropped``."""
+        costs, counts = self.costs, {**self.map.groups, **counts}
         if gone := set(dropped):
             costs = tuple(c for c, blocks in zip(costs, self.cost_blocks, strict=True) if not gone.intersection(blocks))
         return sum(times * local_size(axes, counts) for axes, times in costs) // self.batch

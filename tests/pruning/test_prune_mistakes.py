@@ -171,3 +171,8 @@ def test_a_network_that_cannot_be_cut_says_what_stands_in_the_way_and_not_its_ou
     layers = [weight_norm(nn.Linear(3, 8)), nn.ReLU(), weight_norm(nn.Linear(8, 2))]
     with pytest.raises(EdgePruneError, match="no channels that can be cut .*_weight_norm"):
         edgeprune.prune(nn.Sequential(*layers), torch.ones(2, 3))
+
+
+def test_a_price_without_the_scope_that_asks_for_it_is_refused() -> None:
+    with pytest.raises(EdgePruneError, match="give scope='cost' with it"):
+        edgeprune.prune(nn.Linear(2, 2), torch.zeros(2, 2), price="macs")

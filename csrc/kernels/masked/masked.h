@@ -111,10 +111,6 @@ struct InterleaveTask {
     int64_t packed_step, width;
     int64_t count;
     int64_t line = 0, line_step = 0, first = 0;
-
-    int64_t at(int64_t q) const {
-        return line ? (first + q) / line * line_step + (first + q) % line * packed_step : q * packed_step;
-    }
 };
 
 // copy_rows: to[r * to_step + i] = from[r * from_step + i] for r < rows, i < count.

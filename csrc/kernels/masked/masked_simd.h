@@ -2,8 +2,6 @@
 // Contracts: masked.h.
 #pragma once
 
-#include <algorithm>
-
 #include "base/simd.h"
 #include "kernels/masked/masked.h"
 
@@ -201,6 +199,11 @@ int64_t multiply_adds(int64_t rounds) {
 
 constexpr int kSquare = 8;
 
+// Where position q lies in packed memory.
+inline int64_t at(const InterleaveTask& t, int64_t q) {
+    return t.line ? (t.first + q) / t.line * t.line_step + (t.first + q) % t.line * t.packed_step : q * t.packed_step;
+}
+
 // Rows of a square: of pictures, or of positions one by one.
 struct EvenRows {
     int64_t step;
@@ -278,7 +281,7 @@ inline int64_t for_each_square(const InterleaveTask& t, Square square) {
     for (int64_t q = 0; q < t.count; q += kDouble)
         for (int64_t n = 0; n < images; n += kDouble)
             for (int64_t i = n; i < n + kDouble && i < images; i += kSquare)
-                for (int64_t j = q; j < q + kDouble && j < t.count; j += kSquare) square(std::min(j, last), i);
+                for (int64_t j = q; j < q + kDouble && j < t.count; j += kSquare) square(j < last ? j : last, i);
     return images;
 }
 
@@ -289,11 +292,11 @@ inline bool squares_in_lines(const InterleaveTask& t) {
 
 void interleave(const InterleaveTask& t) {
     if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.packed[t.at(q)] = t.plain[q * t.plain_step];
+        for (int64_t q = 0; q < t.count; ++q) t.packed[at(t, q)] = t.plain[q * t.plain_step];
         return;
     }
     const auto even = [&](int64_t q, int64_t n) {
-        transpose_square(t.plain + n * t.plain_image + q, EvenRows{t.plain_image}, t.packed + t.at(q) + n,
+        transpose_square(t.plain + n * t.plain_image + q, EvenRows{t.plain_image}, t.packed + at(t, q) + n,
                          EvenRows{t.packed_step});
     };
     const auto odd = [&](int64_t q, int64_t n) {
@@ -302,7 +305,7 @@ void interleave(const InterleaveTask& t) {
     const int64_t images = squares_in_lines(t) ? for_each_square(t, even) : for_each_square(t, odd);
     if (images == t.width) return;
     for (int64_t q = 0; q < t.count; ++q) {
-        float* const to = t.packed + t.at(q);
+        float* const to = t.packed + at(t, q);
         for (int64_t n = images; n < t.images; ++n) to[n] = t.plain[n * t.plain_image + q * t.plain_step];
         for (int64_t n = t.images; n < t.width; ++n) to[n] = 0.0f;
     }
@@ -310,11 +313,11 @@ void interleave(const InterleaveTask& t) {
 
 void deinterleave(const InterleaveTask& t) {
     if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[t.at(q)];
+        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[at(t, q)];
         return;
     }
     const auto even = [&](int64_t q, int64_t n) {
-        transpose_square(t.packed + t.at(q) + n, EvenRows{t.packed_step}, t.plain + n * t.plain_image + q,
+        transpose_square(t.packed + at(t, q) + n, EvenRows{t.packed_step}, t.plain + n * t.plain_image + q,
                          EvenRows{t.plain_image});
     };
     const auto odd = [&](int64_t q, int64_t n) {
@@ -323,7 +326,7 @@ void deinterleave(const InterleaveTask& t) {
     const int64_t images = squares_in_lines(t) ? for_each_square(t, even) : for_each_square(t, odd);
     if (images == t.images) return;
     for (int64_t q = 0; q < t.count; ++q) {
-        const float* const from = t.packed + t.at(q);
+        const float* const from = t.packed + at(t, q);
         for (int64_t n = images; n < t.images; ++n) t.plain[n * t.plain_image + q * t.plain_step] = from[n];
     }
 }

@@ -14,6 +14,11 @@ void for_each_kept(const Rows& kept, Visit visit) {
         for (int64_t k = kept.begin[r]; k < kept.end[r]; ++k) visit(r, k);
 }
 
+// Where position q lies in packed memory.
+int64_t at(const InterleaveTask& t, int64_t q) {
+    return t.line ? (t.first + q) / t.line * t.line_step + (t.first + q) % t.line * t.packed_step : q * t.packed_step;
+}
+
 }  // namespace
 
 void masked_accumulate_reference(const AccumulateTask& task, double* y) {
@@ -46,12 +51,12 @@ void masked_gather_rows_reference(const GatherRowsTask& task, double* y) {
 void masked_interleave_reference(const InterleaveTask& t) {
     for (int64_t q = 0; q < t.count; ++q)
         for (int64_t n = 0; n < t.width; ++n)
-            t.packed[t.at(q) + n] = n < t.images ? t.plain[n * t.plain_image + q * t.plain_step] : 0.0f;
+            t.packed[at(t, q) + n] = n < t.images ? t.plain[n * t.plain_image + q * t.plain_step] : 0.0f;
 }
 
 void masked_deinterleave_reference(const InterleaveTask& t) {
     for (int64_t q = 0; q < t.count; ++q)
-        for (int64_t n = 0; n < t.images; ++n) t.plain[n * t.plain_image + q * t.plain_step] = t.packed[t.at(q) + n];
+        for (int64_t n = 0; n < t.images; ++n) t.plain[n * t.plain_image + q * t.plain_step] = t.packed[at(t, q) + n];
 }
 
 }  // namespace edgeprune
