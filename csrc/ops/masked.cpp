@@ -109,8 +109,10 @@ void gather_rows(const MaskedKernels& kernels, const int32_t* columns, const int
 
 // Compact weights in the order of the transposed pattern.
 const float* transposed_weights(const MaskedCall& call, const float* w) {
-    float* const ordered = scratch(Slot::weights, call.pattern.kept);
-    for (int64_t k = 0; k < call.pattern.kept; ++k) ordered[k] = w[call.pattern.t_order[k]];
+    const int64_t kept = call.pattern.kept;
+    const int32_t* const order = call.pattern.t_order;
+    float* const ordered = scratch(Slot::weights, kept);
+    for (int64_t k = 0; k < kept; ++k) ordered[k] = w[order[k]];
     return ordered;
 }
 

@@ -8,8 +8,8 @@
 namespace edgeprune {
 namespace {
 
-// Of a plane that stays cached while its edges are written, and then its pixels.
-constexpr int64_t kWholeFloats = 4 * 1024;
+// A channel that stays cached while all of it is zeroed, and then its pixels are written.
+constexpr int64_t kSmallFloats = 4 * 1024;
 
 void zero(float* at, int64_t floats) { std::memset(at, 0, static_cast<size_t>(floats) * sizeof(float)); }
 
@@ -54,20 +54,20 @@ struct Packing {
     const Planes& planes;
     const MaskedKernels& kernels;
     std::vector<Span> spans;  // of the phases of a row
-    InterleaveTask task;      // what all moves have in common
+    InterleaveTask task;      // with what all moves have in common
 };
 
 // Whether a channel is one small plane and all its pixels have their place there: then one task moves them.
 bool moved_whole(const Packing& to) {
     const Planes& p = to.planes;
     const Images& in = to.images;
-    return p.width > 1 && p.plane <= kWholeFloats && p.stride[0] * p.stride[1] == 1 && p.lead[0] >= 0 &&
+    return p.width > 1 && p.channel <= kSmallFloats && p.stride[0] * p.stride[1] == 1 && p.lead[0] >= 0 &&
            in.size[0] + p.lead[0] <= p.height && to.spans[0].upto - to.spans[0].from == in.size[1];
 }
 
-void move_whole(const Packing& to, float* pixels, float* channel) {
+void move_whole(Packing& to, float* pixels, float* channel) {
     const Planes& p = to.planes;
-    InterleaveTask task = to.task;
+    InterleaveTask& task = to.task;
     task.plain = pixels;
     task.plain_step = 1;
     task.packed = channel + p.lead[0] * p.row + p.lead[1] * p.width;
@@ -83,8 +83,8 @@ bool moved_in_pairs(const Packing& to) {
     return p.width > 1 && p.stride[1] == 2 && p.phases[1] == 2 && p.used_phase[1][0] == 0 && p.lead[1] >= 0;
 }
 
-void move_pairs(const Packing& to, float* pixels, float* row) {
-    InterleaveTask task = to.task;
+void move_pairs(Packing& to, float* pixels, float* row) {
+    InterleaveTask& task = to.task;
     task.plain = pixels;
     task.plain_step = 1;
     task.packed = row;
@@ -97,8 +97,8 @@ void move_pairs(const Packing& to, float* pixels, float* row) {
     to.kernels.interleave(task);
 }
 
-void move_phases(const Packing& to, float* pixels, float* row) {
-    InterleaveTask task = to.task;
+void move_phases(Packing& to, float* pixels, float* row) {
+    InterleaveTask& task = to.task;
     task.plain_step = to.planes.stride[1];
     for (const Span& span : to.spans) {
         task.plain = pixels + span.pixel;
@@ -109,25 +109,25 @@ void move_phases(const Packing& to, float* pixels, float* row) {
     }
 }
 
-void pack_channel(const Packing& to, float* pixels, float* channel) {
+void pack_channel(Packing& to, float* pixels, float* channel) {
     const Planes& p = to.planes;
-    const bool whole = moved_whole(to), pairs = moved_in_pairs(to);
+    const int64_t used = p.phases[0] * p.phases[1] * p.plane;
+    const bool small = p.channel <= kSmallFloats, whole = moved_whole(to), pairs = moved_in_pairs(to);
+    // Tiles that hang over the end of a plane read what is between channels, too.
+    zero(channel + (small ? 0 : used), p.channel - (small ? 0 : used));
+    if (whole) return move_whole(to, pixels, channel);
     for (int64_t a = 0; a < p.phases[0]; ++a) {
         for (int64_t r = 0; r < p.height; ++r) {
             // Row r of the plane is row r * stride + phase - lead of the image.
             const int64_t i = r * p.stride[0] + p.used_phase[0][a] - p.lead[0];
             const bool inside = i >= 0 && i < to.images.size[0];
             float* const row = channel + a * p.phases[1] * p.plane + r * p.row;
-            for (int64_t b = 0; b < p.phases[1]; ++b)
+            for (int64_t b = 0; !small && b < p.phases[1]; ++b)
                 zero_beside(row + b * p.plane, p, inside ? to.spans[static_cast<size_t>(b)] : Span{});
-            if (!inside || whole) continue;
+            if (!inside) continue;
             (pairs ? move_pairs : move_phases)(to, pixels + i * to.images.size[1], row);
         }
     }
-    if (whole) move_whole(to, pixels, channel);
-    // Tiles that hang over the end of a plane read what is between channels.
-    const int64_t used = p.phases[0] * p.phases[1] * p.plane;
-    zero(channel + used, p.channel - used);
 }
 
 }  // namespace
@@ -169,7 +169,7 @@ void pack_images(const Images& images, int64_t group, const Planes& p, int64_t f
         return kernels.interleave(task);
     }
     task.packed_step = p.width;
-    const Packing to{images, p, kernels, spans_of(p, images.size[1]), task};
+    Packing to{images, p, kernels, spans_of(p, images.size[1]), task};
     for (int64_t c = first; c < last; ++c) pack_channel(to, source + c * images.pixels(), packed + c * p.channel);
 }
 

@@ -18,13 +18,14 @@ void unpack_phases(const Sweep& s, InterleaveTask task, const Sums& sums, float*
     task.plain_step = s.stride[1];
     for (int64_t r = sums.r0; r < sums.r1; ++r) {
         const int64_t phase = r / s.out_channels, channel = r % s.out_channels;
-        const int64_t left = s.first[1] * s.stride[1] + phase % s.stride[1] - s.padding[1];  // pixel of grid column 0
+        const int64_t down = phase / s.stride[1], across = phase % s.stride[1];
+        const int64_t left = s.first[1] * s.stride[1] + across - s.padding[1];  // pixel of grid column 0
         const int64_t from = left >= 0 ? 0 : pieces_of(-left, s.stride[1]);
         const int64_t upto = std::min(s.grid.size[1], pieces_of(s.out_size[1] - left, s.stride[1]));
         if (upto <= from) continue;
         task.count = upto - from;
         for (int64_t u = sums.row; u < sums.row + sums.rows; ++u) {
-            const int64_t i = image_row(s, u, phase / s.stride[1]);
+            const int64_t i = image_row(s, u, down);
             if (i < 0) continue;
             task.plain = out + (channel * s.out_size[0] + i) * s.out_size[1] + from * s.stride[1] + left;
             task.packed = sums.data + (r - sums.r0) * sums.step + (u - sums.row) * s.grid.row + from * width;

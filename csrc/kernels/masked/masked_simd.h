@@ -291,8 +291,8 @@ inline bool squares_in_lines(const InterleaveTask& t) {
 }
 
 void interleave(const InterleaveTask& t) {
-    if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.packed[at(t, q)] = t.plain[q * t.plain_step];
+    if (t.width == 1 && !t.line) {
+        for (int64_t q = 0; q < t.count; ++q) t.packed[q * t.packed_step] = t.plain[q * t.plain_step];
         return;
     }
     const auto even = [&](int64_t q, int64_t n) {
@@ -312,8 +312,8 @@ void interleave(const InterleaveTask& t) {
 }
 
 void deinterleave(const InterleaveTask& t) {
-    if (t.width == 1) {
-        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[at(t, q)];
+    if (t.width == 1 && !t.line) {
+        for (int64_t q = 0; q < t.count; ++q) t.plain[q * t.plain_step] = t.packed[q * t.packed_step];
         return;
     }
     const auto even = [&](int64_t q, int64_t n) {
