@@ -23,6 +23,7 @@ from edgeprune.device.samples import Recording, Sample, forget, now
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESTART = "sudo systemctl restart jtop"
+_OVERSLEPT_S = 0.5
 SENTENCES = {
     "absent": "jetson-stats is not in this Python; pip install 'edgeprune[jetson]'",
     "no-service": "no jtop service runs here; sudo systemctl enable --now jtop (jetson-stats 7: first "
@@ -147,14 +148,15 @@ class JtopSampler:
         waited_since, pending = now(), b""
         try:
             while True:
-                limit = self._limit()
-                left = waited_since + limit - now()
-                if left <= 0:
-                    text = self._silence()
-                    self._end_child()
-                    self._fail(text)
-                    return
-                if not select.select([child.stdout], [], [], left)[0]:
+                left, began = waited_since + self._limit() - now(), now()
+                if not select.select([child.stdout], [], [], max(0.0, left))[0]:
+                    if now() - began > max(0.0, left) + _OVERSLEPT_S:  # the machine stood still, the service too
+                        waited_since = now()
+                    elif left <= 0:
+                        text = self._silence()
+                        self._end_child()
+                        self._fail(text)
+                        return
                     continue
                 chunk = os.read(child.stdout.fileno(), 65536)
                 if not chunk:

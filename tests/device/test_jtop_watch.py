@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -128,3 +131,35 @@ def test_old_clients_are_told():
     assert not jtop_child._recent("3.1.4") and not jtop_child._recent("4.2.12")
     assert jtop_child._recent("4.3.2") and jtop_child._recent("7.2.2") and jtop_child._recent("unknown")
     assert "too old" in sentence("old", "4.2.12")
+
+
+SPEAKING = f"""
+import json, time
+for i in range(200):
+    print(json.dumps({{**{SAMPLE!r}, "time_s": float(i)}}), flush=True)
+    time.sleep(0.1)
+"""
+WATCHING = f"""
+import sys
+from edgeprune.device.jtop import JtopSampler
+sampler = JtopSampler(0.1, command=[sys.executable, "-c", {SPEAKING!r}], patience_s=0.8).start()
+print(sampler.pid, flush=True)
+sys.stdin.readline()
+print(sampler.recording().fault, flush=True)
+sampler.stop()
+"""
+
+
+def test_a_machine_that_stood_still_is_no_fault_of_the_service():
+    with subprocess.Popen([sys.executable, "-c", WATCHING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as watching:
+        assert watching.stdin is not None and watching.stdout is not None
+        both = (watching.pid, int(watching.stdout.readline()))
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.0)
+        for pid in both:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.5)
+        watching.stdin.write(b"\n")
+        watching.stdin.flush()
+        assert watching.stdout.readline() == b"None\n"
