@@ -153,12 +153,14 @@ sampler.stop()
 def test_a_machine_that_stood_still_is_no_fault_of_the_service():
     with subprocess.Popen([sys.executable, "-c", WATCHING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as watching:
         assert watching.stdin is not None and watching.stdout is not None
-        both = (watching.pid, int(watching.stdout.readline()))
-        for pid in both:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(2.0)
-        for pid in both:
-            os.kill(pid, signal.SIGCONT)
+        pid = int(watching.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.2)  # what it said last is read
+        os.kill(watching.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(watching.pid, signal.SIGCONT)
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGCONT)
         time.sleep(0.5)
         watching.stdin.write(b"\n")
         watching.stdin.flush()
