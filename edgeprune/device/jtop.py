@@ -149,14 +149,15 @@ class JtopSampler:
         try:
             while True:
                 left, began = waited_since + self._limit() - now(), now()
-                if not select.select([child.stdout], [], [], max(0.0, left))[0]:
-                    if now() - began > max(0.0, left) + _OVERSLEPT_S:  # the machine stood still, the service too
-                        waited_since = now()
-                    elif left <= 0:
-                        text = self._silence()
-                        self._end_child()
-                        self._fail(text)
-                        return
+                ready = select.select([child.stdout], [], [], max(0.0, left))[0]
+                if now() - began > max(0.0, left) + _OVERSLEPT_S:  # the machine stood still, the service too
+                    waited_since = now()
+                elif not ready and left <= 0:
+                    text = self._silence()
+                    self._end_child()
+                    self._fail(text)
+                    return
+                if not ready:
                     continue
                 chunk = os.read(child.stdout.fileno(), 65536)
                 if not chunk:
