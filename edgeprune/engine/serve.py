@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from edgeprune.engine import federation as federations
 from edgeprune.engine import rundir
 from edgeprune.engine.children import Children, wait_for
 from edgeprune.engine.config import Experiment, load_experiment
-from edgeprune.engine.kits import EXPERIMENT, Federation, split_address, write_kits
+from edgeprune.engine.kits import EXPERIMENT, Federation, prepare_folder, split_address, write_kits
+from edgeprune.engine.locks import alone
 from edgeprune.engine.orders import Orders, said
 from edgeprune.engine.ports import free_port, listens, refuse_taken
 from edgeprune.engine.remote import absent
@@ -69,8 +71,18 @@ def check_engine(engine: str) -> None:
 
 
 def make_kits(service: Service, experiment: Experiment, say: Callable[[str], None]) -> None:
-    """Write the kits, and say where they are."""
+    """Write the kits, and say where they are. EdgePruneError while another process leads from them."""
     check_engine(service.engine)
+    with _alone(service.federation):
+        _make_kits(service, experiment, say)
+
+
+def _alone(own: Federation) -> AbstractContextManager[None]:
+    prepare_folder(own)
+    return alone(own.folder, f"{own.folder}: another 'edgeprune serve' works there; stop it, or give another --out")
+
+
+def _make_kits(service: Service, experiment: Experiment, say: Callable[[str], None]) -> None:
     own = service.federation
     write_kits(own, experiment, service.engine, service.address)
     count = len(build_fleet(experiment.fleet).names)
@@ -91,18 +103,19 @@ def serve(
     host, port = split_address(service.address)
     check_engine(service.engine)
     refuse_taken(host, port)
-    make_kits(service, experiment, say)
-    own, names = service.federation, build_fleet(experiment.fleet).names
-    orders = Orders(
-        str(own.private / EXPERIMENT),
-        str(service.out.resolve()),
-        str(service.data.resolve()) if service.data else os.environ.get("EDGEPRUNE_DATA"),
-        service.wait_s,
-        service.resume,
-        service.own,
-        service.rounds,
-    )
-    (_flower if service.engine == "flower" else _flare)(service, orders, names, watch, say)
+    with _alone(service.federation):
+        _make_kits(service, experiment, say)
+        own, names = service.federation, build_fleet(experiment.fleet).names
+        orders = Orders(
+            str(own.private / EXPERIMENT),
+            str(service.out.resolve()),
+            str(service.data.resolve()) if service.data else os.environ.get("EDGEPRUNE_DATA"),
+            service.wait_s,
+            service.resume,
+            service.own,
+            service.rounds,
+        )
+        (_flower if service.engine == "flower" else _flare)(service, orders, names, watch, say)
     return dict(json.loads((service.out / rundir.SUMMARY).read_text()))
 
 
