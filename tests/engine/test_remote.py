@@ -7,12 +7,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
 from bench_carrier import bench, rewritten
+from remote_runs import FEEDBACK, fedavg, lead, of, same, weights
 
 from edgeprune import engine, wire
-from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import federation, frames
 from edgeprune.engine.carrier import Delivery
 from edgeprune.engine.frames import Frame
@@ -20,33 +19,6 @@ from edgeprune.engine.remote import RemoteTransport, Terms
 from edgeprune.errors import EdgePruneError
 
 BAD = "device-1"
-
-
-def weights(path):
-    """The global model alone: what devices of this process owe is in the local engine's checkpoint only."""
-    every = safetensors.torch.load_file(path / checkpoints.FILE)
-    return {name: tensor for name, tensor in every.items() if ":" not in name}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def lead(experiment, tmp_path, spoil=None, name="run"):
-    carrier = bench(experiment, tmp_path / f"{name}.state", spoil)
-    federation.lead(experiment, carrier, tmp_path / name, None, wait_s=5, clock=carrier.clock)
-    return engine.RunDir(tmp_path / name).metrics(), carrier
-
-
-def of(small, algorithm, *sets):
-    """A short experiment with ``algorithm``, written as ``--set`` writes it."""
-    from edgeprune.engine import load_experiment
-
-    experiment = small("fleet.devices=3", "run.rounds=3", "run.deadline_s=2", *sets)
-    return replace(experiment, algorithm=load_experiment(None, algorithm).algorithm)
-
-
-FEEDBACK = ["algorithm.name=fedavg", "algorithm.upload=int8", "algorithm.feedback=true"]
 
 
 @pytest.mark.parametrize(
@@ -63,10 +35,6 @@ def test_the_same_model_bit_for_bit_as_on_the_local_engine(small, tmp_path, algo
     expected = engine.RunDir(tmp_path / "local").metrics()
     for key in ("accuracy", "upload_bytes", "download_bytes", "participants"):
         assert [record[key] for record in records] == [record[key] for record in expected]
-
-
-def fedavg(small, *sets):
-    return of(small, ["algorithm.name=fedavg"], *sets)
 
 
 def test_a_server_that_goes_on_from_an_older_round_finds_devices_that_know_its_plans(small, tmp_path):
@@ -286,51 +254,6 @@ def test_who_is_missing_is_named(small, tmp_path):
         federation.lead(fedavg(small), carrier, tmp_path / "run", None, wait_s=1, clock=carrier.clock)
 
 
-def test_an_assignment_that_comes_again_is_answered_as_before(small, tmp_path):
-    """A server that resumes sends its round again; error feedback must not be applied twice."""
-    _, carrier = lead(of(small, FEEDBACK), tmp_path)
-    asked, honest = [(q, a) for q, a in carrier.history if q.client == "device-0"][-1]
-    again = carrier._devices["device-0"].work(replace(asked, token="0123456789abcdef"))
-    assert again.about["again"] is True and again.token == "0123456789abcdef"
-    assert again.blob == Frame.from_bytes(honest.data, frames.ANSWERS).blob
-
-
-def test_what_a_device_must_keep_survives_its_end(small, tmp_path):
-    experiment = of(small, FEEDBACK, "run.rounds=4")
-    carrier = bench(experiment, tmp_path / "state")
-
-    def end_of_process(at, record):
-        if record["round"] == 2:
-            carrier._devices = bench(experiment, tmp_path / "state")._devices
-
-    federation.lead(experiment, carrier, tmp_path / "run", None, wait_s=5, clock=carrier.clock, watch=end_of_process)
-    engine.start(engine.prepare(experiment), tmp_path / "local")
-    assert same(weights(tmp_path / "local"), weights(tmp_path / "run"))
-
-
-def test_an_assignment_that_comes_again_to_a_new_process_is_answered_as_before(small, tmp_path):
-    """The worker was killed between its work and its answer: what error feedback owes is on disk already."""
-    experiment = of(small, FEEDBACK)
-    _, carrier = lead(experiment, tmp_path)
-    asked, honest = [(q, a) for q, a in carrier.history if q.client == "device-0"][-1]
-    again = bench(experiment, tmp_path / "run.state")._devices["device-0"].work(asked)
-    assert again.about["again"] is True
-    assert again.blob == Frame.from_bytes(honest.data, frames.ANSWERS).blob
-
-
-def test_a_device_asked_for_statistics_still_knows_its_plan_after_its_end(small, tmp_path):
-    half = ["algorithm.name=heterofl", "algorithm.rates=[0.5]", "algorithm.calibrate=1"]
-    experiment = of(small, half, "run.evaluate_every=1", "run.deadline_s=60")
-    carrier = bench(experiment, tmp_path / "state")
-
-    def end_of_process(at, record):
-        if record["round"] == 1:
-            carrier._devices = bench(experiment, tmp_path / "state")._devices
-
-    federation.lead(experiment, carrier, tmp_path / "run", None, wait_s=5, clock=carrier.clock, watch=end_of_process)
-    assert [record["rejected"] for record in engine.RunDir(tmp_path / "run").metrics()] == [{}, {}, {}]
-
-
 def test_time_never_falls_where_answers_come_with_statistics(small, tmp_path):
     """Two answers to the first round take so long that they come while statistics are asked for."""
     late = {}
@@ -351,26 +274,6 @@ def test_time_never_falls_where_answers_come_with_statistics(small, tmp_path):
     records, _ = lead(replace(experiment, run=run), tmp_path, strike)
     times = [record["time_s"] for record in records]
     assert not late and times[0] > 100 and times == sorted(times)
-
-
-def test_a_device_with_a_new_run_owes_nothing_of_the_old_one(small, tmp_path):
-    experiment = of(small, FEEDBACK)
-    carrier = bench(experiment, tmp_path / "state")
-    for name in ("first", "second"):
-        federation.lead(experiment, carrier, tmp_path / name, None, wait_s=5, clock=carrier.clock)
-    assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))
-
-
-@pytest.mark.parametrize("anew", [False, True], ids=["the same process", "a new one"])
-def test_a_device_owes_nothing_to_a_run_that_another_took_the_place_of_after_one_round(small, tmp_path, anew):
-    carrier = bench(of(small, FEEDBACK), tmp_path / "state")
-    federation.lead(of(small, FEEDBACK, "run.rounds=1"), carrier, tmp_path / "a", None, wait_s=5, clock=carrier.clock)
-    if anew:
-        carrier = bench(of(small, FEEDBACK), tmp_path / "state")
-    second = of(small, [*FEEDBACK, "algorithm.lr=0.02"], "run.deadline_s=60")
-    federation.lead(second, carrier, tmp_path / "b", None, wait_s=5, clock=carrier.clock)
-    engine.start(engine.prepare(second), tmp_path / "local")
-    assert same(weights(tmp_path / "local"), weights(tmp_path / "b"))
 
 
 def test_rounds_that_wait_for_nobody_take_answers_as_they_come(small, tmp_path):
