@@ -39,7 +39,7 @@ def updated(belief: Belief, ratio: float, change: float = 1.3) -> tuple[Belief, 
         return Belief(belief.scale * math.exp(off / rounds), rounds, None, error), False
     if belief.doubt is not None and abs(math.log(ratio / belief.doubt)) <= math.log(change):
         return Belief(math.sqrt(ratio * belief.doubt), 2), True
-    return Belief(belief.scale, belief.rounds, ratio, error), False
+    return Belief(belief.scale, rounds, ratio, error), False
 
 
 def reasons_to_profile(

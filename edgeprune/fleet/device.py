@@ -78,6 +78,13 @@ class Device:
     profile: str = ""
     faults: tuple[Fault, ...] = ()
 
+    def __post_init__(self) -> None:
+        for key in ("slowdown", "share"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                raise EdgePruneError(
+                    f"fleet.device {self.name!r}: {key} is {getattr(self, key)}; it must be greater than 0"
+                )
+
     def slowdown_at(self, round_: int) -> float:
         """Its factor in ``round_``, events included."""
         factor = self.slowdown

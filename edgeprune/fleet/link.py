@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from edgeprune.errors import EdgePruneError
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,13 @@ class Link:
     download_mbps: float = 100.0
     upload_mbps: float = 100.0
     latency_ms: float = 2.0
+
+    def __post_init__(self) -> None:
+        for key in ("download_mbps", "upload_mbps"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                raise EdgePruneError(f"link: {key} is {getattr(self, key)}; it must be greater than 0")
+        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise EdgePruneError(f"link: latency_ms is {self.latency_ms}; it must be 0 or more")
 
     def download_s(self, nbytes: int) -> float:
         """Seconds to bring ``nbytes`` to the device."""

@@ -88,3 +88,10 @@ def test_a_profile_whose_shape_is_wrong_is_told_from_noise():
     assert reason.startswith("its update times are off by 2") and "explain 5%" in reason
     assert reasons_to_profile(profile, None, belief, noise=0.25) == [], "such a device is that noisy"
     assert reasons_to_profile(profile, None, Belief(1.0, 7, None, 0.3), noise=0.05) == [], "too early to say"
+
+
+def test_times_that_swing_too_far_to_agree_are_errors_too():
+    """Half and twice the promised time in turn: no round agrees with the one before, so the scale never follows."""
+    belief, changes = after(*[2.0, 0.5] * 4)
+    assert not any(changes) and belief.scale == 1.0
+    assert belief.rounds == 9 and belief.error > 0.5, "the profile's word and eight rounds"

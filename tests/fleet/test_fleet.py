@@ -47,6 +47,18 @@ def test_link_by_hand():
     assert link.upload_s(1_000_000) == pytest.approx(2.01)
 
 
+def test_figures_that_no_clock_can_divide_by_are_refused():
+    for make in (
+        lambda: Link(download_mbps=0.0),
+        lambda: Link(upload_mbps=math.nan),
+        lambda: Link(latency_ms=-1.0),
+        lambda: Device("d", slowdown=0.0),
+        lambda: Device("d", share=math.inf),
+    ):
+        with pytest.raises(EdgePruneError, match="must be"):
+            make()
+
+
 def test_charge_by_hand():
     device = Device("d", slowdown=2.0, link=Link(8.0, 8.0, 0.0))
     cost = charge(device, Work(1_000_000, 500_000, steps=10, macs=200, rebuilds=1), TABLE, round_=1, seed=0)
