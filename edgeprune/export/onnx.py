@@ -22,6 +22,7 @@ from edgeprune.errors import EdgePruneError, is_whole
 from edgeprune.export import precision as precisions
 from edgeprune.export import seal, targets
 from edgeprune.export._need import need
+from edgeprune.export._outputs import names_of, returning_tuple
 from edgeprune.export._plain import plain
 from edgeprune.export._trace import Wanted, first_line, to_proto
 from edgeprune.export.parity import as_float32, check_graph, rows_around
@@ -90,7 +91,11 @@ def export_onnx(
         raise EdgePruneError(f"export: metadata {reserved[0]!r} is written by the export itself; choose another key")
     _check_weights(frozen, precision)
     batches = precisions.batches_of(calibration, inputs, batch) if precision == "int8" else []
-    names_in, names_out = _names(frozen, inputs)
+    names_in = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    outputs = _first_run(frozen, inputs)
+    names_out = names_of(frozen, outputs, names_in)
+    if isinstance(outputs, Mapping):
+        frozen = returning_tuple(frozen)
 
     def check(proto: Any) -> None:
         _floats_are_fp32(proto)
@@ -195,27 +200,15 @@ def _floats_are_fp32(proto: Any) -> None:
             )
 
 
-def _names(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], list[str]]:
-    """Names of the file's inputs and outputs, after one run that shows how many outputs there are."""
+def _first_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
         with torch.no_grad():
-            outputs = model(*inputs)
+            return model(*inputs)
     except Exception as error:  # a user's forward may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise EdgePruneError(
             f"export: {type(model).__name__} does not run on example inputs of shape {shapes}: {first_line(error)}"
         ) from None
-    flat = (outputs,) if isinstance(outputs, Tensor) else outputs
-    if not isinstance(flat, tuple | list) or not flat or not all(isinstance(y, Tensor) and y.ndim for y in flat):
-        raise EdgePruneError(
-            f"export: {type(model).__name__} returns {type(outputs).__name__}; "
-            "an exported model returns a tensor or a tuple of tensors with the batch in dimension 0"
-        )
-    return _numbered("input", len(inputs)), _numbered("output", len(flat))
-
-
-def _numbered(stem: str, count: int) -> list[str]:
-    return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
 
 
 def _prefixed(metadata: Mapping[str, object]) -> dict[str, str]:

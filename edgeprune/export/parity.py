@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.export._need import need
+from edgeprune.export._outputs import tensors_of
 from edgeprune.export._trace import first_line
 from edgeprune.onnx_session import fixed_batch, left_out
 
@@ -118,18 +119,17 @@ def check_parity(
         except Exception as error:  # what a user's forward raises may be anything
             shapes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
             raise EdgePruneError(f"export: the model fails on rows of shape {shapes}: {first_line(error)}") from None
-        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
         try:
             found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})
         except Exception as error:  # as in session()
             reason = str(error).splitlines()[0]
             raise EdgePruneError(f"export: ONNX Runtime fails at batch {len(index)}: {reason}") from None
-        for want, got in zip(expected, found, strict=True):
+        for want, got in zip(tensors_of(expected), found, strict=True):
             limits = (rtol, atol) if precision == "fp32" else (math.inf, math.inf)
             worst = max(worst, _compare(want.numpy(), got, len(index), *limits))
             noise += float(np.square(got.astype(np.float64) - want.numpy()).sum())
             signal += float(np.square(want.numpy().astype(np.float64)).sum())
-        same, of = _same_class(expected[0].numpy(), found[0], atol)
+        same, of = _same_class(tensors_of(expected)[0].numpy(), found[0], atol)
         agreed, judged = agreed + same, judged + of
     relative = math.sqrt(noise / signal) if signal else 0.0
     if precision != "fp32" and not relative <= RELATIVE[precision]:
@@ -168,7 +168,6 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
                 expected = model(*feed)
         except Exception:  # a user's forward may refuse what it was not made for
             continue
-        expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
         try:
             found = runtime.run(None, {name: x.numpy() for name, x in zip(names, feed, strict=True)})
         except Exception as error:  # as in session()
@@ -177,7 +176,7 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
             raise EdgePruneError(
                 f"export: ONNX Runtime fails on the graph at batch {size}: {first_line(error)}{why}"
             ) from None
-        for want, got in zip(expected, found, strict=True):
+        for want, got in zip(tensors_of(expected), found, strict=True):
             if tuple(want.shape) != got.shape:
                 raise EdgePruneError(
                     f"export: at batch {len(feed[0])} the graph gives shape {got.shape}, the model "
