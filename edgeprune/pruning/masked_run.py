@@ -53,6 +53,12 @@ class MaskedRun(Interpreter):
             return super().run_node(n)
         args = dict(Call(n, "").args)
         values = {k: self.env[v] if isinstance(v, Node) else v for k, v in args.items()}
+        target: Any = n.target
+        if "weight_norm" in str(target):
+            out = target(**values)  # zeros add nothing to a norm; what is nothing but zeros gives 0 / 0
+            weight = out[0] if isinstance(out, tuple) else out
+            weight[(values["v"] == 0) & weight.isnan()] = 0.0
+            return out
         x = values["input"]
         kept = [None if i is None else i.to(x.device) for i in self.kept[n]]
         first = 1 if "group" in str(n.target) else x.dim() - len(values["normalized_shape"])
@@ -67,7 +73,6 @@ class MaskedRun(Interpreter):
         if "normalized_shape" in values:
             values["normalized_shape"] = list(small.shape[first:])
         values["input"] = small
-        target: Any = n.target
         out = target(**values)
         full = torch.zeros_like(x)
         full[tuple(torch.meshgrid(*index, indexing="ij"))] = out[0] if isinstance(out, tuple) else out

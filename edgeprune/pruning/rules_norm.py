@@ -1,4 +1,4 @@
-"""Coupling rules of normalisation: by channel (batch norm), and over channels (layer, RMS and group norm)."""
+"""Coupling rules of normalisation: by channel (batch norm), over channels (layer, RMS and group norm), of weights."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ def group_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
         c.equal_pattern(call, x[1], groups)
         c.normed.append(call.node)
     return _with_statistics(call, tuple(x))
+
+
+@rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(c: Coupling, call: Call) -> Layout | list[Layout]:
+    """A weight over its norm, a norm and a gain for each position of ``dim``: of what is kept, or all stays."""
+    v, g = c.layout(call["v"]), c.layout(call["g"])
+    dim = call.get("dim") or 0
+    own = dim if dim >= 0 and g else None  # -1: one norm over all of it
+    for d, ids in enumerate(v):
+        if d == own:
+            c.couple(call, ids, g[d])
+        elif c.norms == "whole":
+            c.whole(call, ids, 'normalises over these weights; norms="auto" cuts them')
+    if c.norms != "whole":
+        c.normed.append(call.node)
+    return v if call.name == "aten._weight_norm" else [v, g]
 
 
 def _with_statistics(call: Call, x: Layout) -> Layout | list[Layout]:
