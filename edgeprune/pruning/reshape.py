@@ -15,9 +15,9 @@ def reshape(c: Coupling, call: Call, layout: Layout, old: Shape, new: Shape) -> 
     """The layout after a row-major reshape from ``old`` to ``new``.
 
     Dimensions are matched in runs of equal product. Within a run one prunable dimension may be merged with whole ones
-    (each channel becomes a block, as in flatten) or be cut into several (an existing block is undone; otherwise all
-    outer parts must lose the same inner positions, as in a channel shuffle; where they are heads of attention, whole
-    parts go instead). What does not fit stays whole.
+    (each channel becomes a block, as in flatten; of several prunable ones all but one become whole) or be cut into
+    several (an existing block is undone; otherwise all outer parts must lose the same inner positions, as in a channel
+    shuffle; where they are heads of attention, whole parts go instead). What does not fit stays whole.
     """
     result: list[Ids | None] = [None] * len(new)
     if 0 in old or 0 in new:
@@ -28,10 +28,11 @@ def reshape(c: Coupling, call: Call, layout: Layout, old: Shape, new: Shape) -> 
             for d in [d for d in tracked if c.is_spread(layout[d])]:
                 c.whole(call, layout[d], "copies of one position")
             tracked = [d for d in tracked if c.atoms.prunable(layout[d])]
+        if len(tracked) > 1:  # the outer ones are heads, the inner one what all heads share of a value
+            one = tracked[0 if c.heads else -1]
+            c.whole_dims(call, layout, [d for d in tracked if d != one], "merged with another prunable dimension")
+            tracked = [one] if c.atoms.prunable(layout[one]) else []
         if not tracked:
-            continue
-        if len(tracked) > 1:
-            c.whole_dims(call, layout, tracked, "merges two prunable dimensions")
             continue
         d = tracked[0]
         ids = layout[d]

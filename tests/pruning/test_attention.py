@@ -217,3 +217,44 @@ def test_halves_by_slices_and_a_table_of_numbers():
     graph = ChannelGraph.trace(Halves(), TOKENS)
     assert {n: (g.size) for n, g in graph.prunable.items()} == {"up": 8}
     assert [s.repeat for s in graph.axes["up.weight"][0]] == [2]
+
+
+class OneKeyHead(nn.Module):
+    """Multi-query attention, written in the ways that people write it: all heads read one head of keys and values."""
+
+    def __init__(self, form, width=32, heads=4):
+        super().__init__()
+        self.form, self.heads, self.each = form, heads, width // heads
+        self.q, self.o = nn.Linear(width, width), nn.Linear(width, width)
+        self.k, self.v = nn.Linear(width, self.each), nn.Linear(width, self.each)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        q = self.q(x).view(n, t, self.heads, self.each).transpose(1, 2)
+        k, v = self.k(x).view(n, 1, t, self.each), self.v(x).view(n, 1, t, self.each)
+        if self.form == "matmul":
+            y = ((q @ k.transpose(-1, -2)) * self.each**-0.5).softmax(-1) @ v
+        elif self.form == "einsum":
+            a = torch.einsum("nhtd,nsd->nhts", q, k[:, 0]).mul(self.each**-0.5).softmax(-1)
+            y = torch.einsum("nhts,nsd->nhtd", a, v[:, 0])
+        else:
+            if self.form == "expand":
+                k, v = (z.expand(n, self.heads, t, self.each) for z in (k, v))
+            elif self.form == "repeat":
+                k, v = (z.repeat_interleave(self.heads, 1) for z in (k, v))
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).reshape(n, t, -1))
+
+
+@pytest.mark.parametrize("form", ["matmul", "einsum", "broadcast", "expand", "repeat"])
+def test_heads_that_share_one_key_are_cut(form):
+    torch.manual_seed(0)
+    model, x = OneKeyHead(form).double(), torch.randn(2, 5, 32, dtype=torch.float64)
+    graph = ChannelGraph.trace(model, x)
+    assert list(graph.map.groups.values()) == [4]
+    plan = SubmodelPlan(graph.map, dict.fromkeys(graph.map.groups, (1, 3)))
+    small = extract(model, plan)
+    assert small.q.weight.shape == (16, 32) and small.k.weight.shape == (8, 32) and small.o.weight.shape == (32, 16)
+    with torch.no_grad():
+        model.o.weight.view(32, 4, 8)[:, [0, 2]] = 0.0  # what the removed heads say is not heard
+    torch.testing.assert_close(small(x), model(x))
