@@ -20,7 +20,8 @@ from edgeprune.pruning.axes import Axis, axis_length
 _REPAIRED = frozenset(
     ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "num_parameters",
      "num_groups", "num_channels", "normalized_shape", "embedding_dim", "num_embeddings", "embed_dim", "kdim", "vdim",
-     "num_heads", "head_dim", "kernel_size", "stride", "padding", "dilation", "output_padding")
+     "num_heads", "head_dim", "input_size", "hidden_size", "kernel_size", "stride", "padding", "dilation",
+     "output_padding")
 )  # fmt: skip
 _COUNTED = re.compile("layer|depth|block|stage|class|vocab|window|patch|kernel|stride|image|batch|seed|length|place")
 """Names of attributes that seldom hold channels: left alone until the check run fails with them."""

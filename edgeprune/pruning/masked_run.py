@@ -31,6 +31,7 @@ class MaskedRun(Interpreter):
     def outputs(self, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
         """The leaves of what the model with these tensors gives for these inputs."""
         own = {name: t.detach().clone() for name, t in tensors(model)}
+        self.dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.get_default_dtype())
         given = iter(pytree.tree_leaves(inputs))
         args = []
         for spec in self.walk.program.graph_signature.input_specs:
@@ -50,7 +51,9 @@ class MaskedRun(Interpreter):
         if "_assert_tensor_metadata" in str(n.target):
             return None  # it may be run in another precision than it was exported in
         if all(i is None for i in self.kept.get(n, ())):
-            return super().run_node(n)
+            result = super().run_node(n)
+            made = n.op == "call_function" and not n.all_input_nodes and isinstance(result, Tensor)
+            return result.to(self.dtype) if made and result.is_floating_point() else result
         args = dict(Call(n, "").args)
         values = {k: self.env[v] if isinstance(v, Node) else v for k, v in args.items()}
         target: Any = n.target

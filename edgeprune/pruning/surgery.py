@@ -173,6 +173,13 @@ def _prelu(m: nn.PReLU) -> None:
     m.num_parameters = m.weight.shape[0]
 
 
+def _recurrent(m: Any) -> None:
+    end = "_l0" if isinstance(m, nn.RNNBase) else ""
+    m.input_size = m.get_parameter("weight_ih" + end).shape[1]
+    if not getattr(m, "proj_size", 0):
+        m.hidden_size = m.get_parameter("weight_hh" + end).shape[1]
+
+
 REPAIRS.update(
     {
         nn.modules.conv._ConvNd: _conv,
@@ -185,6 +192,8 @@ REPAIRS.update(
         nn.Embedding: _embedding,
         nn.EmbeddingBag: _embedding,
         nn.PReLU: _prelu,
+        nn.RNNBase: _recurrent,
+        nn.RNNCellBase: _recurrent,
     }
 )
 
