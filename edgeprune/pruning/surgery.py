@@ -175,9 +175,9 @@ def _prelu(m: nn.PReLU) -> None:
 
 def _recurrent(m: Any) -> None:
     end = "_l0" if isinstance(m, nn.RNNBase) else ""
-    m.input_size = m.get_parameter("weight_ih" + end).shape[1]
+    m.input_size = getattr(m, "weight_ih" + end).shape[1]
     if not getattr(m, "proj_size", 0):
-        m.hidden_size = m.get_parameter("weight_hh" + end).shape[1]
+        m.hidden_size = getattr(m, "weight_hh" + end).shape[1]
 
 
 REPAIRS.update(
