@@ -13,7 +13,8 @@ from edgeprune.errors import EdgePruneError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy in [0, 1] after ``round``, ``time_s`` seconds and ``sent_bytes`` (up and down) into the run."""
+    """Accuracy in [0, 1] after ``round``, ``time_s`` seconds and ``sent_bytes`` (up and down) into the run, both with
+    the calibration that the judged model had."""
 
     round: int
     time_s: float
@@ -27,7 +28,8 @@ class Run:
 
     ``energy_j``: device -> joules of its training, where it measured them itself.
     ``label`` names it among the others; ``rejected`` is (round, device, reason); ``ends`` the time on the run's
-    clock at the end of every round.
+    clock at the end of every round. The one calibration that the model in use needs is among the bytes, and takes
+    ``calibration_s``.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Run:
     upload_bytes: int
     download_bytes: int
     energy_j: dict[str, float]
+    calibration_s: float = 0.0
 
     @property
     def rounds(self) -> int:
@@ -52,7 +55,7 @@ class Run:
     @property
     def time_s(self) -> float:
         """Seconds of the whole run."""
-        return self.ends[-1][1]
+        return self.ends[-1][1] + self.calibration_s
 
     @property
     def virtual(self) -> bool:
@@ -80,8 +83,8 @@ class Run:
         return any(value < 1 for points in self.retention.values() for _, value in points)
 
     def time_at(self, round_: int) -> float | None:
-        """Seconds of the run at the end of ``round_``."""
-        return next((time for number, time in self.ends if number == round_), None)
+        """Seconds of the run, had it ended with ``round_``."""
+        return next((time + self.calibration_s for number, time in self.ends if number == round_), None)
 
     def first_at(self, accuracy: float) -> Evaluation | None:
         """The first evaluation that reached ``accuracy``."""
@@ -116,6 +119,7 @@ def read(
     rejected: list[tuple[int, str, str]] = []
     energy: dict[str, float] = {}
     upload = download = 0
+    once = _Calibration()
     for number, record in enumerate(records, start=1):
         where = f"{path}: metrics.jsonl line {number}"
         round_ = int(_number(where, record, "round"))
@@ -126,7 +130,9 @@ def read(
         upload += int(_number(where, record, "upload_bytes"))
         download += int(_number(where, record, "download_bytes"))
         if record.get("accuracy") is not None:
-            evaluations.append(Evaluation(round_, time_s, upload + download, _number(where, record, "accuracy")))
+            once = _calibration(where, record)
+            sent = upload + download + once.upload_bytes + once.download_bytes
+            evaluations.append(Evaluation(round_, time_s + once.time_s, sent, _number(where, record, "accuracy")))
         for key, series in (("update_time_s", times), ("retention", retention)):
             for device, value in _table(where, record, key).items():
                 series.setdefault(printable(device), []).append(
@@ -148,10 +154,27 @@ def read(
         times=times,
         retention=retention,
         rejected=tuple(rejected),
-        upload_bytes=upload,
-        download_bytes=download,
+        upload_bytes=upload + once.upload_bytes,
+        download_bytes=download + once.download_bytes,
         energy_j=energy,
+        calibration_s=once.time_s,
     )
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    time_s: float = 0.0
+    upload_bytes: int = 0
+    download_bytes: int = 0
+
+
+def _calibration(where: str, record: Mapping[str, Any]) -> _Calibration:
+    """What the batch-norm statistics of the judged model cost, which the record's own figures leave out."""
+    cost = _table(where, record, "calibration")
+    if not cost:
+        return _Calibration()
+    up, down = (int(_number(where, cost, key)) for key in ("upload_bytes", "download_bytes"))
+    return _Calibration(_number(where, cost, "time_s"), up, down)
 
 
 def printable(value: object) -> str:

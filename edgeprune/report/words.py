@@ -55,10 +55,14 @@ def table_note(runs: Sequence[Run], base: Run) -> str:
     """How the speed-up was counted."""
     shared = {gain[1] for run in runs if run is not base and (gain := compare.speed_up(run, base)) is not None}
     over = f"the first {min(shared)}" if len(shared) == 1 else "those"
-    return (
+    text = (
         f"Speed-up: {clock(runs)} of {base.label} divided by that of the run, over {over} rounds that both finished. "
         "Time to an accuracy is that of the first evaluation that reached it."
     )
+    calibrated = [run.label for run in runs if run.calibration_s]
+    if calibrated:
+        text += f" Times and bytes of {listed(calibrated)} hold the one calibration that the model in use needs."
+    return text
 
 
 def devices_note(runs: Sequence[Run]) -> str:

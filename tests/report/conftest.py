@@ -24,13 +24,14 @@ def write_run(
     evaluate_every: int = 1,
     rejected: dict[int, dict[str, str]] | None = None,
     joules: dict[str, float] | None = None,
+    calibration: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
     """A run in which device i of n needs 1 + 4 i/(n-1) s for the whole model and a round lasts as long as its slowest.
 
     From round 6 on, device i keeps ``1 - pruning * i/(n-1)`` of the channels, and its time and bytes shrink alike.
     Accuracy of round r is 0.98 - 0.88 * 0.8^r. Each device sends 100,000 bytes up and down for the whole model.
-    ``joules``: what devices measured in each round.
+    ``joules``: what devices measured in each round; ``calibration``: what each evaluation's cost.
     """
     names = [f"device-{i}" for i in range(10)] if devices is None else devices
     config = {
@@ -64,6 +65,7 @@ def write_run(
                 "retention": dict(zip(names, kept, strict=True)),
                 "update_time_s": dict(zip(names, times, strict=True)),
                 **({"transport": {"energy_j": joules}} if joules else {}),
+                "calibration": calibration if round_ % evaluate_every == 0 else None,
             }
         )
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -27,6 +27,21 @@ def test_totals_by_hand(make_run: MakeRun) -> None:
     assert run.first_at(0.40).round == 2 and run.first_at(0.999) is None  # type: ignore[union-attr]
 
 
+def test_the_calibration_of_the_model_in_use_is_counted_once(make_run: MakeRun) -> None:
+    cost = {"time_s": 1.5, "upload_bytes": 10, "download_bytes": 1000, "rejected": {}}
+    calibrated, plain = read_runs(
+        [
+            make_run("a", rounds=4, devices=["x"], evaluate_every=2, algorithm="heterofl", calibration=cost),
+            make_run("b", rounds=4, devices=["x"], evaluate_every=2),
+        ]
+    )
+    assert (calibrated.time_s, plain.time_s) == (5.5, 4.0)
+    assert (calibrated.upload_bytes, calibrated.download_bytes) == (400_010, 401_000)
+    # Each judged model had one calibration, whatever others were judged before.
+    assert [(e.time_s, e.sent_bytes) for e in calibrated.evaluations] == [(3.5, 401_010), (5.5, 801_010)]
+    assert compare.speed_up(calibrated, plain) == (4.0 / 5.5, 4)
+
+
 def test_speed_up_by_hand(make_run: MakeRun) -> None:
     """Five full rounds of 5 s, then five in which the slowest keeps 40 %: 2 s, but the middle one takes 3 x 0.7 s."""
     slow, fast = read_runs(
