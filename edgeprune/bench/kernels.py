@@ -22,6 +22,7 @@ from torch.nn import functional
 from edgeprune import ops
 from edgeprune.bench.options import Finite
 from edgeprune.bench.report import write
+from edgeprune.bench.tables import show
 from edgeprune.destination import check_destination
 from edgeprune.device import probe
 from edgeprune.errors import EdgePruneError
@@ -223,7 +224,7 @@ def command(output: Path | None, threads: tuple[int, ...], seconds: float, save:
         counts = threads or tuple(sorted({1, torch.get_num_threads()}))
         found, tables = bench(counts, seconds, lambda text: status.update(text))
     for count in counts:
-        console.print(_table(found, count))
+        show(_table(found, count))
     peak = found["peak_gflops"][found["kernels"]]
     console.print(f"multiply-add peak of one core: {peak} GFLOP/s ({found['kernels']})")
     if output is not None:

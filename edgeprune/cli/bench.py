@@ -194,7 +194,7 @@ def _run(
 ) -> None:
     from rich.console import Console
 
-    from edgeprune.bench import report
+    from edgeprune.bench import report, tables
     from edgeprune.bench.meter import Meter
     from edgeprune.device.power import open_sampler
 
@@ -208,7 +208,7 @@ def _run(
         found = measure(meter, window, lambda text: console.print(text, style="dim"))
     finally:
         sampler.stop()
-    console.print(report.table(found))
+    tables.show(report.table(found))
     for line in [*_versus(found), *report.lines(found)]:
         console.print(line, markup=False, soft_wrap=True)
     if output is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprune.bench.tables import show
 from edgeprune.destination import check_destination, staged
 from edgeprune.errors import EdgePruneError
 from edgeprune.export.targets import DEFAULT_TARGET, PRECISIONS, TARGETS
@@ -104,7 +105,7 @@ def command(
         threads=threads,
     )
     console = Console()
-    console.print(_table(done))
+    show(_table(done))
     for line in _lines(done):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

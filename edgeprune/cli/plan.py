@@ -44,6 +44,7 @@ def command(
     Each [[fleet.device]] names its own profile, or is "slowdown" times as slow as the machine of --profile. Limits are
     memory_mib, energy_j (a round's) and hottest_c. A whole experiment serves as well.
     """
+    from edgeprune.bench.tables import show
     from edgeprune.engine.planning import plan_fleet
 
     overrides = list(sets)
@@ -64,7 +65,7 @@ def command(
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(table(found))
+    show(table(found))
     for line in lines(found):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -64,6 +64,7 @@ def command(
 
     from edgeprune import tasks
     from edgeprune.bench.profile import Effort, profile_task
+    from edgeprune.bench.tables import show
     from edgeprune.device.power import open_sampler
     from edgeprune.device.profile import write_profile
 
@@ -101,7 +102,7 @@ def command(
     finally:
         sampler.stop()
     write_profile(profile, output)
-    console.print(table(profile))
+    show(table(profile))
     for line in [*lines(profile), *note, f"wrote {output}"]:
         console.print(line, markup=False, soft_wrap=True)
 

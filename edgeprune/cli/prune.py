@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprune.bench.options import Finite
+from edgeprune.bench.tables import show
 from edgeprune.destination import check_destination, write_text
 from edgeprune.errors import EdgePruneError
 
@@ -225,7 +226,7 @@ def _show(
     if accuracies:
         table.add_row("accuracy, not trained further", *(f"{a:.2%}" for a in accuracies))
     console = Console(highlight=False)
-    console.print(table)
+    show(table)
     for note in graph.notes[:12]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if not source.trained:

@@ -65,9 +65,12 @@ def describe(blob: bytes, console: Console) -> None:
     if not entries:
         console.print("no tensors")
         return
-    table = Table("tensor", "shape", "type", box=None)
+    table = Table(box=None)
+    table.add_column("tensor", overflow="fold")  # a name goes on in the next line; figures stay whole
+    for name in ("shape", "type"):
+        table.add_column(name, no_wrap=True)
     for name in ("kept", "positions", "coding", "bytes"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for entry in entries:
         placed = POSITIONS[entry.positions]
         if entry.positions not in (ALL, KNOWN):

@@ -75,6 +75,27 @@ def test_a_plan_without_a_profile_borrows_one_and_says_so(tmp_path: Path, here: 
     assert found["warnings"] == [] and found["participants"] == 3
 
 
+@pytest.mark.parametrize("columns", ["", "40", "200"])
+def test_a_plan_shows_whole_figures_however_narrow_the_terminal(
+    columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    devices = "".join(
+        f'[[fleet.device]]\nname = "orin-nano-in-the-{room}"\nslowdown = {slower}\nmemory_mib = 9000\n'
+        for room, slower in (("kitchen", 1.0), ("cellar", 4.0))
+    )
+    (tmp_path / "fleet.toml").write_text(f"[fleet]\n{devices}")
+    shown = CliRunner().invoke(plan.command, [str(tmp_path / "fleet.toml")])
+    assert shown.exit_code == 0, shown.output
+    head, *rows = shown.output.splitlines()[:3]
+    assert " ".join(head.split()) == "device keeps steps down s train s up s total s whole s MiB limit"
+    found = CliRunner().invoke(plan.command, [str(tmp_path / "fleet.toml"), "--json"])
+    parts = ("download_s", "compute_s", "upload_s", "update_time_s")
+    for row, device in zip(rows, json.loads(found.output)["devices"], strict=True):
+        assert row.split()[0] == device["client"] and row.split()[-1] == "9000"
+        assert row.split()[3:7] == [f"{device[key]:.3g}" for key in parts]
+
+
 @pytest.mark.parametrize("folder", ['a "folder" \U0001f600', "\x7f"])
 def test_a_profile_is_found_whatever_its_folder_is_called(folder: str, tmp_path: Path, here: Path) -> None:
     (tmp_path / folder).mkdir()

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import edgeprune
 from edgeprune import wire
 from edgeprune.wire.__main__ import main
 
@@ -22,6 +24,17 @@ def test_it_shows_what_a_message_holds(capsys):
     assert main([str(HERE / "golden" / "gaps.bin")]) == 0
     out = capsys.readouterr().out
     assert "gaps 3 B" in out and "float32" in out and "4.69%" in out
+
+
+def test_long_names_are_shown_to_their_end(tmp_path, capsys):
+    names = [f"encoder.layers.encoder_layer_{i}.self_attention.out_proj.weight" for i in (10, 11)]
+    path = tmp_path / "message.bin"
+    path.write_bytes(edgeprune.pack({name: torch.randn(768, 768) for name in names}, density=0.01, dtype="int8"))
+    assert main([str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = "".join(row[0] for row in rows if "tensor" not in row)
+    assert all(name in shown for name in names) and "…" not in shown
+    assert [row[1] for row in rows if "float32" in row] == ["768x768"] * 2
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (HERE / "golden").glob("*.bin")))
