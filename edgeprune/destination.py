@@ -80,9 +80,11 @@ def write_bytes(
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise EdgePruneError(f"{op}: {path}: cannot be written ({error.strerror}); {remedy}") from None
 
 

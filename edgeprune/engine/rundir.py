@@ -114,9 +114,11 @@ def beside(path: Path, ending: str) -> Path:
 def created(
     path: Path, experiment: Experiment, latency: Mapping[str, Any], devices: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Make the folder of a new run and have it for oneself (:func:`occupied`). One that holds anything is refused."""
+    """Make the folder of a new run and have it for oneself (:func:`occupied`). One that holds anything is refused; one
+    that cannot be filled is left as it was found."""
     with ExitStack() as held:
         try:
+            made = not path.exists()
             os.makedirs(path, exist_ok=True)
             held.enter_context(occupied(path))
             taken = any(path.iterdir())
@@ -124,10 +126,17 @@ def created(
             raise EdgePruneError(f"{path}: cannot be made a folder ({error}); choose another --out") from None
         if taken:
             raise EdgePruneError(f"{path}: already there and not empty; choose another --out, or --resume that run")
-        checkpoints.write_atomically(path / LATENCY, json.dumps(latency, indent=1).encode())
-        if devices:
-            checkpoints.write_atomically(path / DEVICES, json.dumps(devices, indent=1).encode())
-        checkpoints.write_atomically(path / CONFIG, experiment.to_toml().encode())
+        try:
+            checkpoints.write_atomically(path / LATENCY, json.dumps(latency, indent=1).encode())
+            if devices:
+                checkpoints.write_atomically(path / DEVICES, json.dumps(devices, indent=1).encode())
+            checkpoints.write_atomically(path / CONFIG, experiment.to_toml().encode())
+        except BaseException:  # without its config.toml it would be neither a run nor a free place
+            for name in (CONFIG, DEVICES, LATENCY):
+                (path / name).unlink(missing_ok=True)
+            if made:
+                path.rmdir()
+            raise
         yield
 
 

@@ -177,6 +177,15 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(finished, tmp_path):
     assert same(weights(out), weights(finished))
 
 
+def test_a_run_that_could_not_begin_leaves_its_place_free(tmp_path):
+    """The latency table fits, the configuration with the names of all devices does not."""
+    fleet = ", ".join(f'{{name = "a-device-with-a-long-name-{i:02}"}}' for i in range(40))
+    arguments = [sys.executable, "-c", FULL, str(tmp_path / "run"), "1500", *SETS, f"fleet.device=[{fleet}]"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and f"{rundir.CONFIG}: cannot be written" in done.stdout, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_record_that_does_not_fit_is_one_sentence(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
