@@ -78,6 +78,15 @@ def main() -> None:
         _fail(error.format_message().rstrip(".") + hint, 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped; a run goes on with --resume", 130)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "edgeprune"):
+            raise
+        _fail(
+            f"this Python ({sys.executable}) has no {package!r}; install edgeprune into it with what it needs ('pip "
+            "install .' in its folder; on a Jetson NVIDIA's torch first: docs/jetson.md)",
+            1,
+        )
     except BrokenPipeError:
         _drop_output()
         sys.exit(0)

@@ -43,6 +43,35 @@ def table(tmp_path):
     return ["--set", f"fleet.latency={json.dumps(str(path))}"]
 
 
+WITHOUT = """
+import importlib.machinery, sys
+missing = sys.argv.pop(1)
+find = importlib.machinery.PathFinder.find_spec
+def without(name, path=None, target=None):
+    return None if name == missing else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = without
+from edgeprune.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [("torch", ["run"]), ("scipy", ["plan", "fleet.toml"]), ("rich", ["doctor"])],
+)
+def test_a_package_that_is_not_installed_is_one_sentence(missing, arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"has no '{missing}'; install edgeprune" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
