@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import statistics
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_the_clock_alone_gives_the_times_of_a_real_run(grid, judge, monkeypatch)
 def test_student_interval_by_hand(judge):
     mean, half = judge.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    for count, t95 in ((7, 2.447), (10, 2.262), (100, 1.984)):  # of count - 1 degrees of freedom, from a table
+        values = [0.0, 1.0] * (count // 2) + [0.5] * (count % 2)
+        assert judge.interval(values)[1] == pytest.approx(t95 * statistics.stdev(values) / count**0.5, rel=1e-3)
+
+
+def test_sigmas_on_the_same_data_are_one_sample(judge):
+    def row(seed, sigma, change):
+        return {"task": "digits", "split": "iid", "seed": seed, "sigma": sigma, "change": change}
+
+    rows = [row(seed, sigma, seed + sigma) for seed in (0, 1, 2) for sigma in (1.7, 2.0, 3.0)]
+    assert judge.over_sigmas(rows, "change") == pytest.approx([6.7 / 3, 6.7 / 3 + 1, 6.7 / 3 + 2])
+    assert judge.interval(judge.over_sigmas(rows, "change"))[1] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
 def test_every_cell_once_and_the_first_task_first(grid):
