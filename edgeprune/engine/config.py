@@ -298,7 +298,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may begin it with a byte-order mark
     except OSError as error:
         raise EdgePruneError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise EdgePruneError(f"{path}: not a TOML file ({error})") from None
 
 
@@ -314,3 +314,5 @@ def _put(raw: dict[str, Any], item: str) -> None:
         section[parts[1]] = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         section[parts[1]] = text.strip()
+    except ValueError:  # thousands of digits
+        raise EdgePruneError(f"{key.strip()} is a whole number of more than 64 bits; give a smaller one") from None

@@ -16,8 +16,8 @@ def baseline(runs: Sequence[Run]) -> Run:
 def speed_up(run: Run, base: Run) -> tuple[float, int] | None:
     """(time of ``base`` / that of ``run``, rounds): both over the rounds that both finished.
 
-    None if there are no such rounds, and for a virtual clock against a real one."""
-    if run.virtual != base.virtual:
+    None if there are no such rounds, for a virtual clock against a real one, and for another task."""
+    if run.virtual != base.virtual or run.task != base.task:
         return None
     shared = sorted({number for number, _ in run.ends} & {number for number, _ in base.ends})
     if not shared:
@@ -29,9 +29,10 @@ def speed_up(run: Run, base: Run) -> tuple[float, int] | None:
 
 
 def common_accuracy(runs: Sequence[Run]) -> float | None:
-    """The highest whole percent (or tenth, above 95 %) that every run reached: a goal to race to."""
+    """The highest whole percent (or tenth, above 95 %) that every run reached: a goal to race to. None where there is
+    none, or the runs' tasks differ."""
     bests = [run.best for run in runs]
-    if not bests or any(best is None for best in bests):
+    if len({run.task for run in runs}) != 1 or any(best is None for best in bests):
         return None
     least = min(best.accuracy for best in bests if best is not None)
     step = 1000 if least >= 0.95 else 100

@@ -181,6 +181,8 @@ def _alone(run: Run) -> str:
 
 
 def _against(run: Run, base: Run) -> str:
+    if run.task != base.task:  # nothing to compare
+        return _alone(run)
     gain = compare.speed_up(run, base)
     parts = []
     if gain is not None:

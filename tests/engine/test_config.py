@@ -118,6 +118,7 @@ def test_a_fleet_file_that_holds_no_fleet_is_one_sentence(tmp_path, text):
         ('[[fleet.device]]\nname = "a"\nprofile = "a\\u0000b"\n', "fleet.device.profile is 'a\\x00b'"),
         ("task = 3\n", "[task] must be a table"),
         ("[run\n", "not a TOML file"),
+        (f"[run]\nseed = {'9' * 5000}\n", "not a TOML file"),
         ("[fleet]\nfile = 'nowhere.toml'\n", "nowhere.toml: cannot be read"),
         ("[fleet]\ndevice = 3\n", "fleet.device must be a list"),
     ],

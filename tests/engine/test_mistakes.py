@@ -81,6 +81,10 @@ def test_any_number_of_a_record_has_a_json_form():
         (["fleet.latency_ms=inf"], "fleet.latency_ms is inf"),
         (["fleet.device=[{name='a', noise=-inf}]"], "fleet.device.noise is -inf"),
         (["run.seed=99999999999999999999"], "run.seed is a whole number of more than 64 bits"),
+        (
+            ["run.seed=" + "9" * 5000],
+            "run.seed is a whole number of more than 64 bits",
+        ),  # Python reads no more than 4300
         (["run.patience=" + "9" * 400], "run.patience is a whole number of more than 64 bits"),
         (["run.threads=100000"], "run.threads is 100000; give 256 or less"),
         (["fleet.noise=1e6"], "noise is 1000000.0; give 0 to 10"),

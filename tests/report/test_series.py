@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeprune.errors import EdgePruneError
-from edgeprune.report import compare, read_runs
+from edgeprune.report import compare, read_runs, words
 from edgeprune.report.series import Run
 
 MakeRun = Callable[..., Path]  # the fixture of conftest.py
@@ -67,6 +67,13 @@ def test_common_accuracy_is_reached_by_all(make_run: MakeRun) -> None:
     # 0.98 - 0.88 * 0.8^5 = 0.6916...
     assert compare.common_accuracy(runs) == 0.69
     assert compare.common_accuracy(read_runs([make_run("c", rounds=3, evaluate_every=9)])) is None
+
+
+def test_runs_of_different_tasks_are_not_compared(make_run: MakeRun) -> None:
+    runs = read_runs([make_run("a"), make_run("b", task="shakespeare", algorithm="adaptcl")])
+    assert compare.speed_up(runs[1], runs[0]) is None and compare.common_accuracy(runs) is None
+    assert words.lead(runs).startswith("adaptcl trained shakespeare to 97.0% accuracy on 10 devices")
+    assert "fedavg" not in words.lead(runs)
 
 
 def test_labels(make_run: MakeRun) -> None:
