@@ -178,7 +178,10 @@ def _made(state: Path) -> None:
 
 def _short_folder() -> str:
     """For temporary files; /tmp where the usual place is too far down for the path of a socket in it."""
-    usual = tempfile.gettempdir()
+    try:
+        usual = tempfile.gettempdir()
+    except OSError as error:
+        raise EdgePruneError(f"run: {error.strerror}; name one with TMPDIR") from None
     return usual if len(os.fsencode(usual)) <= TEMPORARY_BYTES else "/tmp"
 
 

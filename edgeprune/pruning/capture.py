@@ -44,6 +44,10 @@ def export(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> tuple[A
             "the inputs that it takes, of any batch size"
         ) from error
     assert error is not None
+    if isinstance(error, OSError):  # the machine's, not the model's
+        raise EdgePruneError(
+            f"torch.export cannot work here: {sentence(error)}; it needs a folder for temporary files (TMPDIR)"
+        ) from error
     raise EdgePruneError(
         f"torch.export cannot capture {name} in {mode} mode: {sentence(error)}; write its forward without control flow "
         "that depends on values"

@@ -72,6 +72,29 @@ def test_a_package_that_is_not_installed_is_one_sentence(missing, arguments, tmp
     assert f"has no '{missing}'; install edgeprune" in done.stderr
 
 
+NO_TEMPORARY = """
+import tempfile
+tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]  # as in a service that may write its own folder only
+from edgeprune.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_no_place_for_temporary_files_is_one_sentence(engine, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TEMPORARY, "run", "--quiet", "--set", f"run.engine={engine}", *QUICK],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "No usable temporary directory" in done.stderr and "TMPDIR" in done.stderr
+    assert "control flow" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
