@@ -139,7 +139,8 @@ class CMakeBuild(build_ext):
         if ninja:
             command = [*command, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         if subprocess.run(command).returncode != 0:
-            shutil.rmtree(build, ignore_errors=True)
+            shutil.rmtree(build / "CMakeFiles", ignore_errors=True)  # and nothing else: the folder may be the user's
+            (build / "CMakeCache.txt").unlink(missing_ok=True)
             subprocess.run(command, check=True)
 
 

@@ -86,3 +86,13 @@ def test_the_installed_core_holds_what_it_says() -> None:
     for arch in said:
         assert (MACHINE, int(arch.partition("-")[0])) in entries
     assert {arch for kind, arch in entries if kind == PTX} == {int(arch) for arch in said if arch.isdigit()}
+
+
+def test_a_build_that_fails_leaves_what_else_is_in_its_folder(setup_module: ModuleType, tmp_path: Path) -> None:
+    """EDGEPRUNE_BUILD_DIR may be a folder with other things in it."""
+    (tmp_path / "CMakeFiles").mkdir()
+    for name in ("CMakeCache.txt", "CMakeFiles/left.txt", "mine.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(subprocess.CalledProcessError):
+        setup_module.CMakeBuild.configure(["sh", "-c", "exit 1"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
