@@ -47,6 +47,8 @@ def find(name: str, data_dir: str | Path | None = None) -> dict[str, Path] | Non
 
 def require(name: str, data_dir: str | Path | None = None) -> dict[str, Path]:
     """As :func:`find`; raises one sentence that says where it looked, and what was missing where some was there."""
+    if data_dir and source(name).layouts and not Path(data_dir).is_dir():
+        raise EdgePruneError(f"{name}: there is no folder {data_dir}; give --data one that holds data sets")
     files = find(name, data_dir)
     if files is not None:
         return files

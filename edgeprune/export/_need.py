@@ -15,5 +15,5 @@ def need(name: str) -> Any:
         return import_quiet(name) if name.startswith("onnxruntime") else importlib.import_module(name)
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] == name.split(".")[0]:
-            raise EdgePruneError(f"export: {name} is not installed; pip install 'edgeprune[onnx]'") from None
-        raise EdgePruneError(f"export: {name} does not import ({error}); pip install 'edgeprune[onnx]'") from None
+            raise EdgePruneError(f"{name} is not installed, and ONNX needs it; pip install 'edgeprune[onnx]'") from None
+        raise EdgePruneError(f"{name} does not import ({error}); pip install 'edgeprune[onnx]'") from None

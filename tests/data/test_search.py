@@ -116,3 +116,11 @@ def test_every_source_is_complete():
             specs = [download.file, *(spec for _, spec in download.members)]
             assert all(len(spec.sha256) == 64 and int(spec.sha256, 16) for spec in specs)
             assert all("/" not in spec.name and spec.size > 0 for spec in specs)
+
+
+def test_a_folder_that_is_given_and_is_not_there_is_said(tmp_path, monkeypatch):
+    """Not passed over for the data that another place has."""
+    monkeypatch.setenv("EDGEPRUNE_DATA", str(tmp_path))
+    with pytest.raises(EdgePruneError, match="mnist: there is no folder .*typo; give --data one that holds data sets"):
+        search.require("mnist", tmp_path / "typo")
+    assert search.require("digits", tmp_path / "typo") == {}, "needs no file"

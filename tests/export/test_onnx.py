@@ -241,4 +241,4 @@ except EdgePruneError as error:
     print(error)
 """
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "export: onnx is not installed; pip install 'edgeprune[onnx]'"
+    assert shown.stdout.strip() == "onnx is not installed, and ONNX needs it; pip install 'edgeprune[onnx]'"
