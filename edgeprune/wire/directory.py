@@ -18,6 +18,7 @@ from edgeprune.wire.layout import (
     DTYPE_CODES,
     DTYPES,
     KNOWN,
+    MAX_EXTENT,
     MAX_NAME,
     MAX_RANK,
     POSITIONS,
@@ -88,6 +89,10 @@ def to_bytes(entries: Sequence[Entry]) -> bytes:
                 f"wire: tensor {entry.name[:80]!r} of shape {entry.shape} does not fit the format: at most {MAX_NAME} "
                 f"bytes of name, {MAX_RANK} dimensions below 2^32"
             )
+        if _too_wide(entry.shape):
+            raise EdgePruneError(
+                f"wire: the sizes of tensor {entry.name[:80]!r}, {entry.shape}, multiply beyond 2^63; reshape it"
+            )
         codes = DTYPE_CODES[entry.dtype], CODINGS.index(entry.coding), entry.positions, entry.parameter
         rank = len(entry.shape)
         parts += [_FIXED.pack(len(name), *codes, rank, 0), struct.pack(f"<{rank}I", *entry.shape)]
@@ -134,8 +139,14 @@ def _entry(cursor: Cursor) -> Entry:
     dtype, coding = DTYPES[dtype_code], CODINGS[coding_code]
     if coding != "own" and (not dtype.is_floating_point or dtype.itemsize <= CODING_BYTES[coding]):
         raise refused(f"tensor {name!r} of {dtype} cannot be in coding {coding!r}")
+    if not n and _too_wide(shape):  # others are compared with what the header says of the dense tensors
+        raise refused(f"the sizes of tensor {name!r} multiply beyond 2^63 but for its zeros")
     if kept > n:
         raise refused(f"tensor {name!r} keeps {kept} of {n} elements")
     if placed in (ALL, KNOWN) and parameter:
         raise refused(f"tensor {name!r} has a parameter where none belongs")
     return Entry(name, shape, dtype, coding, placed, parameter, kept, position_bytes, *value_bytes(dtype, coding, kept))
+
+
+def _too_wide(shape: tuple[int, ...]) -> bool:
+    return math.prod(size for size in shape if size) >= MAX_EXTENT

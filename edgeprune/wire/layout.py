@@ -18,6 +18,7 @@ MAX_TENSORS = 1 << 17
 MAX_META = 1 << 16  # bytes of JSON
 MAX_NAME = 1 << 10
 MAX_RANK = 16
+MAX_EXTENT = 1 << 63  # of the sizes that are not zero, multiplied: torch counts strides of empty tensors too
 TRAILER = 4
 
 HAS_PLAN, HAS_MASK = 1, 2

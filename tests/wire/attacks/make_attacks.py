@@ -118,6 +118,9 @@ ATTACKS: dict[str, Attack] = {
     "dims-overflow": Attack(
         blob([line(dims=((1 << 32) - 1,) * 16)], b"", 16), "has a shape whose product overflows", "the header says 16"
     ),
+    "strides-overflow": Attack(
+        blob([line(dims=(0, *((1 << 32) - 1,) * 2))]), "has an empty shape whose strides overflow", "beyond 2.63"
+    ),
     "rank": Attack(blob([line(dims=(1,) * 255)], FOUR, 16), "has 255 dimensions", "255 dimensions"),
     "body-short": Attack(blob([line(dims=(8,))], FOUR, 32), "holds half of the values it lists", "body of 32 bytes"),
     "body-long": Attack(blob([line(dims=(2,))], FOUR, 8), "holds twice the values it lists", "body of 8 bytes"),
