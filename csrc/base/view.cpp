@@ -9,9 +9,9 @@ int64_t View::size() const {
 }
 
 bool View::contiguous() const {
+    if (size() == 0) return true;
     int64_t expected = 1;
     for (int d = dims - 1; d >= 0; --d) {
-        if (shape[d] == 0) return true;
         if (shape[d] != 1 && stride[d] != expected) return false;
         expected *= shape[d];
     }

@@ -22,7 +22,7 @@ struct View {
     int64_t stride[kMaxDims] = {};  // in elements; may be zero (expanded), never negative from torch
 
     int64_t size() const;
-    bool contiguous() const;  // row-major without gaps; axes of size 1 may have any stride
+    bool contiguous() const;  // row-major without gaps; axes of size 1, and all of no elements, may have any stride
 };
 
 // "(64, 3, 7, 7)", for error sentences.

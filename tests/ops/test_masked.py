@@ -160,6 +160,21 @@ def test_layouts() -> None:
     assert x.grad is not None and torch.allclose(x.grad, torch.autograd.grad(expected, x)[0], atol=1e-4)
 
 
+def test_batches_of_no_samples_in_any_layout() -> None:
+    made = make(Case(3, 8, 5, (6, 7), (3, 3), padding=(1, 1)))
+    empty = torch.zeros(0, 8, 6, 7)
+    for x in (
+        empty.to(memory_format=torch.channels_last),
+        torch.zeros(0, 16, 6, 7)[:, ::2],
+        torch.zeros(0, 8, 7, 6).transpose(2, 3),
+    ):
+        x = x.requires_grad_()
+        y = conv(made, x, made.weight.requires_grad_(), made.bias)
+        assert y.shape == (0, 5, 6, 7)
+        y.backward(torch.zeros(0, 5, 7, 6).transpose(2, 3))
+        assert made.weight.grad is not None and not made.weight.grad.any()
+
+
 def test_only_the_gradients_asked_for() -> None:
     made = make(Case(4, 6, 3))
     x, weight = made.x.clone().requires_grad_(), made.weight.clone().requires_grad_()
