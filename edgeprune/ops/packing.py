@@ -192,6 +192,7 @@ def pack_with_feedback_many_(
         raise EdgePruneError(f"{op}: tensors, residuals and masks of unequal number; give one of each")
     if kept is not None and len(kept) != len(xs):
         raise EdgePruneError(f"{op}: kept has {len(kept)} numbers for {len(xs)} tensors; give one of each")
+    rounding = seed_of(seed)  # before a residual is written to
     if xs and xs[0].is_cuda:
         return packing_cuda.pack_with_feedback_many_(xs, residuals, masks_or_k, dtype, seed, kept)
     owed = [lend_written(op, "residual", residual) for residual in residuals]
@@ -214,7 +215,7 @@ def pack_with_feedback_many_(
         (x, residual, lend(mask), lend(to.values), lend(to.scales))
         for x, residual, mask, to in zip(lent, owed, masks, packed, strict=True)
     ]
-    core.pack_many(calls, dtype, *seed_of(seed), torch.get_num_threads())
+    core.pack_many(calls, dtype, *rounding, torch.get_num_threads())
     return masks, packed
 
 

@@ -41,4 +41,8 @@ def room(kept: int, dtype: str, device: torch.device | None = None) -> Packed:
 
 def seed_of(seed: int | None) -> tuple[bool, int]:
     """(whether rounding is stochastic, the seed) as the core takes them."""
-    return seed is not None, 0 if seed is None else seed % (1 << 64)
+    if seed is None:
+        return False, 0
+    if not is_whole(seed):
+        raise EdgePruneError(f"pack: seed is {shown(seed)}; give a whole number, or None to round to nearest")
+    return True, int(seed) % (1 << 64)

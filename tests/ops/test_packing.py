@@ -162,6 +162,20 @@ def test_stochastic_rounding_has_the_right_mean() -> None:
     assert abs(float(same) - expected) < 5 * math.sqrt(expected / four.shape[0])
 
 
+def test_a_seed_is_any_whole_number() -> None:
+    x = torch.linspace(-1, 1, 100)
+    assert raw(ops.pack(x, None, "i8", np.int32(-3)).values) == raw(ops.pack(x, None, "i8", -3).values)
+    residual = torch.zeros(100)
+    for seed in ("a", 1.5, []):
+        for call in (
+            lambda seed=seed: ops.pack(x, None, "i8", seed),
+            lambda seed=seed: ops.pack_with_feedback_(x, residual, 5, "i8", seed),
+        ):
+            with pytest.raises(EdgePruneError, match="seed is .*; give a whole number"):
+                call()
+    assert not residual.any()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_int8_refuses_what_is_not_finite(bad: float) -> None:
     x = torch.ones(1000)
