@@ -60,9 +60,10 @@ class Accumulator:
         self._limit = int(total_weight)
         self._types = {name: x.dtype for name, x in state.items()}
         self._shapes = {name: tuple(x.shape) for name, x in state.items()}
-        self._words = {
-            name: memory.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
-        }
+        with torch.inference_mode(False):  # what is made there could be added to only there
+            self._words = {
+                name: memory.zeros(x.numel(), dtype=torch.int64) for name, x in state.items() if x.is_floating_point()
+            }
         self._largest: dict[str, Tensor] = {}
         each = reach if isinstance(reach, Mapping) else dict.fromkeys(self._words, reach)
         self._reach = {name: _power(name, each.get(name)) for name in self._words}
@@ -84,13 +85,15 @@ class Accumulator:
         """
         self._check_open()
         _check_tensors("the update", update, PackedTensor)
+        _check_read("the update", update)
         if indices is not None and not isinstance(indices, Mapping):
             raise EdgePruneError(f"accumulate: indices is {shown(indices)}; give the kept positions by name")
-        if type(weight) is not int or weight < 1 or self.weight + weight > self._limit:
+        if isinstance(weight, bool) or not is_whole(weight) or weight < 1 or self.weight + weight > self._limit:
             raise EdgePruneError(
                 f"accumulate: weight {weight!r} must be a positive whole number, with the {self.weight} so far at most "
                 f"{self._limit}"
             )
+        weight = int(weight)
         seen: set[tuple[int, int]] = set()
         for name, x in update.items():
             if indices is not None and name in self._types and name not in indices:
@@ -123,6 +126,7 @@ class Accumulator:
             if beside is self or (beside._types, beside._shapes) != (self._types, self._shapes):
                 raise EdgePruneError("accumulate: beside is not another accumulator over the same tensors")
         _check_tensors("the base", base)
+        _check_read("the base", base)
         for name, shape in self._shapes.items():
             if name not in base or tuple(base[name].shape) != shape:
                 raise EdgePruneError(f"accumulate: the base lacks {name!r} of shape {shape}; give the model itself")
@@ -236,11 +240,13 @@ class Accumulator:
         held = self._largest.get(name)
         if held is None:
             least = False if value.dtype == torch.bool else torch.iinfo(value.dtype).min
-            held = self._largest[name] = torch.full(self._shapes[name], least, dtype=value.dtype, device="cpu")
+            with torch.inference_mode(False):
+                held = self._largest[name] = torch.full(self._shapes[name], least, dtype=value.dtype, device="cpu")
         at = _mesh(index or [None] * value.dim(), held)
         held[at] = held[at] | value if value.dtype == torch.bool else torch.maximum(held[at], value)
 
 
+_REACHES = 2.0**-900, 2.0**999  # between them sums and their steps are doubles
 _CHUNK = 1 << 16  # the temporaries of a mean stay in a second-level cache
 
 
@@ -255,10 +261,23 @@ def _check_tensors(what: str, given: object, *more: type) -> None:
             raise EdgePruneError(f"accumulate: {what} holds {shown(x)} as {name!r}; give a tensor")
 
 
+def _check_read(what: str, given: Mapping[str, Entry]) -> None:
+    """Values on the CPU, one for each element."""
+    for name, x in given.items():
+        if isinstance(x, Tensor) and (x.layout is not torch.strided or not x.is_cpu):
+            raise EdgePruneError(
+                f"accumulate: {what} holds {name!r} on {x.device} with layout {x.layout}; give a dense one on the CPU"
+            )
+
+
 def _power(name: str, reach: object) -> int:
     """The smallest e with 2^e >= reach."""
     if not is_number(reach) or not (reach > 0 and math.isfinite(reach)):  # type: ignore[operator, arg-type]
         raise EdgePruneError(f"accumulate: a reach of {shown(reach)} for {name!r} is not a positive number")
+    if not _REACHES[0] <= reach <= _REACHES[1]:  # type: ignore[operator]
+        raise EdgePruneError(
+            f"accumulate: a reach of {shown(reach)} for {name!r} is not between 2^-900 and 2^999; scale the values"
+        )
     return math.ceil(math.log2(reach))  # type: ignore[arg-type]
 
 

@@ -212,7 +212,8 @@ def _written(own: torch.dtype, dtype: str | None, exact: bool) -> str:
 def _residual(residual: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     held = residual.get(name)
     if held is None:
-        return torch.zeros(x.shape, dtype=torch.float32, device="cpu")
+        with torch.inference_mode(False):  # what is made there could be added to only there
+            return torch.zeros(x.shape, dtype=torch.float32, device="cpu")
     if not isinstance(held, Tensor):
         raise EdgePruneError(f"pack: the residual of {name!r} is {shown(held)}; start with an empty dict")
     if held.dtype is not torch.float32 or held.shape != x.shape or not held.is_contiguous() or not held.is_cpu:

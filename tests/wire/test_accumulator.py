@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from wire_cases import random_mask, same
@@ -137,7 +138,10 @@ def good() -> wire.Accumulator:
     [
         ({"w": torch.ones(3)}, 0, "positive whole number"),
         ({"w": torch.ones(3)}, 1.5, "positive whole number"),
+        ({"w": torch.ones(3)}, True, "positive whole number"),
         ({"w": torch.ones(3)}, 11, "at most 10"),
+        ({"w": torch.ones(3).to_sparse()}, 1, "'w' on cpu with layout torch.sparse_coo"),
+        ({"w": torch.ones(3, device="meta")}, 1, "'w' on meta"),
         ({"v": torch.ones(3)}, 1, "which the model lacks"),
         ({"w": torch.ones(4)}, 1, "due are \\(3,\\)"),
         ({"w": torch.ones(3).double()}, 1, "due are \\(3,\\)"),
@@ -157,6 +161,29 @@ def test_refused_with_nothing_added(tensors, weight, sentence):
     assert got["w"].tolist() == [1, 1, 1] and int(got["n"]) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [None, [0, 2], [1, 2]], ids=str)
+def test_one_made_in_inference_mode_is_added_to_elsewhere(rows, dtype):
+    state = {"w": torch.arange(6, dtype=dtype).reshape(3, 2), "n": torch.tensor(1)}
+    indices = None if rows is None else {"w": (torch.tensor(rows), None), "n": ()}
+    part = state if rows is None else {"w": state["w"][rows], "n": state["n"]}
+    with torch.inference_mode():
+        accumulator = wire.Accumulator(state, total_weight=9)
+        accumulator.add(part, np.int64(2), indices)
+    accumulator.add(part, 3, indices)
+    got = accumulator.finish(state)
+    assert torch.equal(got["w"], state["w"]) and int(got["n"]) == 1 and not got["w"].is_inference()
+
+
+def test_a_base_without_values_is_refused_and_nothing_given_out():
+    accumulator = good()
+    accumulator.add({"w": torch.ones(3), "n": torch.tensor(2)}, 1)
+    for base in (torch.zeros(3, device="meta"), torch.zeros(3).to_sparse()):
+        with pytest.raises(EdgePruneError, match="the base holds 'w' on"):
+            accumulator.finish({"w": base, "n": torch.tensor(1)})
+    assert accumulator.finish({"w": torch.zeros(3), "n": torch.tensor(1)})["w"].tolist() == [1, 1, 1]
+
+
 def test_sums_reach_their_lane_and_do_not_overflow():
     accumulator = wire.Accumulator({"w": torch.zeros(2)}, total_weight=(1 << 24) - 1, reach=64.0)
     for _ in range(15):
@@ -172,6 +199,8 @@ def test_sums_reach_their_lane_and_do_not_overflow():
         ({"total_weight": 1 << 24}, "divide the weights"),
         ({"total_weight": 5, "reach": 0.0}, "not a positive number"),
         ({"total_weight": 5, "reach": float("inf")}, "not a positive number"),
+        ({"total_weight": 5, "reach": 1e-320}, "not between 2.-900 and 2.999"),
+        ({"total_weight": 5, "reach": 1.7e308}, "not between 2.-900 and 2.999"),
     ],
 )
 def test_configurations_that_mean_nothing(options, sentence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,6 +127,7 @@ def test_stochastic_int8_is_right_on_average_and_by_seed():
     x["x"][0] = 127.0
     got = [edgeprune.unpack(edgeprune.pack(x, dtype="int8", seed=seed))["x"] for seed in (1, 1, 2)]
     assert same(got[0], got[1]) and not same(got[0], got[2])
+    assert edgeprune.pack(x, dtype="int8", seed=np.int64(2)) == edgeprune.pack(x, dtype="int8", seed=2)
     # 255 draws of 0 or 1 with mean .3: five standard deviations are .143.
     assert abs(float(got[0][1:256].mean()) - 0.3) < 5 * math.sqrt(0.21 / 255)
 
@@ -228,6 +230,18 @@ def test_an_error_leaves_the_residual_as_it_was(call, other):
     assert not empty
     with pytest.raises(EdgePruneError, match="start with an empty dict"):
         call(sent, density=0.4, residual={"c": torch.zeros(1).expand(4)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_residual_begun_in_inference_mode_goes_on_elsewhere(dtype):
+    state = {"x": torch.linspace(-1, 1, 100).to(dtype)}
+    expected: dict[str, torch.Tensor] = {}
+    messages = [edgeprune.pack(state, density=0.1, dtype="int8", residual=expected) for _ in range(2)]
+    residual: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        first = edgeprune.pack(state, density=0.1, dtype="int8", residual=residual)
+    assert [first, edgeprune.pack(state, density=0.1, dtype="int8", residual=residual)] == messages
+    assert same(residual["x"], expected["x"])
 
 
 def test_what_a_residual_makes_too_large_for_the_tensors_own_type_is_refused():
