@@ -25,4 +25,8 @@ class LinearInto(nn.Linear):
         self.register_buffer("index", torch.arange(width))
 
     def forward(self, x: Tensor, stream: Tensor) -> Tensor:  # type: ignore[override]
-        return stream.index_add(-1, self.index, functional.linear(x, self.weight, self.bias))
+        added = functional.linear(x, self.weight, self.bias)
+        if added.dtype != stream.dtype:  # as under autocast: what a sum of them has
+            both = torch.promote_types(added.dtype, stream.dtype)
+            added, stream = added.to(both), stream.to(both)
+        return stream.index_add(-1, self.index, added)

@@ -177,6 +177,12 @@ def test_linear_into_adds_at_its_index():
     layer = LinearInto(2, 4)
     stream, x = torch.randn(3, 5, 4), torch.randn(3, 5, 2)
     torch.testing.assert_close(layer(x, stream), stream + functional.linear(x, layer.weight, layer.bias))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a sum's type, and gradients of all of them
+        out = layer(x, stream)
+        assert torch.equal(out, stream + functional.linear(x, layer.weight, layer.bias))
+        assert layer(x, stream.bfloat16()).dtype == torch.bfloat16
+    out.sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
 
 
 def test_random_masks_take_the_largest_seed_there_is(vit):
