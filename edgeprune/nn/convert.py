@@ -202,7 +202,7 @@ def _refuse_shared(op: str, model: nn.Module, layers: Mapping[str, nn.Module]) -
 
 
 def _choose(layers: Mapping[str, nn.Module], density: float, distribution: str) -> dict[str, SparsityPattern]:
-    weights: list[Tensor] = [_weight(layer).detach().float().cpu().contiguous() for layer in layers.values()]
+    weights: list[Tensor] = [_magnitudes(name, _weight(layer).detach()) for name, layer in layers.items()]
     shapes = [tuple(weight.shape) for weight in weights]
     count = _DISTRIBUTIONS[distribution]
     if count is None:
@@ -210,6 +210,15 @@ def _choose(layers: Mapping[str, nn.Module], density: float, distribution: str) 
     else:
         bits = [select_largest([weight], k)[0] for weight, k in zip(weights, count(shapes, density), strict=True)]
     return {name: SparsityPattern.from_bits(b, shape) for name, b, shape in zip(layers, bits, shapes, strict=True)}
+
+
+def _magnitudes(name: str, weight: Tensor) -> Tensor:
+    """What selection compares: the weight itself, of complex ones the magnitudes; float32 on the CPU."""
+    if weight.is_meta:
+        raise EdgePruneError(
+            f"sparsify: the weight of {name!r} is on meta and has no magnitudes; give masks, or values"
+        )
+    return (weight.abs() if weight.is_complex() else weight).float().cpu().contiguous()
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -105,6 +105,14 @@ def test_global_keeps_the_largest_of_all() -> None:
     assert torch.equal(kept, largest(every, math.floor(0.2 * every.numel() + 0.5)))
 
 
+def test_complex_weights_are_compared_by_magnitude() -> None:
+    layer = nn.Linear(2, 2, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1 + 0j, 3j], [-2 + 0j, 0.5 - 4j]]))
+    assert edgeprune.sparsify(layer, 0.5).mask.tolist() == [[False, True], [False, True]]
+    assert edgeprune.sparsify(layer, 0.5, "global").mask.tolist() == [[False, True], [False, True]]
+
+
 def test_masks_are_obeyed_and_come_back() -> None:
     dense = network()
     wanted = {"6": torch.rand(10, 128) < 0.5, "0": torch.rand(8, 3, 3, 3) < 0.5}
@@ -217,6 +225,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: edgeprune.sparsify(network(), masks={"6": torch.ones(1, 1)}), "the mask has shape (1, 1)"),
     (lambda: edgeprune.sparsify(Tied()), "embed and head share a weight"),
     (lambda: edgeprune.sparsify(nan_network()), "NaN"),
+    (lambda: edgeprune.sparsify(network().to("meta")), "the weight of '0' is on meta"),
 ]
 
 
