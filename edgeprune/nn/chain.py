@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from edgeprune.nn.chain_stages import Flatten, Shape, Sparse, Stage, looks_of, stage_of, with_weights
-from edgeprune.ops import crossover, masked
+from edgeprune.ops import crossover, masked, observers
 
 
 class Chain(nn.Sequential):
@@ -128,7 +128,7 @@ class _Together(torch.autograd.Function):
         kept = saved[: len(run)]
         weights = [t for both in zip(saved[len(run) :], ctx.biases, strict=True) for t in both]
         wanted: tuple[bool, ...] = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients: by the layers' own
+        if torch.is_grad_enabled() or observers.batched(grads[0]):  # gradients of gradients: by the layers' own
             return _differentiable(run, kept[0], weights, grads[0], wanted)
         out: list[Tensor | None] = [None] * len(wanted)
         grad: Tensor | None = grads[0].resolve_neg().contiguous()
@@ -149,6 +149,7 @@ class _Together(torch.autograd.Function):
 def _differentiable(
     run: Sequence[Stage], x: Tensor, weights: Sequence[Tensor | None], grad: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Names of their own: a weight may come twice, and x may have been made of the weights.
         given, *lent = [None if t is None else t.view_as(t) for t in (x, *weights)]
@@ -161,5 +162,5 @@ def _differentiable(
             y = torch.func.functional_call(stage.layer, own, (y,)) if own else stage.layer(y)
         slots = [None, given, *lent]
         of = [t for t, needed in zip(slots, wanted, strict=True) if needed and t is not None]
-        found = iter(torch.autograd.grad(y, of, grad, create_graph=True))
+        found = iter(torch.autograd.grad(y, of, grad, create_graph=again))
     return tuple(next(found) if needed and t is not None else None for t, needed in zip(slots, wanted, strict=True))

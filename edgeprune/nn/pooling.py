@@ -28,8 +28,13 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (where,) = ctx.saved_tensors
+        if observers.batched(grads[0]):
+            place = _places(where, ctx.size, ctx.shape[-1])
+            into = grads[0].new_zeros((*place.shape[:-1], ctx.shape[-2] * ctx.shape[-1]))
+            into = into.scatter_add(-1, place, grads[0].reshape(place.shape))
+            return into.view(ctx.shape), None
         if torch.is_grad_enabled() and grads[0].requires_grad:
-            into: Tensor = _Gradient.apply(grads[0], where, ctx.shape, ctx.size)
+            into = _Gradient.apply(grads[0], where, ctx.shape, ctx.size)
             return into, None
         return ops.max_pool_backward(grads[0], where, ctx.shape, ctx.size), None
 
@@ -45,12 +50,19 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (where,), size = ctx.saved_tensors, ctx.size
-        window, (height, width) = where.long(), where.shape[-2:]
-        row = torch.arange(height, device=where.device)[:, None] + window // size
-        column = torch.arange(width, device=where.device) + window % size
-        place = (row * grads[0].shape[-1] + column).flatten(-2)
-        return grads[0].flatten(-2).gather(-1, place).view(where.shape), None, None, None
+        (where,) = ctx.saved_tensors
+        height, width = grads[0].shape[-2:]
+        place = _places(where, ctx.size, width)
+        into = grads[0].reshape(*place.shape[:-1], height * width)
+        return into.gather(-1, place).view(where.shape), None, None, None
+
+
+def _places(where: Tensor, size: int, wide: int) -> Tensor:
+    """Of each maximum, [..., windows]: its position in a picture ``wide`` columns wide."""
+    window, (height, width) = where.long(), where.shape[-2:]
+    row = torch.arange(height, device=where.device)[:, None] + window // size
+    column = torch.arange(width, device=where.device) + window % size
+    return (row * wide + column).flatten(-2)
 
 
 class MaxPool2d(nn.MaxPool2d):

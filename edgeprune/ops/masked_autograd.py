@@ -6,12 +6,13 @@ A ``torch.autograd.Function`` costs a few microseconds where an operator of ``to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeprune.ops import _masked_core
+from edgeprune.ops import _masked_core, masked_dense, observers
 from edgeprune.ops._masked_core import Padding
 from edgeprune.ops.sparsity import CompiledPattern
 
@@ -25,15 +26,37 @@ def masked(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tenso
 
 
 def _input_gradient(compiled: CompiledPattern, padding: Padding, dy: Tensor, weight: Tensor, shape: Any) -> Tensor:
+    if observers.batched(dy, weight):
+        pattern, filter, pads = _dense(compiled, padding)
+        size = (1, 1) if padding is None else shape[2:]
+        return masked_dense.input_gradient(_pictures(dy, padding), weight, pattern, filter, pads, size).view(shape)
     if torch.is_grad_enabled() and (dy.requires_grad or weight.requires_grad):
         return _InputGradient.apply(compiled, padding, dy, weight, shape)
     return _masked_core.input_gradient(compiled, padding, dy, weight, shape)
 
 
 def _weight_gradient(compiled: CompiledPattern, padding: Padding, x: Tensor, dy: Tensor) -> Tensor:
+    if observers.batched(x, dy):
+        return masked_dense.weight_gradient(_pictures(x, padding), _pictures(dy, padding), *_dense(compiled, padding))
     if torch.is_grad_enabled() and (x.requires_grad or dy.requires_grad):
         return _WeightGradient.apply(compiled, padding, x, dy)
     return _masked_core.weight_gradient(compiled, padding, x, dy)
+
+
+def _product(compiled: CompiledPattern, padding: Padding, x: Tensor, weight: Tensor) -> Tensor:
+    if observers.batched(x, weight):
+        y = masked_dense.forward(_pictures(x, padding), weight, None, *_dense(compiled, padding))
+        return y.view(_masked_core.output_shape(compiled.filter, padding, x))
+    return masked(compiled, padding, x, weight, None)
+
+
+def _pictures(x: Tensor, padding: Padding) -> Tensor:
+    """x of a linear layer as pictures of one pixel."""
+    return x.reshape(-1, x.shape[-1], 1, 1) if padding is None else x
+
+
+def _dense(compiled: CompiledPattern, padding: Padding) -> tuple[Sequence[Tensor], Sequence[int], Sequence[int]]:
+    return compiled.tensors, compiled.filter, padding or (0, 0)
 
 
 def bias_gradient(dy: Tensor, linear: bool) -> Tensor:
@@ -81,7 +104,7 @@ class _InputGradient(torch.autograd.Function):
         return (
             None,
             None,
-            masked(compiled, padding, g, weight, None) if ctx.needs_input_grad[2] else None,
+            _product(compiled, padding, g, weight) if ctx.needs_input_grad[2] else None,
             _weight_gradient(compiled, padding, g, dy) if ctx.needs_input_grad[3] else None,
             None,
         )
@@ -102,5 +125,5 @@ class _WeightGradient(torch.autograd.Function):
             None,
             None,
             _input_gradient(compiled, padding, dy, g, x.shape) if ctx.needs_input_grad[2] else None,
-            masked(compiled, padding, x, g, None) if ctx.needs_input_grad[3] else None,
+            _product(compiled, padding, x, g) if ctx.needs_input_grad[3] else None,
         )

@@ -26,6 +26,12 @@ def followed_by_torchs_operators_alone() -> bool:
     )
 
 
+def batched(*xs: Tensor) -> bool:
+    """One of these stands for many gradients at once (``is_grads_batched``, ``jacobian(vectorize=True)``): torch's own
+    operators know how to go on, and nobody else."""
+    return any(map(torch._C._functorch.is_legacy_batchedtensor, xs))
+
+
 def plain(x: object) -> bool:
     """Neither a fake tensor nor another subclass."""
     return type(x) is Tensor or type(x) is Parameter

@@ -161,6 +161,22 @@ def test_gradients_of_gradients():
         assert a is None or torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_many_gradients_at_once(twice):
+    ours, _, x = pair("pictures")
+    x.requires_grad_()
+    of = [x, *ours.parameters()]
+    y = ours(x)
+    if twice:
+        (y,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    many = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(2))
+    got = torch.autograd.grad(y, of, many, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    each = [torch.autograd.grad(y, of, one, retain_graph=True, allow_unused=True) for one in many]
+    for a, b in zip(got, zip(*each, strict=True), strict=True):
+        assert (a is None) == (b[0] is None)
+        assert a is None or torch.allclose(a, torch.stack(b), rtol=1e-4, atol=1e-4)
+
+
 def test_hooks_are_called():
     ours, _, x = pair("pictures")
     seen = []

@@ -62,6 +62,15 @@ def test_gradients_of_gradients_are_torchs():
         assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
+def test_many_gradients_at_once_are_torchs():
+    x = torch.rand(2, 3, 5, 6)
+    functions = [lambda a, pool=pool: pool(a).pow(3).sum((0, 1, 3)) for pool in (MaxPool2d(3, 1), nn.MaxPool2d(3, 1))]
+    ours, theirs = (torch.autograd.functional.jacobian(f, x, vectorize=True) for f in functions)
+    torch.testing.assert_close(ours, theirs)
+    ours, theirs = (torch.autograd.functional.hessian(lambda a, f=f: f(a).sum(), x, vectorize=True) for f in functions)
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_transforms_forward_derivatives_and_traces_are_torchs():
     x, other, layer, theirs = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6), MaxPool2d(2, 1), nn.MaxPool2d(2, 1)

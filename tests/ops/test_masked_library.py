@@ -112,6 +112,31 @@ def test_fake_tensors_give_shapes_without_data() -> None:
         assert y.shape == (9, *made.exact[0].shape[1:])
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_jacobians_and_hessians_of_many_gradients_at_once(linear: bool) -> None:
+    made = make(Case(4, 7, 5) if linear else CASE)
+    case = made.case
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        if linear:
+            pattern = SparsityPattern.from_mask(made.mask[:, :, 0, 0])
+            return ops.masked_linear(x[:, :, 0, 0], weight, pattern, path="sparse")
+        return ops.masked_conv2d(
+            x, weight, made.pattern, None, case.stride, case.padding, case.dilation, case.groups, path="sparse"
+        )
+
+    def total(x: Tensor, weight: Tensor) -> Tensor:
+        return product(x, weight).pow(3).sum()
+
+    given = made.x[:1], made.weight
+    for function, derive in (
+        (product, torch.autograd.functional.jacobian),
+        (total, torch.autograd.functional.hessian),
+    ):
+        got, expected = derive(function, given, vectorize=True), derive(function, given)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward-mode formulas
 def test_function_transforms() -> None:
     pattern = SparsityPattern.from_mask(torch.eye(4))
