@@ -71,8 +71,26 @@ def check_scatter(total: Tensor, count: Tensor, x: Tensor, indices: Sequence[Ten
     op = "scatter_accumulate"
     check_same_shape(op, total=total, count=count)
     check_indices(op, total, indices, increasing=True)
+    for name, written in (("total", total), ("count", count)):
+        if any(step == 0 and size > 1 for size, step in zip(written.shape, written.stride(), strict=True)):
+            raise EdgePruneError(f"{op}: {name} is an expanded tensor whose elements share memory; clone it first")
+    if _overlap(total, count) or _overlap(total, x) or _overlap(count, x):
+        raise EdgePruneError(f"{op}: total, count and x must not share memory")
     kept = [size if index is None else index.numel() for size, index in zip(total.shape, indices, strict=True)]
     if list(x.shape) != kept:
         raise EdgePruneError(
             f"{op}: x of shape {tuple(x.shape)} does not fit the kept positions in total of shape {tuple(total.shape)}"
         )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """As the core sees it: views with gaps may lie between each other's elements, so of these only ones that begin
+    together are known to overlap."""
+    if not (a.numel() and b.numel()):
+        return False
+    (start, end), (other_start, other_end) = (
+        (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()) for x in (a, b)
+    )
+    if not (a.is_contiguous() and b.is_contiguous()):
+        return start == other_start
+    return start < other_end and other_start < end

@@ -335,6 +335,8 @@ def merge_finish_many_(
         if _direct(bases, totals, counts, outs) and all(out.is_contiguous() for out in outs):
             _finish_into(outs, bases, totals, counts)
             return
+        for out, base in zip(outs, bases, strict=True):
+            _checks.check_same_shape("merge_finish", base=base, out=out)
         for out, result in zip(outs, merge_finish_many(bases, totals, counts), strict=True):
             out.copy_(result)
 

@@ -130,27 +130,40 @@ def test_refusals_are_sentences(name: str, call: Any, sentence: str, dtype: torc
     assert x.count_nonzero() == 0
 
 
-def test_expanded_and_shared_memory_are_refused() -> None:
-    one, full = torch.zeros(1).expand(4), torch.zeros(4)
-    with pytest.raises(EdgePruneError, match="share memory"):
-        ops.scatter_accumulate_(one, full, torch.ones(4), [None], 1.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_expanded_and_shared_memory_are_refused(dtype: torch.dtype) -> None:
+    one, full, ones = torch.zeros(1, dtype=dtype).expand(4), torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype)
+    for total, count in ((one, full), (full, one)):
+        with pytest.raises(EdgePruneError, match="is an expanded tensor whose elements share memory"):
+            ops.scatter_accumulate_(total, count, ones, [None], 1.0)
     with pytest.raises(EdgePruneError, match="must not share memory"):
-        ops.scatter_accumulate_(full, full, torch.ones(4), [None], 1.0)
-    room = torch.zeros(9)
+        ops.scatter_accumulate_(full, full, ones, [None], 1.0)
+    room = torch.zeros(9, dtype=dtype)
     for total, count, x in (
-        (room[:4], room[3:7], torch.ones(4)),
-        (room[:4], torch.zeros(4), room[3:7]),
-        (torch.zeros(4), room[3:7], room[:4]),
+        (room[:4], room[3:7], ones),
+        (room[:4], full, room[3:7]),
+        (full, room[3:7], room[:4]),
     ):
         with pytest.raises(EdgePruneError, match="must not share memory"):
             ops.scatter_accumulate_(total, count, x, [None], 1.0)
-    assert not room.any()
+    assert not room.any() and not full.any()
 
 
-def test_tensors_that_lie_between_each_others_elements_share_no_memory() -> None:
-    room = torch.zeros(4, 2)
-    ops.scatter_accumulate_(room[:, 0], room[:, 1], torch.arange(1.0, 5.0), [None], 0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_that_lie_between_each_others_elements_share_no_memory(dtype: torch.dtype) -> None:
+    room = torch.zeros(4, 2, dtype=dtype)
+    ops.scatter_accumulate_(room[:, 0], room[:, 1], torch.arange(1.0, 5.0, dtype=dtype), [None], 0.5)
     assert room.tolist() == [[0.5, 0.5], [1.0, 0.5], [1.5, 0.5], [2.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    "out", [torch.zeros(4), torch.zeros(8)[::2], torch.zeros(3, 5).double()], ids=["", "gaps", "f64"]
+)
+def test_a_merge_is_written_to_tensors_of_its_shape_alone(out: torch.Tensor) -> None:
+    first, five = torch.zeros(5, dtype=out.dtype), torch.ones(5)
+    with pytest.raises(EdgePruneError, match="they must be the same"):
+        ops.merge_finish_many_([five, five], [five, five], [five, five], [first, out])
+    assert not first.any() and not out.any()
 
 
 def test_opcheck() -> None:
