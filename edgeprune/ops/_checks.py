@@ -7,7 +7,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, is_number, is_whole, shown
+
+
+def check_tensors(op: str, **given: object) -> None:
+    """All are tensors."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise EdgePruneError(f"{op}: {name} is {shown(x)}; give a torch tensor")
+
+
+def check_rows(op: str, **given: object) -> None:
+    """All are lists of tensors."""
+    for name, xs in given.items():
+        if not isinstance(xs, list | tuple):
+            raise EdgePruneError(f"{op}: {name} is {shown(xs)}; give a list of torch tensors")
+        for x in xs:
+            if not isinstance(x, Tensor):
+                raise EdgePruneError(f"{op}: {name} holds {shown(x)}; give torch tensors")
+
+
+def check_number(op: str, name: str, value: object) -> float:
+    """A number, as a float that holds it."""
+    if is_number(value):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            pass
+    raise EdgePruneError(f"{op}: {name} is {shown(value)}; give a number that a float holds")
+
+
+def check_whole(op: str, name: str, value: object, bits: int = 31) -> int:
+    """A whole number of so many bits and a sign, as the core takes them."""
+    if not is_whole(value) or not -(1 << bits) <= value < 1 << bits:  # type: ignore[operator]
+        raise EdgePruneError(f"{op}: {name} is {shown(value)}; give a whole number")
+    return int(value)  # type: ignore[call-overload]
 
 
 def check_lengths(op: str, **lists: Sequence) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError, is_number, shown
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.ops import _checks, memory, observers, reference
 from edgeprune.ops._core import core
 
@@ -99,6 +99,7 @@ def gather_many(xs: Sequence[Tensor], indices: Sequence[Index]) -> list[Tensor]:
 
 
 def _gather_seen(x: Tensor, index: Index) -> Tensor:
+    _checks.check_tensors("gather", x=x)
     _kept_shape(x, index)
     if torch.compiler.is_compiling() or not observers.followed_by_torchs_operators_alone():
         return torch.ops.edgeprune.gather(x, list(index))
@@ -108,6 +109,8 @@ def _gather_seen(x: Tensor, index: Index) -> Tensor:
 
 def _kept_shape(x: Tensor, index: Index) -> list[int]:
     shape = list(x.shape)
+    if not isinstance(index, Sequence | Tensor):
+        raise EdgePruneError(f"gather: indices is {shown(index)}; give one for each dimension, None for all of it")
     if len(index) != len(shape):
         raise EdgePruneError(
             f"gather: {len(index)} indices for x of shape {tuple(shape)}; "
@@ -190,8 +193,8 @@ def scatter_accumulate_many_(
 ) -> None:
     """``scatter_accumulate_`` of many tensors in one crossing of the border; tensors may not share memory."""
     _checks.check_lengths("scatter_accumulate_many_", totals=totals, counts=counts, xs=xs, indices=indices)
-    if not is_number(weight):
-        raise EdgePruneError(f"scatter_accumulate: weight is {shown(weight)}; give a number")
+    _checks.check_rows("scatter_accumulate", totals=totals, counts=counts, xs=xs)
+    weight = _checks.check_number("scatter_accumulate", "weight", weight)
     if not all(i is None or isinstance(i, Tensor) for index in indices for i in index):
         raise EdgePruneError("scatter_accumulate: an index must be a one-dimensional int64 tensor, or None")
     with torch.no_grad():
@@ -252,18 +255,19 @@ def channel_norms(x: Tensor, dim: int, p: int) -> Tensor:
 def channel_norms_many(xs: Sequence[Tensor], dims: Sequence[int], p: int) -> list[Tensor]:
     """``[channel_norms(x, dim, p) for x, dim in zip(xs, dims)]``, in one crossing of the border."""
     _checks.check_lengths("channel_norms_many", xs=xs, dims=dims)
+    _checks.check_rows("channel_norms", xs=xs)
     xs = [x.detach() for x in xs]
     p = int(p) if p in (1, 2) else p
     if _direct(xs):
         return _norms_many(xs, dims, p)
     if not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
         return [reference.channel_norms(x, _channel_dim(x, dim, p), p) for x, dim in zip(xs, dims, strict=True)]
-    for x, dim in zip(xs, dims, strict=True):
-        _channel_dim(x, dim, p)
+    dims = [_channel_dim(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
     return [torch.ops.edgeprune.channel_norms(x, dim, p) for x, dim in zip(xs, dims, strict=True)]
 
 
 def _channel_dim(x: Tensor, dim: int, p: int) -> int:
+    dim = _checks.check_whole("channel_norms", "dim", dim)
     if not -x.ndim <= dim < x.ndim:
         raise EdgePruneError(f"channel_norms: dim {dim} does not exist in x of shape {tuple(x.shape)}")
     if p not in (1, 2):
@@ -311,6 +315,7 @@ def merge_finish(base: Tensor, total: Tensor, count: Tensor) -> Tensor:
 
 def merge_finish_many(bases: Sequence[Tensor], totals: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
     """``merge_finish`` of many tensors in one crossing of the border."""
+    _checks.check_rows("merge_finish", bases=bases, totals=totals, counts=counts)
     _checks.check_lengths("merge_finish_many", bases=bases, totals=totals, counts=counts)
     with torch.no_grad():
         if _direct(bases, totals, counts):
@@ -330,6 +335,7 @@ def merge_finish_many_(
     """``merge_finish`` of many tensors written into ``totals``, no second copy of a large model's sums, or into
     ``outs``, which have the same shapes."""
     outs = totals if outs is None else outs
+    _checks.check_rows("merge_finish", bases=bases, totals=totals, counts=counts, outs=outs)
     _checks.check_lengths("merge_finish_many_", bases=bases, totals=totals, counts=counts, outs=outs)
     with torch.no_grad():
         if _direct(bases, totals, counts, outs) and all(out.is_contiguous() for out in outs):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgePruneError
+from edgeprune.ops._checks import check_number, check_tensors, check_whole
 from edgeprune.ops._core import core
 from edgeprune.ops.lending import lend, lend_written
 
@@ -21,6 +22,13 @@ def accumulate_exact_(
     business. Raises EdgePruneError, with nothing added, for what does not fit, and where |value * factor| is not below
     2^(62 - bits). The same bits on every instruction set and for any number of threads.
     """
+    op = "accumulate_exact"
+    check_tensors(op, words=words, values=values, **({} if mask is None else {"mask": mask}))
+    factor, weight, bits = (
+        check_number(op, "factor", factor),
+        check_whole(op, "weight", weight),
+        check_whole(op, "bits", bits),
+    )
     for name, x in (("words", words), ("mask", mask), ("values", values)):
         if x is not None and x.device.type != "cpu":
             raise EdgePruneError(f"accumulate_exact: {name} is on {x.device}; bring it to the CPU")

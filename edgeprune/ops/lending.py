@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.ops import observers
 from edgeprune.ops._checks import check_written
 
@@ -27,6 +27,8 @@ def lend(x: Tensor | None) -> object:
 
 def lend_written(op: str, name: str, x: Tensor) -> object:
     """A tensor to be written; EdgePruneError where a copy would be written in its place."""
+    if not isinstance(x, Tensor):
+        raise EdgePruneError(f"{op}: {name} is {shown(x)}; give a torch tensor")
     if not x.is_contiguous():
         raise EdgePruneError(f"{op}: {name} must be contiguous, for it is written to")
     check_written(op, **{name: x})
@@ -36,6 +38,8 @@ def lend_written(op: str, name: str, x: Tensor) -> object:
 def _lent(x: Tensor) -> object:
     """A copy where ``x`` is not contiguous or a negated view."""
     given = x
+    if not isinstance(given, Tensor):
+        raise EdgePruneError(f"ops: {shown(given)} is given where a tensor is due; give one on the CPU")
     try:
         given = x.detach().contiguous().resolve_neg()
         # a tensor that Python works on (a fake one, say) has no memory, and torch lends it all the same

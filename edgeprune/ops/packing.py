@@ -33,6 +33,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops import memory, packing_cuda
+from edgeprune.ops._checks import check_number, check_rows, check_tensors, check_whole
 from edgeprune.ops._core import core
 from edgeprune.ops.lending import check_apart, lend, lend_written, plain
 from edgeprune.ops.packing_cuda import cuda_check
@@ -61,6 +62,7 @@ __all__ = [
 
 def mask_count(mask: Tensor) -> int:
     """The number of set bits. On a GPU: waits."""
+    check_tensors("mask_count", mask=mask)
     if mask.is_cuda:
         return packing_cuda.mask_count(mask)
     return int(core.mask_count(lend(mask), torch.get_num_threads()))
@@ -76,6 +78,7 @@ def _kept(op: str, mask: Tensor | None, n: int, said: int | None = None) -> int:
 
 def mask_to_indices(mask: Tensor, n: int, *, kept: int | None = None) -> Tensor:
     """Positions of the kept of ``n`` elements: int64, increasing. ``kept``: how many, where that is known."""
+    check_tensors("mask_to_indices", mask=mask)
     if mask.is_cuda:
         return packing_cuda.mask_to_indices(mask, n, kept)
     out = memory.empty(_kept("mask_to_indices", mask, n, kept), dtype=torch.int64)
@@ -88,6 +91,7 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
 
     Raises EdgePruneError for an index outside 0 .. n - 1.
     """
+    check_tensors("mask_from_indices", indices=indices)
     checked_size("mask_from_indices", "n", n)
     if n < 0:
         raise EdgePruneError(f"mask_from_indices: a tensor of {n} elements; give the number of its elements")
@@ -104,6 +108,7 @@ def mask_from_indices(indices: Tensor, n: int, *, wait: bool = True) -> Tensor:
 def select_largest(xs: Sequence[Tensor], k: int, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep exactly ``k`` elements over all of them: larger magnitude first, ties to the lower
     (tensor, index). Raises EdgePruneError for ``k`` outside 0 .. all, and for NaN."""
+    check_rows("select_largest", xs=xs)
     if plain(*xs):
         return select_largest_direct(xs, k, wait)
     return torch.ops.edgeprune.select_largest(list(xs), k)
@@ -120,6 +125,8 @@ def select_largest_direct(xs: Sequence[Tensor], k: int, wait: bool = True) -> li
 
 def select_above(xs: Sequence[Tensor], threshold: float, *, wait: bool = True) -> list[Tensor]:
     """Masks of ``xs`` that keep the elements with magnitude >= ``threshold``. Raises EdgePruneError for NaN."""
+    check_rows("select_above", xs=xs)
+    threshold = check_number("select_above", "threshold", threshold)
     if plain(*xs):
         return select_above_direct(xs, threshold, wait)
     return torch.ops.edgeprune.select_above(list(xs), threshold)
@@ -150,6 +157,7 @@ def pack(
 
     Raises EdgePruneError when "i8" meets a kept value that is not finite. Beyond float16's range "f16" gives infinity.
     """
+    check_tensors("pack", x=x)
     check_dtype("pack", dtype)
     if x.is_cuda:
         return packing_cuda.pack(x, mask, dtype, seed, kept)
@@ -168,7 +176,7 @@ def pack_with_feedback_(
     al., 1-Bit Stochastic Gradient Descent, Interspeech 2014; S. Stich et al., Sparsified SGD with Memory, 2018.
     Raises EdgePruneError when a kept value is not finite as the receiver reads it; ``residual`` is then unspecified.
     """
-    which = mask_or_k if isinstance(mask_or_k, int) else [mask_or_k]
+    which = [mask_or_k] if mask_or_k is None or isinstance(mask_or_k, Tensor) else mask_or_k
     masks, packed = pack_with_feedback_many_([x], [residual], which, dtype, seed)
     return masks[0], packed[0]
 
@@ -188,6 +196,11 @@ def pack_with_feedback_many_(
     """
     op = "pack_with_feedback_"
     check_dtype(op, dtype)
+    check_rows(op, xs=xs, residuals=residuals)
+    if not isinstance(masks_or_k, list | tuple):
+        masks_or_k = check_whole(op, "k", masks_or_k, bits=63)
+    elif masks := [mask for mask in masks_or_k if mask is not None]:
+        check_rows(op, masks=masks)
     if len(xs) != len(residuals) or not isinstance(masks_or_k, int) and len(masks_or_k) != len(xs):
         raise EdgePruneError(f"{op}: tensors, residuals and masks of unequal number; give one of each")
     if kept is not None and len(kept) != len(xs):
@@ -202,21 +215,20 @@ def pack_with_feedback_many_(
         {f"the residual of tensor {i}": residual for i, residual in enumerate(residuals)},
         {f"tensor {i}": x for i, x in enumerate(xs) if x.is_contiguous()},
     )
-    masks: list[Tensor | None]
     if isinstance(masks_or_k, int):
         core.add_many(lent, owed, torch.get_num_threads())
         lent = [None] * len(lent)
-        masks = list(select_largest_direct(residuals, masks_or_k))
+        masks_of: list[Tensor | None] = list(select_largest_direct(residuals, masks_or_k))
     else:
-        masks = list(masks_or_k)
+        masks_of = list(masks_or_k)
     said: Sequence[int | None] = [None] * len(xs) if kept is None else kept
-    packed = [room(_kept(op, mask, x.numel(), count), dtype) for mask, x, count in zip(masks, xs, said, strict=True)]
+    packed = [room(_kept(op, mask, x.numel(), count), dtype) for mask, x, count in zip(masks_of, xs, said, strict=True)]
     calls = [
         (x, residual, lend(mask), lend(to.values), lend(to.scales))
-        for x, residual, mask, to in zip(lent, owed, masks, packed, strict=True)
+        for x, residual, mask, to in zip(lent, owed, masks_of, packed, strict=True)
     ]
     core.pack_many(calls, dtype, *rounding, torch.get_num_threads())
-    return masks, packed
+    return masks_of, packed
 
 
 # ---- unpack and accumulate ------------------------------------------------------------------------------------------
@@ -233,6 +245,7 @@ def unpack(
     wait: bool = True,
 ) -> Tensor:
     """float32 ``[n]``: packed values where the mask keeps, zero elsewhere. ``out``: written instead of new memory."""
+    check_tensors("unpack", values=values)
     if out is None and not plain(values, scales, mask):
         return torch.ops.edgeprune.unpack(values, scales, mask, n, dtype)
     check_dtype("unpack", dtype)
@@ -269,6 +282,8 @@ def accumulate_(
 
     ``total``, ``weight_sum``: float32 of one size, written. The product is rounded to float32 before it is added.
     """
+    check_tensors("accumulate_", total=total, weight_sum=weight_sum, values=values)
+    weight = check_number("accumulate_", "weight", weight)
     if plain(total, weight_sum, values, scales, mask):
         return accumulate_direct_(total, weight_sum, values, scales, mask, dtype, weight, wait)
     torch.ops.edgeprune.accumulate_(total, weight_sum, values, scales, mask, dtype, weight)
@@ -319,6 +334,8 @@ def decode_gaps(data: Tensor, count: int, n: int, parameter: int) -> Tensor:
     count. Allocates the mask and no more; a reader of untrusted bytes bounds ``n`` before.
     """
     checked_size("decode_gaps", "n", n)
+    checked_size("decode_gaps", "count", count)
+    parameter = check_whole("decode_gaps", "parameter", parameter, bits=63)
     if not 0 <= count <= n:
         raise EdgePruneError(f"decode_gaps: {count} kept elements among {n} cannot be; the message is damaged")
     mask = mask_room("decode_gaps", n)

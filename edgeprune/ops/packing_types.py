@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError, nearest
+from edgeprune.errors import EdgePruneError, nearest, shown
 
 ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
 SCALE_BLOCK = 256
@@ -31,8 +31,8 @@ def mask_bytes(n: int) -> int:
 
 def check_dtype(op: str, dtype: str) -> None:
     """EdgePruneError unless ``dtype`` names a coding."""
-    if dtype not in ITEM_BYTES:
-        raise EdgePruneError(f"{op}: dtype {dtype!r} is unknown{nearest(dtype, ITEM_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise EdgePruneError(f"{op}: dtype {shown(dtype)} is unknown{nearest(dtype, ITEM_BYTES)}")
 
 
 def bits_of(data: Tensor) -> NDArray[Any]:

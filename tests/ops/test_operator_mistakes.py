@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -125,3 +126,63 @@ def test_indices_weights_and_numbers_of_wrong_types_are_refused(dtype):
         with pytest.raises(EdgePruneError, match=sentence):
             call()
     assert ops.channel_norms(x, 0, 2.0).tolist() == [2, 2, 2]
+
+
+PACKED = ops.pack(X, None)
+WORDS = torch.zeros(8, dtype=torch.int64)
+TENSORS = {
+    **{name: call for name, call in CALLS.items() if name != "gather-index"},
+    "gather": lambda b: ops.gather(b, [None]),
+    "norms": lambda b: ops.channel_norms(b, 0, 1),
+    "finish-out": lambda b: ops.merge_finish_many_([X], [X], [X], [b]),
+    "rows": lambda b: ops.select_largest(b, 2),
+    "exact-words": lambda b: ops.accumulate_exact_(b, None, X, 1.0, 1, 8),
+    "exact-values": lambda b: ops.accumulate_exact_(WORDS, None, b, 1.0, 1, 8),
+    "max_pool": lambda b: ops.max_pool(b, 2),
+    "max_pool_backward": lambda b: ops.max_pool_backward(b, b, (3, 3), 2),
+}
+
+
+@pytest.mark.parametrize("bad", ["a", 3, [1.0], np.ones(8, np.float32)], ids=["text", "number", "list", "numpy"])
+@pytest.mark.parametrize("name", TENSORS)
+def test_what_is_no_tensor_is_one_sentence(name, bad):
+    with pytest.raises(EdgePruneError) as caught:
+        TENSORS[name](bad)
+    assert "tensor" in str(caught.value) and "\n" not in str(caught.value)
+
+
+NUMBERS = {
+    "threshold": lambda b: ops.select_above([X], b),
+    "weight": lambda b: ops.accumulate_(ZEROS.clone(), ZEROS.clone(), *PACKED, None, "f32", b),
+    "scatter": lambda b: ops.scatter_accumulate_(ZEROS.clone(), ZEROS.clone(), X, [None], b),
+    "factor": lambda b: ops.accumulate_exact_(WORDS, None, X, b, 1, 8),
+    "exact weight": lambda b: ops.accumulate_exact_(WORDS, None, X, 1.0, b, 8),
+    "bits": lambda b: ops.accumulate_exact_(WORDS, None, X, 1.0, 1, b),
+    "k": lambda b: ops.pack_with_feedback_(X, ZEROS.clone(), b),
+    "coding": lambda b: ops.pack(X, None, b),
+    "count": lambda b: ops.decode_gaps(MASK, b, 8, 1),
+    "parameter": lambda b: ops.decode_gaps(MASK, 1, 8, b),
+    "dim": lambda b: ops.channel_norms(X, b, 1),
+    "size": lambda b: ops.max_pool(X.view(2, 4), b),
+    "shape": lambda b: ops.max_pool_backward(X.view(2, 4), X.view(2, 4), b, 2),
+    "indices": lambda b: ops.gather(X, b),
+}
+
+
+@pytest.mark.parametrize("bad", ["a", 10**400, [], {}], ids=["text", "enormous", "list", "dict"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_is_one_sentence(name, bad):
+    with pytest.raises(EdgePruneError) as caught:
+        NUMBERS[name](bad)
+    assert "\n" not in str(caught.value) and not WORDS.any()
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = torch.arange(8.0)
+    for k in (3, np.int64(3)):
+        residual = torch.zeros(8)
+        mask, _ = ops.pack_with_feedback_(x, residual, k)
+        assert ops.mask_to_indices(mask, 8).tolist() == [5, 6, 7]
+    assert torch.equal(ops.select_above([x], np.float32(6))[0], ops.select_above([x], 6.0)[0])
+    assert ops.channel_norms(x.view(2, 4).double(), np.int64(0), 1).tolist() == [6, 22]
+    assert ops.max_pool(x.view(2, 4), np.int64(2))[0].tolist() == [[5, 6, 7]]
