@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgePruneError, nearest, shown
 from edgeprune.nn.copying import copied
 from edgeprune.nn.densities import check_density, erdos_renyi_kernel, share, uniform
-from edgeprune.nn.layers import MaskedConv2d, MaskedLinear, _Masked
+from edgeprune.nn.layers import MaskedConv2d, MaskedLinear, _Masked, optimizers_of
 from edgeprune.ops import select_largest
 from edgeprune.ops.sparsity import SparsityPattern
 
@@ -111,6 +111,7 @@ def set_masks(
     _check_model("set_masks", model)
     if not isinstance(masks, Mapping):
         raise EdgePruneError(f"set_masks: masks is {shown(masks)}; give a mask for each layer's name")
+    every = optimizers_of("set_masks", optimizer)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _Masked)}
     patterns = {}
     for name, mask in masks.items():
@@ -123,7 +124,6 @@ def set_masks(
                 f"{layers[name].pattern.shape}"
             )
         layers[name].own_parameter("set_masks")
-    every = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
     for name, pattern in patterns.items():
         layers[name].set_mask(pattern, every)
 

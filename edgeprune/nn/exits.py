@@ -83,6 +83,8 @@ class Exits(nn.Module):
     def __init__(self, model: nn.Module, heads: Mapping[str, nn.Module], example_inputs: tuple[Any, ...] | Tensor):
         super().__init__()
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        if not isinstance(model, nn.Module):
+            raise EdgePruneError(f"Exits: the model is {shown(model)}; give a torch.nn.Module")
         if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Module) for head in heads.values()):
             raise EdgePruneError(f"Exits: heads is {shown(heads)}; give a module for each path, in a dict")
         keys: dict[str, str] = {}

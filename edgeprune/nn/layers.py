@@ -7,6 +7,10 @@ dense memory, and any optimiser that works weight by weight trains exactly what 
 dictionary takes the values at kept places and keeps the mask; what it holds at dropped places is not read, whatever it
 is. A kept weight may be zero, so the mask cannot be read off the dictionary: save ``layer.mask`` beside it.
 
+What is written into that dictionary's ``weight`` changes nothing here: average models by their parameters (as torch's
+``AveragedModel`` does), or load the average. Rules that go by a parameter's dimensions, such as "no weight decay where
+there is one", must name ``weight_kept``.
+
 These are no subclasses of nn.Linear and nn.Conv2d: code that writes into ``layer.weight`` of those would write into a
 copy here.
 """
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 from edgeprune.ops import _masked_core, crossover
 from edgeprune.ops import masked as ops
 from edgeprune.ops._masked_core import Padding
@@ -96,7 +100,7 @@ class _Masked(nn.Module):
         if new.shape != self.pattern.shape:
             raise EdgePruneError(f"set_mask: a mask of shape {new.shape} for a weight of shape {self.pattern.shape}")
         old, parameter = self.pattern, self.own_parameter("set_mask")
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+        optimizers = optimizers_of("set_mask", optimizer)
         if any(isinstance(each, torch.optim.LBFGS) and each.state for each in optimizers):
             raise EdgePruneError(
                 "set_mask: LBFGS holds its state in rows over all parameters, which cannot follow a mask; make a new "
@@ -175,6 +179,17 @@ class _Masked(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._compiled = self._compile(self.pattern)
+
+
+def optimizers_of(
+    op: str, given: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
+) -> list[torch.optim.Optimizer]:
+    """Those given: one, several or none."""
+    every = [given] if not isinstance(given, Iterable) and given is not None else list(given or ())
+    for each in every:
+        if not isinstance(each, torch.optim.Optimizer):
+            raise EdgePruneError(f"{op}: optimizer is {shown(each)}; give one of torch.optim, or several of them")
+    return every
 
 
 def _pattern_of(mask: SparsityPattern | Tensor) -> SparsityPattern:
@@ -258,8 +273,7 @@ class MaskedConv2d(_Masked):
         path: str = "auto",
     ) -> None:
         op = "MaskedConv2d"
-        ops.check_groups(op, groups)
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, ops.checked_groups(op, groups)
         self.kernel_size = ops.pair(op, "kernel_size", kernel_size)
         self.stride, self.dilation = ops.pair(op, "stride", stride), ops.pair(op, "dilation", dilation)
         self.padding = padding if isinstance(padding, str) else ops.pair(op, "padding", padding)

@@ -84,7 +84,7 @@ def masked_conv2d(
     """
     op = "masked_conv2d"
     _check_given(op, x, weight, bias, pattern, 4)
-    check_groups(op, groups)
+    groups = checked_groups(op, groups)
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     compiled = pattern.compiled(groups, stride, dilation)
     weight = _compact(op, weight, pattern, compiled)
@@ -184,10 +184,11 @@ def _whole_pair(value: object) -> tuple[int, ...]:
     return tuple(map(int, every)) if len(every) == 2 and all(map(is_whole, every)) else ()
 
 
-def check_groups(op: str, groups: object) -> None:
-    """EdgePruneError unless it is a number of groups."""
-    if not isinstance(groups, int) or groups < 1:
+def checked_groups(op: str, groups: object) -> int:
+    """A number of groups; EdgePruneError where it is none."""
+    if not is_whole(groups) or groups < 1:  # type: ignore[operator]
         raise EdgePruneError(f"{op}: groups is {shown(groups)}; give a whole number, at least 1")
+    return int(groups)  # type: ignore[call-overload]
 
 
 def pads_of(op: str, padding: int | Pair | str, filter: tuple[int, ...]) -> tuple[Pair, Pair]:

@@ -173,6 +173,11 @@ def test_masks_of_convolutions_reach_the_norm():
         torch.testing.assert_close(extract(model, plan).eval()(x), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_exits_of_what_is_no_model_is_one_sentence():
+    with pytest.raises(EdgePruneError, match="Exits: the model is None; give a torch.nn.Module"):
+        Exits(None, {}, torch.zeros(1))
+
+
 def test_linear_into_adds_at_its_index():
     layer = LinearInto(2, 4)
     stream, x = torch.randn(3, 5, 4), torch.randn(3, 5, 2)

@@ -316,6 +316,9 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: MaskedLinear(3, 2, torch.ones(2, 3), path="slow"), "path is 'slow'"),
     (lambda: MaskedLinear(3, 2, torch.ones(2, 3))(torch.ones(2, 2)), "x has shape (2, 2); it takes (..., 3)"),
     (lambda: MaskedLinear(3, 2, torch.ones(2, 3)).set_mask(torch.ones(3, 2)), "a mask of shape (3, 2)"),
+    (lambda: MaskedLinear(1, 1, torch.ones(1, 1)).set_mask(torch.ones(1, 1), "adam"), "optimizer is 'a'"),
+    (lambda: MaskedLinear(1, 1, torch.ones(1, 1)).set_mask(torch.ones(1, 1), 5), "optimizer is 5"),  # type: ignore
+    (lambda: set_masks(nn.Sequential(), {}, [None]), "optimizer is None"),  # type: ignore[list-item]
     (lambda: MaskedConv2d(4, 2, 3, torch.ones(2, 4, 3, 3), groups=2), "not (2, 2, 3, 3) (4 inputs in 2 groups)"),
     (lambda: MaskedConv2d(3, 2, 1, torch.ones(2, 1, 1, 1), groups=2), "(3 inputs in 2 groups)"),
     (lambda: MaskedConv2d(1, 1, 1, torch.ones(1, 1, 1, 1), padding=-1), "must not be negative"),

@@ -64,6 +64,16 @@ def test_groups_are_a_whole_number(bad):
 
 
 @pytest.mark.parametrize("path", ["sparse", "dense"])
+def test_groups_of_any_make(path):
+    weight = torch.ones(4, 1, 3, 3)
+    pattern, x = SparsityPattern.from_mask(weight), torch.randn(1, 2, 5, 5)
+    expected = functional.conv2d(x, weight, groups=2)
+    torch.testing.assert_close(ops.masked_conv2d(x, weight, pattern, groups=np.int64(2), path=path), expected)
+    layer = edgeprune.nn.MaskedConv2d(2, 4, 3, pattern, groups=np.int64(2), path=path)
+    assert type(layer.groups) is int and layer(x).shape == expected.shape
+
+
+@pytest.mark.parametrize("path", ["sparse", "dense"])
 @pytest.mark.parametrize("shape", [(1, 3, 0, 8), (1, 3, 8, 0), (3, 0, 8)], ids=str)
 def test_a_picture_without_pixels_is_refused_on_either_path(shape, path):
     with pytest.raises(EdgePruneError, match="no pixels"):
