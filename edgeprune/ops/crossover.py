@@ -65,12 +65,18 @@ def sparse_wins(kind: str, positions: int, density: float, training: bool, path:
     else:
         table = _state["tables"][measured_threads()]
     limit = 0.0
-    for at_least, highest in table["step" if training else "forward"][kind]:
+    curve = table["step" if training else "forward"][kind]
+    if torch.compiler.is_compiling() and _exporting() and isinstance(positions, torch.SymInt):
+        return density <= curve[-1][1]  # for batches of any size: how large this one is must not be asked
+    for at_least, highest in curve:
         if positions < at_least:
             break
         limit = highest
     return density <= limit
 
+
+# torch before 2.7 does not say
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 _GPU_LIMIT = 0.2
 """Highest density at which the sparse kernels are taken on a GPU. Reckoned, not measured: a multiply-add reads shared

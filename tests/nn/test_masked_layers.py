@@ -269,6 +269,21 @@ def test_under_torch_compile(path: str) -> None:
 # ---- what torch is set to -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch before 2.7 does not say")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("path", ["auto", "sparse", "dense"])
+def test_exported_for_batches_of_any_size(path: str) -> None:
+    kept = torch.rand(8, 3, 3, 3) < 0.1, torch.rand(6, 288) < 0.1
+    net = nn.Sequential(
+        MaskedConv2d(3, 8, 3, kept[0], path=path), nn.ReLU(), nn.Flatten(), MaskedLinear(288, 6, kept[1], path=path)
+    )
+    any_size = ({0: torch.export.Dim("batch", min=1)},)
+    exported = torch.export.export(net, (torch.randn(4, 3, 8, 8),), dynamic_shapes=any_size, strict=False).module()
+    for batch in (1, 4, 300):
+        x = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(exported(x), net(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("path", ["sparse", "dense"])
 def test_a_mask_first_used_in_inference_mode_trains(path: str) -> None:
     x, mask = torch.randn(3, 6), torch.rand(5, 6) < 0.5
