@@ -232,6 +232,7 @@ def _sparse(
     kind: str, positions: int, pattern: SparsityPattern, path: str, quick: bool, x: Tensor, weight: Tensor
 ) -> bool:
     if not quick and not (x.dtype is torch.float32 and x.device.type == "cpu" or masked_cuda.takes(x)):
+        crossover.check_path("masked", path)
         return False  # the core has no kernel for it
     if not quick and not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
         return False

@@ -269,6 +269,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: linear(x=torch.zeros(2, 4, device="meta")), "they must be on one device"),
     (lambda: linear(x=torch.zeros(2, 4).to_sparse()), "dense floating-point"),
     (lambda: linear(path="fast"), "path is 'fast'"),
+    (lambda: linear(x=torch.ones(2, 4).double(), weight=torch.ones(3, 4).double(), path="fast"), "path is 'fast'"),
     (lambda: picture(x=(1, 3, 5, 5)), "x has shape (1, 3, 5, 5); the mask takes (N, 2, H, W)"),
     (lambda: picture(x=(2, 5)), "x has shape (2, 5)"),
     (lambda: picture(x=(1, 2, 2, 5)), "is smaller than the filter"),
