@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from edgeprune.errors import EdgePruneError, shown
@@ -192,6 +192,12 @@ def optimizers_of(
     return every
 
 
+def _as_a_leaf(layer: nn.Module, x: fx.Proxy) -> Any:
+    """A call of ``layer`` in a graph that torch.fx is recording: one node, as for torch's own layers."""
+    tracer: Any = x.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x,), {})
+
+
 def _pattern_of(mask: SparsityPattern | Tensor) -> SparsityPattern:
     return mask if isinstance(mask, SparsityPattern) else SparsityPattern.from_mask(mask)
 
@@ -226,6 +232,8 @@ class MaskedLinear(_Masked):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
+        if isinstance(x, fx.Proxy):
+            return _as_a_leaf(self, x)
         if not x.ndim or x.shape[-1] != self.in_features:
             raise EdgePruneError(f"MaskedLinear: x has shape {tuple(x.shape)}; it takes (..., {self.in_features})")
         return ops.linear("MaskedLinear", x, self.weight_kept, self.pattern, self._compiled, self.bias, self.path)
@@ -297,6 +305,8 @@ class MaskedConv2d(_Masked):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W), or without N, to (N, out_channels, H', W')."""
+        if isinstance(x, fx.Proxy):
+            return _as_a_leaf(self, x)
         pads, extra = self._pads, self._extra
         if self.padding_mode != "zeros":
             (top, left), (more_h, more_w) = pads, extra

@@ -236,6 +236,8 @@ def _sparse(
         return False  # the core has no kernel for it
     if not quick and not torch.compiler.is_compiling() and observers.followed_by_torchs_operators_alone():
         return False
+    if not quick and torch.onnx.is_in_onnx_export():
+        return False  # a file has torch's operators
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if x.is_cuda:
         return crossover.sparse_wins_on_gpu(kind, pattern.density, path)
@@ -282,7 +284,11 @@ def _compact(op: str, weight: Tensor, pattern: SparsityPattern, compiled: Compil
 
 
 def _dense(weight: Tensor, pattern: SparsityPattern, compiled: CompiledPattern) -> Tensor:
-    if torch.compiler.is_compiling():  # the compiler cannot follow a mask that unpacks itself
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        with observers.untraced():
+            return _dense(weight.detach(), pattern, compiled)
+    if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        # The compiler cannot follow a mask that unpacks itself.
         return masked_dense.dense_weight(weight, compiled.tensors, compiled.filter).view(pattern.shape)
     if pattern.kept == pattern.numel():
         return weight.view(pattern.shape)
