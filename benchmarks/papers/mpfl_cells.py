@@ -12,6 +12,7 @@ from paper_runs import Cell
 
 SEEDS = (0, 1, 2)
 NODES, TRAINING, NOISY = 10, 40, "device-3"
+LONG = 3 * TRAINING
 PRUNED = (0.1, 0.3, 0.5, 0.7, 0.9)
 SPLITS = {"iid": ("data.partition=iid",), "dirichlet": ("data.partition=dirichlet", "data.alpha=0.5")}
 TASKS = {"fashion-cnn": 6000, "cifar10-vgg": 5000, "cifar10-resnet": 5000}
@@ -30,16 +31,27 @@ def cell(task: str, split: str, row: str, seed: int, *sets: str, nodes: int = NO
     return Cell(f"{name}-seed{seed}", name, seed, (*shared, *sets), change)
 
 
-def mpfl(task: str, split: str, row: str, seed: int, pruned: float, *sets: str, step: float = 0.1, **more: Any) -> Cell:
+def mpfl(
+    task: str,
+    split: str,
+    row: str,
+    seed: int,
+    pruned: float,
+    *sets: str,
+    step: float = 0.1,
+    training: int = TRAINING,
+    **more: Any,
+) -> Cell:
     iterations = round(pruned / step)
-    rounds = iterations + TRAINING
+    rounds = iterations + training
     own = (
         "algorithm.name=mpfl",
         f"algorithm.iterations={iterations}",
         f"algorithm.step={step}",
         f"run.rounds={rounds}",
     )
-    return cell(task, split, f"{row}-{round(100 * pruned)}", seed, *own, *sets, **more)
+    name = f"{row}-{round(100 * pruned)}" + ("-long" if training == LONG else "")
+    return cell(task, split, name, seed, *own, *sets, **more)
 
 
 def one_seed(task: str, split: str, seed: int, pruned: tuple[float, ...] = PRUNED) -> Iterator[Cell]:
@@ -63,6 +75,7 @@ def cells(grid: str = "all") -> list[Cell]:
         "fashion": [one_seed("fashion-cnn", "iid", seed) for seed in SEEDS],
         "dirichlet": [one_seed("fashion-cnn", "dirichlet", seed, (0.7,)) for seed in SEEDS],
         "vgg": [one_seed("cifar10-vgg", "iid", seed, (0.5, 0.7)) for seed in SEEDS],
+        "long": [(mpfl("cifar10-resnet", "iid", "exact", seed, 0.7, training=LONG),) for seed in SEEDS],
         "resnet": [one_seed("cifar10-resnet", "iid", seed, (0.7,)) for seed in SEEDS],
     }
     chosen = parts.values() if grid == "all" else [parts[name] for name in grid.split(",")]
