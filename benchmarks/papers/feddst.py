@@ -1,6 +1,6 @@
 """FedDST's claims, cell by cell (docs/algorithms/feddst.md): resumable, all methods with the same splits and samples.
 
-    python benchmarks/papers/feddst.py run [--grid short,headline,fixed,softmax,controls,fashion,where] [--processes 2]
+    python benchmarks/papers/feddst.py run [--grid short,headline,fixed,softmax,controls,fashion,mnist,where]
     python benchmarks/papers/feddst.py list [--grid ...]
     python benchmarks/papers/feddst.py table
 

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import harness
-from feddst_cells import DST, SETTING
+from feddst_cells import SETTING, feddst
 
 CIFAR = ("task.name=cifar10-feddst", *SETTING)
+DST = feddst("cifar10-feddst")
 NODES = ("task.name=fashion-cnn", "data.partition=iid", "data.samples=6000", "fleet.devices=10", "algorithm.name=mpfl")
 METHODS: dict[str, tuple[str, ...]] = {
     "feddst": (*CIFAR, *DST),

@@ -46,9 +46,18 @@ def cifar10_feddst() -> Task:
 
 def fashion_feddst() -> Task:
     """Fashion-MNIST with FedDST's network and recipe, its first linear layer narrower for 28x28 pixels."""
+    return _feddst_of_one_channel("fashion-feddst", "fashion-mnist")
+
+
+def mnist_feddst() -> Task:
+    """MNIST in the same way."""
+    return _feddst_of_one_channel("mnist-feddst", "mnist")
+
+
+def _feddst_of_one_channel(name: str, data: str) -> Task:
     return Task(
-        "fashion-feddst",
-        "fashion-mnist",
+        name,
+        data,
         lambda: models.feddst_cifar(channels=1, pixels=28),
         _images(1, 28, 28),
         batch_size=32,
@@ -119,6 +128,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "cifar10-resnet": cifar10_resnet,
     "cifar10-feddst": cifar10_feddst,
     "fashion-feddst": fashion_feddst,
+    "mnist-feddst": mnist_feddst,
     "cifar10-adp": cifar10_adp,
     "cifar10-vit": cifar10_vit,
     "shakespeare": shakespeare,

@@ -64,7 +64,7 @@ def test_same_values_in_torch_and_in_the_file(model: nn.Module, shape: tuple[int
     check_parity(model, done.path, x, real=True)
 
 
-@pytest.mark.parametrize("name", ["cifar10-adp", "cifar10-vit", "fashion-feddst", "shakespeare"])
+@pytest.mark.parametrize("name", ["cifar10-adp", "cifar10-vit", "mnist-feddst", "shakespeare"])
 def test_tasks_with_layers_of_our_own(name: str, tmp_path: Path) -> None:
     task = tasks.get(name)
     model, inputs = task.make_model(), task.example_inputs()
