@@ -185,3 +185,25 @@ def test_a_shuffled_node_is_a_change_of_one_node(runs, tmp_path):
     assert claims["M1 resnet-18"]["holds"] is True
     assert claims["M4 fashion-cnn-iid 50 %"]["what"].startswith("shuffled-50 - exact-50")
     assert "exact-50" in judge.table(rows)
+
+
+def test_bytes_to_an_accuracy_are_read_off_by_hand(runs):
+    judge = importlib.import_module("mpfl_judge")
+
+    def outcome(sent, accuracies):
+        cell = {"seed": 0, "sets": []}
+        rounds = {str(2 * n): a for n, a in enumerate(accuracies, 1)}
+        return {"accuracy": rounds, "upload_bytes": [sent] * 2 * len(accuracies), "cell": cell, "facts": {}}
+
+    dense = outcome(100, [0.5, 0.6, 0.61, 0.61, 0.61])  # to be reached: 0.60
+    ours = outcome(10, [0.3, 0.6, 0.5, 0.6, 0.605, 0.61, 0.3])
+    assert judge.bytes_saved(ours, dense) == pytest.approx(1 - 10 * 4 / (100 * 4))
+    assert judge.bytes_saved(ours, dense, 3) == pytest.approx(1 - 10 * 12 / (100 * 8))
+    assert judge.bytes_saved(outcome(10, [0.59] * 5), dense) is None
+    rows = {"fashion-cnn-iid-exact-70-long": [ours], "fashion-cnn-iid-fedavg": [dense]}
+    found = judge.judge(rows)
+    assert found["M5 fashion-cnn-iid 70 %, three times as many rounds"]["holds"] is True
+    rows["fashion-cnn-iid-exact-70-long"].append({**outcome(10, [0.59] * 5), "cell": {"seed": 1, "sets": []}})
+    rows["fashion-cnn-iid-fedavg"].append({**dense, "cell": {"seed": 1, "sets": []}})
+    missed = judge.judge(rows)["M5 fashion-cnn-iid 70 %, three times as many rounds"]
+    assert missed["holds"] is False and missed["what"].endswith("reached in 1 of 2 seeds")
