@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import make_step
@@ -14,6 +13,7 @@ from edgeprune.bench.meter import Idle, Meter, Result, threads
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import prune
 from edgeprune.tasks import Task
+from edgeprune.tasks.task import examples_of, made
 
 
 def measure_model(
@@ -33,11 +33,11 @@ def measure_model(
     Inputs are random: the time of dense layers does not depend on values.
     """
     place = _place(device)
-    model: nn.Module = task.make_model()
+    model = made(task)
     if width < 1:
-        model = prune(model, task.example_inputs(), keep=width, min_channels=2).model
+        model = prune(model, examples_of(task), keep=width, min_channels=2).model
     model = model.to(place)
-    example = task.example_inputs()
+    example = examples_of(task)
     if len(example) != 1 or not example[0].is_floating_point():
         raise EdgePruneError(
             f"bench model: the inputs of {task.name!r} cannot be made up; export it and bench the file"

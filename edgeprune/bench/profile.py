@@ -28,6 +28,7 @@ from edgeprune.fleet import latency_model
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
+from edgeprune.tasks.task import examples_of, made
 
 IDLE_S = 10.0
 Say = Callable[[str], None]
@@ -82,10 +83,10 @@ def profile_task(
         # The sub-models depend on the initial weights: the same ones in every profile of a task.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = task.make_model()
-        graph = ChannelGraph.trace(model, task.example_inputs())
+            model = made(task)
+        graph = ChannelGraph.trace(model, examples_of(task))
         found = list(shapes.widths_of(model, graph, widths, checks))
-        deep = shapes.depths_of(model, task.example_inputs())
+        deep = shapes.depths_of(model, examples_of(task))
         sparse, why_not = shapes.densities_of(model, graph)
         notes = [text for text in (why_not, None if deep else "depths: no residual block can be left out") if text]
         base = memory.resident()
@@ -150,7 +151,7 @@ def _batch(task: Task, data: LocalData | None, batch_size: int) -> tuple[Callabl
         rows = torch.arange(batch_size) % len(data)
         x, y = data.x[rows], data.y[rows]
         return lambda: data.normalise(x), y
-    example = task.example_inputs()
+    example = examples_of(task)
     if len(example) != 1 or not example[0].is_floating_point():
         raise EdgePruneError(
             f"profile of {task.name!r}: its inputs cannot be made up; say where its data are, --data DIR"

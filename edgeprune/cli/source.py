@@ -18,6 +18,7 @@ from edgeprune import tasks
 from edgeprune.errors import EdgePruneError
 from edgeprune.ops.memory import MOST_ELEMENTS
 from edgeprune.tasks import Task
+from edgeprune.tasks.task import examples_of, made
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def open_source(text: str, shapes: tuple[str, ...] = (), weights: Path | None = 
         return _of_run(text, given)
     found: Any = tasks.call(text, "MODEL") if ":" in text else tasks.get(text)
     if isinstance(found, Task):
-        source = Source(text, found.make_model, found.make_model(), given or found.example_inputs(), found, False)
+        source = Source(text, found.make_model, made(found), given or examples_of(found), found, False)
     else:
         model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, ())
         if not isinstance(model, nn.Module):
@@ -73,7 +74,7 @@ def _of_run(text: str, given: tuple[Tensor, ...]) -> Source:
 
     run = RunDir(text)
     task = run.task()
-    return Source(text, task.make_model, run.model(None)[0], given or task.example_inputs(), task, True)
+    return Source(text, task.make_model, run.model(None)[0], given or examples_of(task), task, True)
 
 
 def _made_up(text: str) -> Tensor:

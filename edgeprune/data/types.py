@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgePruneError, shown
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Split:
     subject: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for key in ("x", "y"):
+            if not isinstance(getattr(self, key), Tensor):
+                raise EdgePruneError(f"Split: {key} is {type(getattr(self, key)).__name__}; give a torch.Tensor")
         if self.x.dtype not in (torch.uint8, torch.float32) or self.y.dtype != torch.int64:
             raise EdgePruneError(f"Split: x is {self.x.dtype} and y {self.y.dtype}; give uint8 or float32, and int64")
         if len(self.x) != len(self.y):
@@ -50,3 +53,9 @@ class DataSet:
     classes: tuple[str, ...]
     normalise: Callable[[Tensor], Tensor]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, tuple | list):
+            raise EdgePruneError(
+                f"DataSet {self.name!r}: classes is {shown(self.classes)}; give the name of each class, or () for none"
+            )

@@ -49,6 +49,7 @@ from edgeprune.errors import EdgePruneError, raised
 from edgeprune.fleet import build_fleet
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import get as get_task
+from edgeprune.tasks.task import examples_of
 
 OWED, LAST = "owed/", "last"  # in the state file: what error feedback owes, by tensor; the bytes of the last update
 
@@ -216,7 +217,7 @@ def residents(
     model = initial_model(task, experiment.run.seed)
     try_split(task, model, data, data.train, "training")
     try_alone(model, parts)
-    graph = ChannelGraph.trace(model, task.example_inputs())
+    graph = ChannelGraph.trace(model, examples_of(task))
     shelf = ModelShelf(model)
     state.mkdir(parents=True, exist_ok=True)
     about = {"edgeprune": __version__, "experiment": experiment_id(experiment), "torch": torch.__version__}

@@ -32,12 +32,13 @@ from edgeprune.engine.rounds import Evaluated, Server
 from edgeprune.engine.transport import Transport
 from edgeprune.engine.trial import try_alone, try_task
 from edgeprune.engine.worker import ModelShelf, Worker
-from edgeprune.errors import EdgePruneError, raised
+from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Fleet, Times, build_fleet
 from edgeprune.nn import densities
 from edgeprune.pruning import ChannelGraph
 from edgeprune.tasks import Task, evaluate_by_class
 from edgeprune.tasks import get as get_task
+from edgeprune.tasks.task import examples_of, made
 
 Watch = Callable[[Checkpoint, Mapping[str, Any]], None]
 
@@ -75,7 +76,7 @@ def prepare(experiment: Experiment, data_dir: str | Path | None = None) -> Prepa
     local = split(data, fleet, experiment.data, experiment.run.seed)
     model = initial_model(task, experiment.run.seed)
     try_task(task, model, data)
-    graph = ChannelGraph.trace(model, task.example_inputs())
+    graph = ChannelGraph.trace(model, examples_of(task))
     own = Recipe(1, task.batch_size, task.lr, task.momentum, task.weight_decay)
     recipe = experiment.algorithm.recipe(own)
     samples = {client: len(part) for client, part in local.items()}
@@ -187,12 +188,7 @@ def initial_model(task: Task, seed: int) -> torch.nn.Module:
     """The model that every node of a run begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            return task.make_model()
-        except EdgePruneError:
-            raise
-        except Exception as error:
-            raise EdgePruneError(f"task {task.name!r}: its model cannot be made ({raised(error)})") from error
+        return made(task)
 
 
 def split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:

@@ -20,6 +20,7 @@ from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
 from edgeprune.tasks import get as get_task
+from edgeprune.tasks.task import examples_of
 
 CONFIG, LATENCY, METRICS, SUMMARY = "config.toml", "latency.json", "metrics.jsonl", "summary.json"
 DEVICES = "devices.json"  # the times of devices with profiles of their own
@@ -80,7 +81,7 @@ class RunDir:
     def _load(self) -> tuple[checkpoints.Checkpoint, nn.Module]:
         task = self.task()
         full = task.make_model()
-        graph = ChannelGraph.trace(full, task.example_inputs())
+        graph = ChannelGraph.trace(full, examples_of(task))
         path = self.path / checkpoints.FILE
         checkpoint = checkpoints.load(path, graph)
         checkpoints.check_model(path, checkpoint.state.model, full.state_dict())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgeprune.algorithms.training import LocalData
 from edgeprune.data import DataSet, Split
 from edgeprune.errors import EdgePruneError, raised
+from edgeprune.nn.copying import copied
 from edgeprune.tasks import Task
+from edgeprune.tasks.task import right_answers
 
 
 def try_task(task: Task, model: nn.Module, data: DataSet) -> None:
@@ -32,12 +34,12 @@ def try_split(task: Task, model: nn.Module, data: DataSet, split: Split, what: s
         )
     rows = torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])
     x, y = split.x[rows], split.y[rows]
-    tried = copy.deepcopy(model).eval()
+    tried = copied(f"task {task.name!r}", model).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             output = tried(data.normalise(x))
             float(task.loss(output, y))
-            task.correct(output, y)
+            right_answers(task, output, y)
             if what == "training":
                 with torch.enable_grad():
                     task.loss(tried(data.normalise(x)), y).backward()
@@ -47,6 +49,28 @@ def try_split(task: Task, model: nn.Module, data: DataSet, split: Split, what: s
             raise EdgePruneError(
                 f"task {task.name!r}: model, loss or right answers do not fit its {what} samples ({raised(error)})"
             ) from error
+        spoiled = _not_finite(split.x)
+        if spoiled is not None and not _finite_loss(task, tried, data, split, spoiled):
+            raise EdgePruneError(
+                f"task {task.name!r}: its {what} sample {spoiled} holds NaN or infinity, and so does the loss on it; "
+                "leave such samples out, or replace those values"
+            )
+
+
+def _not_finite(x: Tensor) -> int | None:
+    """The first sample that holds NaN or infinity."""
+    start = 0
+    for part in x.split(1024) if x.is_floating_point() else ():
+        finite = part.reshape(len(part), -1).isfinite().all(1)
+        if not bool(finite.all()):
+            return start + int(finite.logical_not().nonzero()[0])
+        start += len(part)
+    return None
+
+
+def _finite_loss(task: Task, model: nn.Module, data: DataSet, split: Split, sample: int) -> bool:
+    rows = torch.tensor([sample])
+    return math.isfinite(float(task.loss(model(data.normalise(split.x[rows])), split.y[rows])))
 
 
 def try_alone(model: nn.Module, local: Mapping[str, LocalData], batch_size: int = 0) -> None:
@@ -55,7 +79,7 @@ def try_alone(model: nn.Module, local: Mapping[str, LocalData], batch_size: int 
     alone = next((client for client, part in local.items() if batch_size == 1 or len(part) == 1), None)
     if alone is None:
         return
-    tried, part = copy.deepcopy(model).train(), local[alone]
+    tried, part = copied(alone, model).train(), local[alone]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             tried(part.normalise(part.x[:1]))

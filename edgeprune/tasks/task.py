@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from edgeprune.data import DataSet
-from edgeprune.errors import EdgePruneError, nearest, raised
+from edgeprune.errors import EdgePruneError, is_number, is_whole, nearest, raised, shown
 
 
 def correct_top1(output: Tensor, target: Tensor) -> int:
@@ -45,12 +46,12 @@ class Task:
     correct: Callable[[Tensor, Tensor], int] = correct_top1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise EdgePruneError(f"task {self.name!r}: batch_size is {self.batch_size}; give 1 or more")
+        if not is_whole(self.batch_size) or self.batch_size < 1:
+            raise EdgePruneError(f"task {self.name!r}: batch_size is {shown(self.batch_size)}; give 1 or more")
         for key, least in (("lr", "more than 0"), ("momentum", "0 or more"), ("weight_decay", "0 or more")):
             value = getattr(self, key)
-            if not (math.isfinite(value) and (value > 0 or (value == 0 and key != "lr"))):
-                raise EdgePruneError(f"task {self.name!r}: {key} is {value}; give {least}")
+            if not (is_number(value) and math.isfinite(value) and (value > 0 or (value == 0 and key != "lr"))):
+                raise EdgePruneError(f"task {self.name!r}: {key} is {shown(value)}; give {least}")
 
     def load_data(self, data_dir: str | Path | None = None) -> DataSet:
         """The task's data, looked for in ``data_dir`` first."""
@@ -131,6 +132,41 @@ def call(name: str, what: str) -> Any:
         raise EdgePruneError(f"{what} {name!r}: it raised {type(error).__name__}: {error}") from error
 
 
+def right_answers(task: Task, output: Any, target: Tensor) -> int:
+    """What the task's ``correct`` counts; EdgePruneError where that is no count of right answers."""
+    counted: Any = task.correct(output, target)
+    count = counted.item() if isinstance(counted, Tensor) and counted.numel() == 1 else counted
+    if not is_number(count) or not 0 <= count <= target.numel() or count != int(count):
+        raise EdgePruneError(
+            f"task {task.name!r}: correct gave {shown(count)} for {target.numel()} targets; return how many of them "
+            "are answered right, not a share"
+        )
+    return int(count)
+
+
+def made(task: Task) -> nn.Module:
+    """A fresh model of ``task``; EdgePruneError where there is none."""
+    model = _called(task, "model", task.make_model)
+    if not isinstance(model, nn.Module):
+        raise EdgePruneError(f"task {task.name!r}: make_model returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def examples_of(task: Task) -> tuple[Tensor, ...]:
+    """The task's example inputs; EdgePruneError where there are none."""
+    inputs = _called(task, "example inputs", task.example_inputs)
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+def _called(task: Task, what: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except EdgePruneError:
+        raise
+    except Exception as error:
+        raise EdgePruneError(f"task {task.name!r}: its {what} cannot be made ({raised(error)})") from error
+
+
 def evaluate(model: nn.Module, data: DataSet, task: Task, batch: int = 500) -> tuple[float, float]:
     """(accuracy, mean loss) of ``model`` on the test split, on the device it is on. The model is left in eval mode.
 
@@ -151,15 +187,21 @@ def evaluate_by_class(
     classes = len(data.classes) if data.test.y.dim() == 1 else 0
     found = [0] * classes
     for start in range(0, total, batch):
-        x = data.normalise(data.test.x[start : start + batch].to(device))
+        # A copy: what normalises or computes in place would change the test data themselves.
+        x = data.normalise(data.test.x[start : start + batch].to(device, copy=True))
         y = data.test.y[start : start + batch].to(device)
         output = model(x)
-        right += task.correct(output, y)
+        right += right_answers(task, output, y)
         loss += float(task.loss(output, y)) * len(y)
         for label in range(classes):
             inside = y == label
             if bool(inside.any()):
-                found[label] += task.correct(output[inside], y[inside])
+                found[label] += right_answers(task, _of_samples(output, inside), y[inside])
     count = torch.bincount(data.test.y, minlength=classes).tolist() if classes else []
     by_class = [each / n if n else math.nan for each, n in zip(found, count, strict=True)] if classes else None
     return right / data.test.y.numel(), loss / total, by_class
+
+
+def _of_samples(output: Any, chosen: Tensor) -> Any:
+    """The part of a batch's output, a tensor or a structure of them, that belongs to the ``chosen`` samples."""
+    return pytree.tree_map_only(Tensor, lambda t: t[chosen] if t.shape[:1] == chosen.shape else t, output)

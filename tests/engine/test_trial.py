@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,31 @@ def own(train=(64, 3), test=(20, 3), classes=THREE, outputs=3, **values):
     data = DataSet("own", split(*train), split(*test), classes, lambda x: x)
     task = Task("digits", lambda: data, model, lambda: (torch.zeros(2, 6),), batch_size=32, lr=0.02)
     return replace(task, **values)
+
+
+class Uncopied(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+        self.held = self.weight * 2
+
+
+def spoiled(sample, which, value, normalise=lambda x: x):
+    """The data of :func:`own`; one number of one sample is ``value``."""
+    data = own().dataset()
+    getattr(data, which).x[sample, 2] = value
+    return replace(data, normalise=normalise)
+
+
+class Named(nn.Module):
+    """Two heads, by their names."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.aside = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return {"head": self.head(x), "aside": self.aside(x)}
 
 
 def raising(error):
@@ -78,6 +104,23 @@ MISFITS = {
         {"loss": lambda output, y: output.detach().sum()},
         "do not fit its training samples (RuntimeError: element 0 of tensors does not require grad",
     ),
+    "no count": ({"correct": lambda output, y: None}, "correct gave None for 2 targets; return how many of them"),
+    "a share for a count": ({"correct": lambda output, y: 0.5}, "correct gave 0.5 for 2 targets"),
+    "more right than asked": ({"correct": lambda output, y: 3}, "correct gave 3 for 2 targets"),
+    "another thing than a model": ({"make_model": dict}, "make_model returned dict, not a torch.nn.Module"),
+    "no example": ({"example_inputs": raising(KeyError("x"))}, "its example inputs cannot be made (KeyError: 'x')"),
+    "a model that cannot be copied": (
+        {"make_model": lambda: Uncopied()},
+        "task 'digits': Uncopied cannot be copied, since 'held' was computed with gradients",
+    ),
+    "a training sample with NaN": (
+        {"dataset": lambda: spoiled(5, "train", math.nan)},
+        "its training sample 5 holds NaN or infinity, and so does the loss on it; leave such samples out",
+    ),
+    "a test sample with infinity": (
+        {"dataset": lambda: spoiled(19, "test", math.inf)},
+        "its test sample 19 holds NaN or infinity",
+    ),
     "a loss that raises": ({"loss": raising(KeyError("x"))}, "do not fit its training samples (KeyError: 'x')"),
 }
 
@@ -97,8 +140,25 @@ def test_what_does_not_fit_is_a_sentence_and_leaves_no_folder(experiment, tmp_pa
         {"classes": (*THREE, "d"), "outputs": 4},
         {"classes": ()},
         {"train": (2, 2), "make_model": lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))},
+        {"correct": lambda output, y: (output.argmax(1) == y).sum()},
+        {"dataset": lambda: spoiled(5, "train", math.nan, torch.nan_to_num)},
+        {
+            "make_model": Named,
+            "loss": lambda output, y: sum(functional.cross_entropy(each, y) for each in output.values()),
+            "correct": lambda output, y: int((output["head"].argmax(1) == y).sum()),
+        },
+        {"example_inputs": lambda: torch.zeros(2, 6)},
     ],
-    ids=["plain", "a class without samples", "nameless classes", "one sample without batch-norm"],
+    ids=[
+        "plain",
+        "a class without samples",
+        "nameless classes",
+        "one sample without batch-norm",
+        "a count as a tensor",
+        "NaN that is normalised away",
+        "outputs with names",
+        "a lone example",
+    ],
 )
 def test_what_fits_runs(experiment, tmp_path, change):
     engine.start(engine.prepare(experiment(own(**change))), tmp_path / "run")

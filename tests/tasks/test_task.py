@@ -84,6 +84,8 @@ def test_a_name_that_is_none(name):
     ("change", "sentence"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 16.0}, "batch_size is 16.0"),
+        ({"lr": "0.1"}, "lr is '0.1'; give more than 0"),
         ({"lr": 0.0}, "lr is 0.0; give more than 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"momentum": -0.1}, "momentum is -0.1"),
@@ -131,10 +133,49 @@ def test_of_text_every_character_counts():
 
 
 @pytest.mark.parametrize(
+    ("normalise", "model"),
+    [(lambda v: v.sub_(1).div_(2), nn.Identity()), (lambda v: v, nn.Threshold(1.0, -3.0, inplace=True))],
+    ids=["normalise", "model"],
+)
+def test_what_computes_in_place_leaves_the_test_data(normalise, model):
+    scores = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.5]])
+    dataset = replace(splits(scores, torch.zeros(3, dtype=torch.int64), scores, torch.tensor([0, 1, 1])))
+    dataset, before = replace(dataset, normalise=normalise), scores.clone()
+    first = tasks.evaluate(model, dataset, task_for(dataset))
+    assert torch.equal(scores, before) and tasks.evaluate(model, dataset, task_for(dataset)) == first
+
+
+def test_outputs_in_a_structure_are_judged_class_by_class():
+    """A dict of two outputs, one of them without a row for each sample. Of class 0 half are right, of class 1 all."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return {"scores": (x, x), "norm": x.sum()}
+
+    scores = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    dataset = splits(scores, torch.zeros(3, dtype=torch.int64), scores, torch.tensor([0, 0, 1]))
+    task = replace(
+        task_for(dataset),
+        loss=lambda output, y: functional.cross_entropy(output["scores"][0], y),
+        correct=lambda output, y: (output["scores"][1].argmax(1) == y).sum(),
+    )
+    accuracy, _, by_class = tasks.evaluate_by_class(Net(), dataset, task)
+    assert accuracy == pytest.approx(2 / 3) and by_class == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("classes", [None, 2, "ab"])
+def test_classes_that_are_no_names(classes):
+    with pytest.raises(EdgePruneError, match="DataSet 'mine': classes is .*; give the name of each class"):
+        replace(splits(*(torch.zeros(2), torch.zeros(2, dtype=torch.int64)) * 2), classes=classes)
+
+
+@pytest.mark.parametrize(
     ("x", "y", "subject", "sentence"),
     [
         (torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), None, "x is torch.float64"),
         (torch.zeros(2), torch.zeros(2), None, "y torch.float32"),
+        ([0.0, 1.0], torch.zeros(2, dtype=torch.int64), None, "x is list; give a torch.Tensor"),
+        (torch.zeros(2), torch.zeros(2).numpy(), None, "y is ndarray; give a torch.Tensor"),
         (torch.zeros(2), torch.zeros(3, dtype=torch.int64), None, "2 samples but 3 labels"),
         (torch.zeros(2), torch.zeros(2, dtype=torch.int64), torch.zeros(3), "2 samples but 3 subjects"),
     ],
