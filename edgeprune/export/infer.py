@@ -24,7 +24,12 @@ from edgeprune.ops.memory import MOST_ELEMENTS
 
 MAX_CLASSES = 100_000
 # What other inputs than ours are given: rows of the same kind, float or whole numbers, in the file's own width.
-_WIDTHS = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int32)": np.int32}
+_WIDTHS = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(int32)": np.int32,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def infer(
     if (fixed or 0) * x[0].numel() > MOST_ELEMENTS:
         raise EdgePruneError(f"{path}: takes batches of {fixed:,} rows alone, which do not fit memory; export another")
     for start in range(0, len(x), batch):
-        rows = prepare(x[start : start + batch])
+        rows = prepare(x[start : start + batch].clone())  # normalise may compute in place
         asked = len(rows)
         if fixed is not None and asked < fixed:  # filled up; what it says of the filling is not looked at
             rows = rows[rows_around(0, fixed, asked)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from edgeprune.export.parity import rows_around, session
+from edgeprune.export.parity import as_float32, rows_around, session
 from edgeprune.onnx_session import fixed_batch
 
 
@@ -27,12 +27,12 @@ def median_latencies(
     The files take turns run by run, so that a machine that slows down slows all of them. ``seconds`` is the budget per
     file; ``least`` runs are made whatever they cost.
     """
-    rows = (inputs,) if isinstance(inputs, Tensor) else inputs
+    rows = as_float32((inputs,) if isinstance(inputs, Tensor) else inputs)
     sessions = [session(path, threads) for path in paths]
     feeds = []
     for runtime in sessions:
         names, size = [entry.name for entry in runtime.get_inputs()], fixed_batch(runtime) or 1
-        asked = [x[rows_around(0, size, len(x))].detach().cpu().numpy() for x in rows]
+        asked = [x[rows_around(0, size, len(x))].numpy() for x in rows]
         feeds.append(dict(zip(names, asked, strict=True)))
     for runtime, feed in zip(sessions, feeds, strict=True):
         for _ in range(warmup):

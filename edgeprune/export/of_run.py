@@ -6,22 +6,24 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgeprune.data.normalise import Standardise
 from edgeprune.destination import check_destination, staged
 from edgeprune.errors import EdgePruneError, nearest
 from edgeprune.export import targets
-from edgeprune.export.infer import infer_on
+from edgeprune.export.as_model import FileModel
 from edgeprune.export.latency import median_latencies
 from edgeprune.export.onnx import Exported, annotate, export_onnx
 from edgeprune.export.parity import Parity, check_parity
 from edgeprune.export.precision import check_precision
 from edgeprune.export.recalibrate import has_statistics, recalibrated
+from edgeprune.tasks.task import examples_of
 
 PARITY_ROWS = 256
 CALIBRATION_ROWS = 256
@@ -93,8 +95,8 @@ def export_run(
         raise EdgePruneError(f"export: the run has no client {client!r}; it has {shown or 'none'}{hint}")
     task = run.task()
     dataset, data_note = _load(task, data_dir)
-    rows = None if dataset is None else dataset.normalise(dataset.test.x[:PARITY_ROWS])
-    examples = task.example_inputs()
+    rows = None if dataset is None else dataset.normalise(dataset.test.x[:PARITY_ROWS].clone())
+    examples = examples_of(task)
 
     whole, _ = run.model(None)
     model, plan = run.model(client) if client is not None else (whole, None)
@@ -115,7 +117,8 @@ def export_run(
             parity = check_parity(model, draft, rows, real=True, precision=precision)
         file_accuracy = None
         if precision != "fp32" and dataset is not None:
-            file_accuracy = infer_on(draft, dataset).accuracy
+            like = in_eval(model, lambda: model(dataset.normalise(dataset.test.x[:1].clone())))
+            file_accuracy = _accuracy(FileModel(draft, like), task, dataset)
             file = annotate(file, {"accuracy": round(file_accuracy or 0.0, 6)})
         files = [draft]
         if client is not None:
@@ -225,8 +228,8 @@ def _describe(run: Any, plan: Any, accuracy: float | None, dataset: Any) -> Mapp
     if dataset is not None:
         details["dataset"] = dataset.name
         details["classes"] = list(dataset.classes)
-        if is_dataclass(dataset.normalise):  # plain numbers: input = (stored value / unit - mean) / std
-            details["normalisation"] = asdict(dataset.normalise)  # type: ignore[arg-type]
+        if type(dataset.normalise) is Standardise:  # plain numbers: input = (stored value / unit - mean) / std
+            details["normalisation"] = asdict(dataset.normalise)
     if plan is not None:
         details["retention"] = round(float(plan.retention), 6)
         details["plan"] = plan.id

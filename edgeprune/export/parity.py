@@ -115,7 +115,7 @@ def check_parity(
         feed = [x[index] for x in inputs]
         try:
             with torch.no_grad():
-                expected = frozen(*feed)
+                expected = frozen(*(x.clone() for x in feed))  # forward may compute in place
         except Exception as error:  # what a user's forward raises may be anything
             shapes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
             raise EdgePruneError(f"export: the model fails on rows of shape {shapes}: {first_line(error)}") from None
@@ -165,7 +165,7 @@ def check_graph(model: nn.Module, proto: Any, inputs: tuple[Tensor, ...]) -> Non
     for feed in (inputs, *(tuple(_random_like(x, rows, seed) for x in inputs) for seed, rows in draws)):
         try:
             with torch.no_grad():
-                expected = model(*feed)
+                expected = model(*(x.clone() for x in feed))  # forward may compute in place
         except Exception:  # a user's forward may refuse what it was not made for
             continue
         try:

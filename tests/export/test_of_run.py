@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import Tensor, nn
 
 from edgeprune import engine
 from edgeprune.cli import export as cli
+from edgeprune.data import DataSet, Split
 from edgeprune.engine.rundir import RunDir
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import of_run
 from edgeprune.export.infer import infer_on
 from edgeprune.export.of_run import export_run
 from edgeprune.export.recalibrate import has_statistics
-from edgeprune.tasks import evaluate
+from edgeprune.tasks import Task, evaluate
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -183,3 +186,74 @@ def test_a_run_whose_task_was_changed_says_so(run_dir: Path, tmp_path: Path) -> 
     with pytest.raises(EdgePruneError, match="^.*/run[:/].*config.toml") as caught:
         export_run(other, tmp_path / "m.onnx")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["run"]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Numbers named as Standardise's are, with another meaning, and one that no JSON holds."""
+
+    mean: tuple[float, ...] = (1.0,)
+    std: tuple[float, ...] = (0.5,)
+    unit: float = 3.0
+    beside: complex = 1j
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.float().sub_(self.mean[0]).mul_(self.unit * self.std[0])  # in place, where x is float32
+
+
+class Heads(nn.Module):
+    """In place, in double precision; one score for each of two questions, and a head that nobody asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.aside = nn.Linear(4, 8).double(), nn.Linear(8, 2).double(), nn.Linear(8, 1).double()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.relu_(self.body(x.mul_(2.0)))
+        return {"aside": self.aside(x), "asked": self.head(x)}
+
+
+def own_task() -> Task:
+    """Two yes-or-no questions about each sample."""
+    x = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :2] + x[:, 2:] > 0).long()
+    shift = Shifted()
+    return Task(
+        "own",
+        lambda: DataSet("own", Split(x[:120], y[:120]), Split(x[120:], y[120:]), (), lambda v: shift(v).double()),
+        Heads,
+        lambda: (torch.zeros(2, 4, dtype=torch.float64),),
+        batch_size=16,
+        lr=0.2,
+        loss=lambda output, y: nn.functional.binary_cross_entropy_with_logits(output["asked"], y.double()),
+        correct=lambda output, y: int(((output["asked"] > 0) == (y > 0)).sum()),
+    )
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_users_task_judges_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, batch: int | None
+) -> None:
+    """Answers that are no classes, outputs with names, rows in double precision, parts that compute in place."""
+    task = own_task()
+    monkeypatch.setattr("edgeprune.engine.run.get_task", lambda name: task)
+    monkeypatch.setattr("edgeprune.engine.rundir.get_task", lambda name: task)
+    sets = ["run.rounds=6", "fleet.devices=2", "algorithm.name=fedavg"]
+    engine.start(engine.prepare(engine.load_experiment(None, sets), None), tmp_path / "run")
+    done = export_run(tmp_path / "run", tmp_path / "m.onnx", precision=precision, batch=batch, seconds=0.0)
+    assert done.whole.accuracy == RunDir(tmp_path / "run").metrics()[-1]["accuracy"] > 0.75
+    if precision != "fp32":
+        assert done.file_accuracy == pytest.approx(done.whole.accuracy, abs=0.05)
+        assert done.file.metadata["edgeprune.accuracy"] == f"{done.file_accuracy}"
+
+
+def test_a_normalisation_of_ones_own_is_not_told_as_ours(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = RunDir(run_dir).task()
+    own = replace(task, dataset=lambda: replace(task.load_data(None), normalise=Shifted()))
+    monkeypatch.setattr("edgeprune.engine.rundir.get_task", lambda name: own)
+    done = export_run(run_dir, tmp_path / "a.onnx", precision="fp16", seconds=0.0)
+    assert "edgeprune.normalisation" not in done.file.metadata
+    assert done.file_accuracy == pytest.approx(done.whole.accuracy, abs=0.02)
