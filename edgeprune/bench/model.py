@@ -9,6 +9,7 @@ import torch
 
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import make_step
+from edgeprune.bench.made_up import made_up
 from edgeprune.bench.meter import Idle, Meter, Result, threads
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import prune
@@ -37,16 +38,8 @@ def measure_model(
     if width < 1:
         model = prune(model, examples_of(task), keep=width, min_channels=2).model
     model = model.to(place)
-    example = examples_of(task)
-    if len(example) != 1 or not example[0].is_floating_point():
-        raise EdgePruneError(
-            f"bench model: the inputs of {task.name!r} cannot be made up; export it and bench the file"
-        )
     batch = task.batch_size
-    x = torch.randn(batch, *example[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(place)
-    with torch.no_grad():
-        classes = model.eval()(x).shape[-1]
-    y = (torch.arange(batch) % classes).to(place)
+    x, y = (each.to(place) for each in made_up(task, batch, "bench model", "export it and bench the file"))
     step = make_step(model, task.loss, Recipe(1, batch, task.lr, task.momentum, task.weight_decay))
 
     def wait() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgeprune.algorithms.protocol import Recipe
 from edgeprune.algorithms.training import LocalData, make_step
 from edgeprune.bench import shapes
+from edgeprune.bench.made_up import check_batch, made_up
 from edgeprune.bench.meter import Idle, Meter, threads
 from edgeprune.bench.shapes import Shape
 from edgeprune.device import memory
@@ -23,7 +24,6 @@ from edgeprune.device.probe import beside_figures
 from edgeprune.device.profile import DeviceProfile, Point, fingerprint, moments
 from edgeprune.device.samples import Energy, now
 from edgeprune.device.state import changes, machine_state
-from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import latency_model
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
@@ -149,17 +149,11 @@ def _batch(task: Task, data: LocalData | None, batch_size: int) -> tuple[Callabl
     """(makes the network's input of one batch, its targets)."""
     if data is not None:
         rows = torch.arange(batch_size) % len(data)
-        x, y = data.x[rows], data.y[rows]
-        return lambda: data.normalise(x), y
-    example = examples_of(task)
-    if len(example) != 1 or not example[0].is_floating_point():
-        raise EdgePruneError(
-            f"profile of {task.name!r}: its inputs cannot be made up; say where its data are, --data DIR"
-        )
-    inputs = torch.randn(batch_size, *example[0].shape[1:], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        outputs = task.make_model().eval()(inputs)
-    return lambda: inputs, torch.arange(batch_size) % outputs.shape[-1]
+        stored, targets = data.x[rows], data.y[rows]
+        check_batch(task, made(task), data.normalise(stored.clone()), targets)
+        return lambda: data.normalise(stored), targets
+    x, y = made_up(task, batch_size, f"profile of {task.name!r}", "say where its data are, --data DIR")
+    return lambda: x, y
 
 
 def _measure_times(

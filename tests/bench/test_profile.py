@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from small_task import small_task
+from torch import nn
+from torch.nn import functional
 
+from edgeprune.algorithms.training import LocalData
 from edgeprune.bench import shapes
+from edgeprune.bench.meter import Meter
+from edgeprune.bench.model import measure_model
 from edgeprune.bench.profile import Effort, model_error, profile_task
+from edgeprune.device.power import open_sampler
 from edgeprune.device.profile import DeviceProfile, Fingerprint, from_json, read_profile, write_profile
 from edgeprune.device.samples import Recording, Sample, now
 from edgeprune.errors import EdgePruneError
@@ -174,3 +180,30 @@ def test_the_error_is_of_points_that_were_not_fitted(profile: DeviceProfile):
     wrong = replace(points[-1], step_ms=points[-1].step_ms * 2)
     assert model_error(points, [wrong])["largest"] > 0.2
     assert model_error(points[:2], []) == {}
+
+
+class Maps(nn.Module):
+    """A class for every pixel, under a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"map": self.conv(x)}
+
+
+def test_answers_that_cannot_be_made_up_are_a_sentence():
+    """No class for each row: measured on the task's own data, or not at all."""
+    named = replace(small_task(), make_model=Maps, loss=lambda output, y: functional.cross_entropy(output["map"], y))
+    pixels = replace(small_task(), make_model=lambda: Maps().conv)
+    for task in (named, pixels):
+        with pytest.raises(EdgePruneError, match="profile of 'small': the answers of 'small' cannot be made up"):
+            profile_task(task, effort=Effort(seconds=0.006, passes=1))
+        with pytest.raises(EdgePruneError, match="bench model: the answers of 'small' cannot be made up"):
+            measure_model(task, Meter(open_sampler("none", 0.5)), seconds=0.05, repeats=1, idle_s=0)
+    x, y = torch.randn(8, 3, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64)
+    few = {"effort": Effort(seconds=0.006, passes=1), "widths": (0.5, 1.0), "checks": ()}
+    assert profile_task(named, data=LocalData(x, y, lambda v: v), **few).points
+    with pytest.raises(EdgePruneError, match="task 'small': model or loss do not fit its training samples"):
+        profile_task(named, data=LocalData(x, y[:, 0, 0], lambda v: v), **few)
