@@ -142,7 +142,8 @@ def annotate(exported: Exported, metadata: Mapping[str, object]) -> Exported:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU, floating types as float32, our own layers as torch's (``plain``)."""
+    """A copy in eval mode on the CPU, floating types as float32, our own layers as torch's (``plain``), and of a
+    compiled model what was compiled: no exporter looks through torch.compile."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise EdgePruneError(f"export: the model is {what}; give an instance of torch.nn.Module")
@@ -150,8 +151,9 @@ def in_float32(model: nn.Module) -> nn.Module:
         raise EdgePruneError(
             f"export: {type(model).__name__} has lazy weights; run it once on its inputs, then export it"
         )
+    inner = model._modules.get("_orig_mod") if type(model).__module__.startswith("torch._dynamo") else None
     try:
-        return plain(copy.deepcopy(model).cpu().eval()).float()
+        return plain(copy.deepcopy(model if inner is None else inner).cpu().eval()).float()
     except Exception as error:  # what a user's module holds may refuse to be copied in any way
         raise EdgePruneError(f"export: {type(model).__name__} cannot be copied: {first_line(error)}") from None
 

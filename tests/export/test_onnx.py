@@ -149,6 +149,16 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert check_parity(net, done.path, inputs).rows == 10
 
 
+def test_a_compiled_model_is_exported_as_what_was_compiled(tmp_path: Path) -> None:
+    net = trained_net().eval()
+    compiled = torch.compile(net, backend="eager")
+    compiled(IMAGES)
+    export_onnx(compiled, (IMAGES,), tmp_path / "compiled.onnx")
+    assert check_parity(compiled, tmp_path / "compiled.onnx", IMAGES, real=True).argmax_agreement == 1.0
+    names = {tensor.name for tensor in onnx.load(str(tmp_path / "compiled.onnx")).graph.initializer}
+    assert {"left.weight", "head.weight"} <= names
+
+
 def test_hard_coded_batch_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(EdgePruneError, match="always has 2 rows"):
         export_onnx(FixedBatch(), torch.randn(2, 3, 4), tmp_path / "f.onnx")
