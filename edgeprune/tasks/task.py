@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -30,12 +31,12 @@ class Task:
 
     ``make_model()`` draws initial weights from torch's global generator; ``example_inputs()`` are arguments of one
     forward pass with a batch of 2. ``dataset`` is a name that :func:`edgeprune.data.load` knows, or a function that
-    returns a :class:`DataSet`. ``loss(output, target)`` is a scalar, the batch's mean.
-    ``correct(output, target)`` counts right answers.
+    returns a :class:`DataSet`; where it asks for an argument it is given the folder of ``--data``, or None.
+    ``loss(output, target)`` is a scalar, the batch's mean. ``correct(output, target)`` counts right answers.
     """
 
     name: str
-    dataset: str | Callable[[], DataSet]
+    dataset: str | Callable[..., DataSet]
     make_model: Callable[[], nn.Module]
     example_inputs: Callable[[], tuple[Tensor, ...]]
     batch_size: int
@@ -60,7 +61,8 @@ class Task:
         if isinstance(self.dataset, str):
             return data.load(self.dataset, data_dir)
         try:
-            loaded = self.dataset()
+            folder = None if data_dir is None else Path(data_dir)
+            loaded = self.dataset(folder) if _takes_folder(self.dataset) else self.dataset()
         except EdgePruneError:
             raise
         except Exception as error:
@@ -68,6 +70,17 @@ class Task:
         if not isinstance(loaded, DataSet):
             raise EdgePruneError(f"task {self.name!r}: dataset returned {type(loaded).__name__}, not a DataSet")
         return loaded
+
+
+def _takes_folder(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` cannot be called without an argument."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:  # one of another language
+        pass
+    return False
 
 
 def get(name: str) -> Task:

@@ -102,6 +102,22 @@ def test_a_dataset_function_must_return_a_dataset():
         replace(tasks.get("digits"), dataset=lambda: 3).load_data()
 
 
+def test_a_dataset_function_is_given_the_folder_it_asks_for(tmp_path):
+    found = splits(*(torch.zeros(2), torch.zeros(2, dtype=torch.int64)) * 2)
+    asked = []
+
+    def of(folder):
+        asked.append(folder)
+        return found
+
+    assert task_for(found).load_data(tmp_path) is found  # a function that needs nothing
+    assert replace(task_for(found), dataset=lambda kept=found: kept).load_data(tmp_path) is found
+    task = replace(task_for(found), dataset=of)
+    assert task.load_data(tmp_path) is task.load_data() is found and asked == [tmp_path, None]
+    with pytest.raises(EdgePruneError, match=r"its data cannot be loaded \(TypeError: .* 'more'"):
+        replace(task, dataset=lambda folder, more: found).load_data(tmp_path)
+
+
 def splits(x, y, test_x, test_y):
     return DataSet("mine", Split(x, y), Split(test_x, test_y), ("a", "b"), lambda v: v.float())
 
