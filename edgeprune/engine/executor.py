@@ -3,6 +3,7 @@ to the rounding of sums in another order, each the same bits every time at the s
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,10 +17,12 @@ from edgeprune.engine.acceptance import GRADIENT
 from edgeprune.engine.worker import Done, ModelShelf, Order, train_one
 from edgeprune.errors import EdgePruneError
 from edgeprune.nn import Exits
-from edgeprune.nn.batched import batched
+from edgeprune.nn.batched import batched, load_states
 from edgeprune.nn.gated import gated_layers
 from edgeprune.pruning import SubmodelPlan
+from edgeprune.pruning.surgery import load_local
 
+ROWS = 2  # of each client, on which a batched network is compared with the plain one
 KEPT = 4  # batched networks: each as large as its clients' together
 Loss = Callable[[Tensor, Tensor], Tensor]
 Outcome = Done | EdgePruneError
@@ -68,6 +71,8 @@ class Batched:
         self._shelf, self._loss_of, self._device, self._width = shelf, loss_of, device, width
         self._serial = Serial(shelf, loss_of)
         self._models: OrderedDict[tuple[str, int], nn.Module] = OrderedDict()
+        self._alike: set[str] = set()  # plans whose networks say the same when batched
+        self._apart: set[str] = set()  # and those that do not
 
     def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         waiting = iter(orders)
@@ -88,14 +93,19 @@ class Batched:
                     yield from zip(group, done, strict=True)
 
     def _one_by_one(self, order: Order) -> bool:
-        """Several outputs, gates and thresholds are not batched."""
+        """Several outputs, gates and thresholds are not batched, nor what was found to mix the clients."""
         model = self._shelf.get(order.plan)
-        return isinstance(model, Exits) or bool(gated_layers(model)) or order.job.threshold > 0
+        return (
+            order.plan.id in self._apart
+            or isinstance(model, Exits)
+            or bool(gated_layers(model))
+            or order.job.threshold > 0
+        )
 
     def _together(self, group: Sequence[Order]) -> list[Done]:
         first = group[0]
         cohort = Cohort(
-            self._model(first.plan, len(group)),
+            self._judged(self._model(first.plan, len(group)), group),
             [order.received for order in group],
             {name: [order.held[name] for order in group] for name in first.held},
             [order.data for order in group],
@@ -121,3 +131,30 @@ class Batched:
                 self._models.popitem(last=False)
         self._models.move_to_end(key)
         return self._models[key]
+
+    def _judged(self, model: nn.Module, group: Sequence[Order]) -> nn.Module:
+        """``model``, the batched network of ``group``. EdgePruneError where it says something else of the last client's
+        samples than the plain one of them alone: code between layers may look at the whole batch, or at weights."""
+        plan = group[0].plan
+        if plan.id not in self._alike:
+            if not self._agrees(model, group):
+                self._apart.add(plan.id)
+                raise EdgePruneError("batched training: forward works over the batch, or on weights themselves")
+            if len(group) > 1:
+                self._alike.add(plan.id)
+        return model
+
+    @torch.no_grad()
+    def _agrees(self, model: nn.Module, group: Sequence[Order]) -> bool:
+        load_states(model, [order.received for order in group])
+        plain = load_local(copy.deepcopy(self._shelf.get(group[0].plan)), group[-1].received).to(self._device).eval()
+        rows = [order.data.normalise(order.data.x[:ROWS].clone()).to(self._device) for order in group]
+        try:
+            together, alone = model.eval()(torch.cat(rows)), plain(rows[-1])
+            if not isinstance(together, Tensor) or together.shape != (sum(map(len, rows)), *alone.shape[1:]):
+                return False
+            return torch.allclose(together[-len(alone) :], alone, rtol=1e-2, atol=1e-3 * float(alone.abs().max()))
+        except Exception:  # a user's forward may raise anything; alone it may train
+            return False
+        finally:
+            model.train()

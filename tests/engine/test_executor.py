@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from short_runs import maker, resumed_equals_whole, weights
+from torch import nn
+from torch.nn import functional
 
-from edgeprune import engine
+from edgeprune import engine, tasks
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine.executor import Batched, check_device
 from edgeprune.engine.worker import ModelShelf
@@ -142,3 +144,59 @@ def test_only_models_of_the_plans_used_last_are_kept(latency):
     plan = prepared.experiment.algorithm.init(prepared.setting, {}).plans["device-0"]
     models = [executor._model(plan, clients) for clients in range(1, 7)]
     assert executor._model(plan, 6) is models[5] and executor._model(plan, 1) is not models[0]
+
+
+class Centred(nn.Module):
+    """What it says of a sample depends on the others of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.body(x.flatten(1))
+        return self.head(torch.relu(x - x.mean(0)))
+
+
+class Tilted(Centred):
+    """A weight at work outside its layer."""
+
+    def forward(self, x):
+        return functional.linear(torch.relu(self.body(x.flatten(1))), self.head.weight)
+
+
+class Told(Centred):
+    """An output with a name."""
+
+    def forward(self, x):
+        return {"digit": self.head(torch.relu(self.body(x.flatten(1))))}
+
+
+def of_told(function):
+    return lambda output, y: function(output["digit"], y)
+
+
+@pytest.mark.parametrize("model", [Centred, Tilted, Told])
+def test_a_users_network_that_cannot_be_batched_is_trained_one_by_one(both, monkeypatch, model):
+    task = replace(tasks.get("digits"), make_model=model)
+    if model is Told:
+        task = replace(task, loss=of_told(task.loss), correct=of_told(task.correct))
+    monkeypatch.setattr("edgeprune.engine.run.get_task", lambda name: task)
+    (serial, alone), (together, batched) = both("algorithm.name=fedavg", "run.rounds=2")
+    assert [record["loss"] for record in together] == [record["loss"] for record in serial]
+    assert all(torch.equal(tensor, batched[name]) for name, tensor in alone.items())
+
+
+def test_a_normalisation_that_draws_draws_for_every_batch(latency, monkeypatch, tmp_path):
+    rows = []
+    plain = tasks.get("digits").load_data()
+
+    def drawing(x):
+        rows.append(len(x))
+        return plain.normalise(x)
+
+    task = replace(tasks.get("digits"), dataset=lambda: replace(plain, normalise=drawing))
+    monkeypatch.setattr("edgeprune.engine.run.get_task", lambda name: task)
+    sets = ("algorithm.name=fedavg", "algorithm.epochs=2", "run.executor=batched", "fleet.devices=2", "run.rounds=1")
+    engine.start(engine.prepare(maker(latency, *SHARED)(*sets, "data.per_class=20")), tmp_path / "run")
+    assert rows.count(2 * 32) == rows.count(2 * 8) == 2  # the batches of two clients with 40 samples, in two epochs
