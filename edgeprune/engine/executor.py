@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.algorithms.cohort import Cohort
+from edgeprune.algorithms.training import LocalData
 from edgeprune.engine.acceptance import GRADIENT
 from edgeprune.engine.worker import Done, ModelShelf, Order, train_one
 from edgeprune.errors import EdgePruneError
@@ -73,6 +74,7 @@ class Batched:
         self._models: OrderedDict[tuple[str, int], nn.Module] = OrderedDict()
         self._alike: set[str] = set()  # plans whose networks say the same when batched
         self._apart: set[str] = set()  # and those that do not
+        self._random: bool | None = None
 
     def __call__(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         waiting = iter(orders)
@@ -93,14 +95,13 @@ class Batched:
                     yield from zip(group, done, strict=True)
 
     def _one_by_one(self, order: Order) -> bool:
-        """Several outputs, gates and thresholds are not batched, nor what was found to mix the clients."""
+        """Several outputs, gates, thresholds, what draws at random and what was found to mix the clients go alone."""
         model = self._shelf.get(order.plan)
-        return (
-            order.plan.id in self._apart
-            or isinstance(model, Exits)
-            or bool(gated_layers(model))
-            or order.job.threshold > 0
-        )
+        if isinstance(model, Exits) or bool(gated_layers(model)) or order.job.threshold > 0:
+            return True
+        if self._random is None:
+            self._random = _draws(model, order.data)
+        return self._random or order.plan.id in self._apart
 
     def _together(self, group: Sequence[Order]) -> list[Done]:
         first = group[0]
@@ -158,3 +159,12 @@ class Batched:
             return False
         finally:
             model.train()
+
+
+def _draws(model: nn.Module, data: LocalData) -> bool:
+    """Whether a step of training draws numbers, in ``model`` (dropout) or in what makes its inputs (an augmentation):
+    each client's belong to its own seed."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        model.train()(data.normalise(data.x[:1].repeat_interleave(2, 0)))
+        return not torch.equal(torch.get_rng_state(), before)

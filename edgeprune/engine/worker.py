@@ -259,7 +259,9 @@ class Worker:
         """The channels that the own data use most in what was trained."""
         model = load_local(self._shelf.get(order.plan), done.state)
         batches = (self._data.normalise(x) for x in self._data.x.split(order.recipe.batch_size))
-        return specialised(model, self._graph, batches, order.job.gates)
+        with torch.random.fork_rng(devices=[]):  # for inputs that are drawn, as in training
+            torch.manual_seed(order.seed)
+            return specialised(model, self._graph, batches, order.job.gates)
 
     def _adopt_plan(self, message: wire.Message) -> bool:
         """Whether the message brought a plan. (One that came again is built again: the device may have lost it.)"""
@@ -319,7 +321,9 @@ def train_one(shelf: ModelShelf, order: Order, loss_of: Callable[[Tensor, Tensor
     trained = train_local(model, order.data, training, order.recipe, order.seed, readjusting)
     gradients: dict[str, Tensor] = {}
     if order.held and order.job.gradient:
-        dense = dense_gradients(model, order.data, loss_of, order.recipe)
+        with torch.random.fork_rng(devices=[]):  # for dropout and its like, as in training
+            torch.manual_seed(order.seed)
+            dense = dense_gradients(model, order.data, loss_of, order.recipe)
         gradients = {GRADIENT + name: gradient for name, gradient in dense.items()}
     return Done(model.state_dict(), mask_bits(model) if order.held else {}, gradients, trained)
 

@@ -11,10 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from edgeprune import engine, tasks
+from edgeprune.algorithms.protocol import Job, Recipe
+from edgeprune.algorithms.training import LocalData
 from edgeprune.engine import checkpoint as checkpoints
-from edgeprune.engine.executor import Batched, check_device
-from edgeprune.engine.worker import ModelShelf
+from edgeprune.engine.executor import Batched, Serial, check_device
+from edgeprune.engine.worker import ModelShelf, Order
 from edgeprune.errors import EdgePruneError
+from edgeprune.pruning import ChannelGraph, SubmodelPlan, masks
 
 SHARED = ("run.rounds=3", "run.evaluate_every=1", "data.partition=classes", "data.per_class=10", "fleet.devices=6")
 TWO = ("algorithm.sample=3", "algorithm.epochs=2")
@@ -200,3 +203,47 @@ def test_a_normalisation_that_draws_draws_for_every_batch(latency, monkeypatch, 
     sets = ("algorithm.name=fedavg", "algorithm.epochs=2", "run.executor=batched", "fleet.devices=2", "run.rounds=1")
     engine.start(engine.prepare(maker(latency, *SHARED)(*sets, "data.per_class=20")), tmp_path / "run")
     assert rows.count(2 * 32) == rows.count(2 * 8) == 2  # the batches of two clients with 40 samples, in two epochs
+
+
+class Dropped(torch.nn.Module):
+    """Dropout as a function: no layer says that it is there."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("where", ["layer", "function", "inputs"])
+@pytest.mark.parametrize("kind", [Serial, lambda *one: Batched(*one, torch.device("cpu"))], ids=["serial", "batched"])
+def test_what_training_draws_belongs_to_each_clients_seed(kind, where, masked):
+    torch.manual_seed(0)
+    between = {"layer": torch.nn.Dropout(0.5), "function": Dropped(), "inputs": torch.nn.Tanh()}[where]
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), between, torch.nn.Linear(16, 2))
+    plan = SubmodelPlan.full(ChannelGraph.trace(model.eval(), (torch.zeros(2, 6),)))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights_ = {name: tensor for name, tensor in state.items() if name.endswith("weight")}
+    held = masks.start(weights_, 0.5, "uniform", "random", 0) if masked else {}
+    state |= {name: masks.applied(state[name], mask) for name, mask in held.items()}
+
+    def noisy(x):
+        return x + torch.randn_like(x) if where == "inputs" else x
+
+    def made(seed):
+        data = LocalData(torch.randn(8, 6), torch.arange(8) % 2, noisy)
+        return Order(None, plan, Recipe(2, 4, 0.1, 0.9, 0.0), Job(gradient=masked), seed, state, held, data, False)
+
+    orders = [made(seed) for seed in (1, 2, 3)]
+    executor = kind(ModelShelf(model), torch.nn.functional.cross_entropy)
+
+    def trained(some):
+        found = {}
+        for order, done in executor(some):
+            found |= {f"{order.seed}/{n}": t.clone() for n, t in {**done.state, **done.gradients}.items()}
+        return found
+
+    before = torch.get_rng_state()
+    first = trained(orders)
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's stream stays untouched
+    torch.manual_seed(5)
+    again = trained(orders[:1]) | trained(orders[1:])
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
