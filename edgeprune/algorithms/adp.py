@@ -80,8 +80,9 @@ class ADP(ClientSide):
         plans, moved = dict(state.plans), {}
         for update in updates:
             if update.plan != full:
-                moved[update.client] = difference(plans[update.client], update.plan)
-                if moved[update.client] > self.drift:
+                before = plans[update.client]
+                moved[update.client] = difference(before, update.plan)
+                if before == full or moved[update.client] > self.drift:
                     plans[update.client] = update.plan
         model = average(state.model, [replace(update, plan=full) for update in updates])
         return State(state.round + 1, model, plans, {"moved": moved})

@@ -183,6 +183,21 @@ def test_a_set_is_replaced_when_its_data_drift(traced):
     assert isinstance(state, State) and state.round == 4
 
 
+def test_the_first_set_is_taken_over_whatever_drift_is(traced):
+    model, graph = traced
+    setting = Setting(graph, ("a",), {"a": 1}, Recipe(1, 1, 0.1, 0.0, 0.0), 10)
+    algorithm = ADP(keep=0.5, drift=0.6)
+    weights = {name: t.clone() for name, t in model.state_dict().items()}
+    state = algorithm.init(setting, weights)
+    first = choose(graph, {n: torch.arange(s) for n, s in graph.map.groups.items()}, 0.5)
+    kept = first.kept["features.0.gate"]
+    near = SubmodelPlan(graph.map, {**first.kept, "features.0.gate": (kept[0] - 1, *kept[1:])})
+    for proposed in (first, near):
+        state = algorithm.merge(setting, state, [Update("a", proposed, weights, 1, 0.0, 1.0)])
+        assert state.plans["a"] == first
+    assert state.memory["moved"]["a"] > 0
+
+
 def test_small_weights_become_zero_after_each_epoch_and_may_grow_again():
     torch.manual_seed(0)
     model = nn.Linear(4, 2)
