@@ -17,6 +17,8 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Device, Fleet, Times, Work, charge, size_of
 from edgeprune.pruning import ChannelGraph
 
+PLAN = ":plan"  # no tensor's name has a colon
+
 
 class LocalTransport:
     """Has the workers' orders done by the executor and charges what their round would have taken on the fleet: by each
@@ -65,8 +67,14 @@ class LocalTransport:
         """Nothing to do: work begins when it is asked for."""
 
     def memory(self) -> Mapping[str, Tensor]:
-        """What error feedback owes on every device, as "device/tensor"."""
-        return {f"{client}/{n}": t for client, worker in self._workers.items() for n, t in worker.residual.items()}
+        """What error feedback owes on every device, as "device/tensor", and beside it the plan whose weights these
+        are (the server forgets that of a device which did not answer)."""
+        kept: dict[str, Tensor] = {}
+        for client, worker in self._workers.items():
+            kept |= {f"{client}/{name}": tensor for name, tensor in worker.residual.items()}
+            if worker.residual and worker.plan and (plan := worker.plan.kept_bytes()):
+                kept[f"{client}/{PLAN}"] = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        return kept
 
     def _answers(self, clients: Sequence[str], take: Take | None = None) -> list[Reply]:
         """Everybody's reply, in the order asked for, or what ``take`` made of it."""

@@ -26,7 +26,7 @@ from edgeprune.engine.evaluation import class_shares, client_accuracy
 from edgeprune.engine.events import PENDING, EventTransport
 from edgeprune.engine.executor import check_device, executor
 from edgeprune.engine.interleaved import InterleavedServer
-from edgeprune.engine.local import LocalTransport
+from edgeprune.engine.local import PLAN, LocalTransport
 from edgeprune.engine.reporting import fleet_reports, own_times, recorded_times
 from edgeprune.engine.rounds import Evaluated, Server
 from edgeprune.engine.transport import Transport
@@ -35,7 +35,7 @@ from edgeprune.engine.worker import ModelShelf, Worker
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import Fleet, Times, build_fleet
 from edgeprune.nn import densities
-from edgeprune.pruning import ChannelGraph
+from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import Task, evaluate_by_class
 from edgeprune.tasks import get as get_task
 from edgeprune.tasks.task import examples_of, made
@@ -247,11 +247,13 @@ def _server(prepared: Prepared, at: Checkpoint | None = None, transport: Transpo
 
 def _local(prepared: Prepared, at: Checkpoint | None) -> LocalTransport:
     graph = prepared.graph
-    held = at.held if at else {}
+    held = dict(at.held) if at else {}
     owed: dict[str, dict[str, Tensor]] = {}
     for key, tensor in (at.devices if at else {}).items():
         client, _, name = key.partition("/")  # a device's name has no slash
-        if not name.startswith(PENDING):
+        if name == PLAN:
+            held[client] = SubmodelPlan.from_kept_bytes(graph, tensor.numpy().tobytes())
+        elif not name.startswith(PENDING):
             owed.setdefault(client, {})[name] = tensor
     shelf = ModelShelf(prepared.model)
     workers = {

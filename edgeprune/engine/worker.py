@@ -158,6 +158,11 @@ class Worker:
         """What error feedback still owes the server, by tensor; it must survive a restart of the device."""
         return self._residual
 
+    @property
+    def plan(self) -> SubmodelPlan | None:
+        """What it holds of the model; None before its first assignment."""
+        return self._plan
+
     def take_back(self, answer: Answer) -> None:
         """The last ``answer``, an update, will not be sent: what was owed before it is owed still."""
         self._residual = dict(answer.owed)

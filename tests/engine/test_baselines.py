@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from short_runs import maker
+from short_runs import maker, resumed_equals_whole
 
 from edgeprune import engine, wire
 from edgeprune.algorithms.fedavg import FedAvg
+from edgeprune.algorithms.fedrolex import FedRolex
 from edgeprune.algorithms.heterofl import HeteroFL
 from edgeprune.algorithms.protocol import Job, Recipe, State, Update
 from edgeprune.algorithms.training import LocalData, train_local
@@ -120,6 +121,13 @@ def test_narrow_uploads_take_their_share_and_still_learn(tiny, tmp_path, algorit
     assert narrow[0]["upload_bytes"] <= share * dense[0]["upload_bytes"] * 1.03 + room
     assert not any(record["rejected"] for record in narrow)
     assert narrow[-1]["loss"] == pytest.approx(dense[-1]["loss"], abs=0.5)
+
+
+def test_what_is_owed_follows_its_weights_after_an_answer_that_was_lost(tiny, tmp_path, monkeypatch):
+    """The server forgets the plan of a device that did not answer; what that device owes belongs to it all the same."""
+    lost = 'fleet.fault=[{device="device-1", kind="drop", first=2, last=2}]'
+    algorithm = FedRolex(rates=(0.5,), upload="int8", feedback=True, calibrate=0)
+    resumed_equals_whole(tiny(algorithm, "run.rounds=4", lost), tmp_path, monkeypatch, 2)
 
 
 def test_heterofl_deals_nested_widths(tiny, tmp_path):
