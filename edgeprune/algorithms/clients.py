@@ -29,7 +29,7 @@ class ClientSide:
     - ``momentum``: the clients' own, of a fresh SGD every round. ``prox``: FedProx's mu; ``prox_detached`` and
       ``softmax`` are departures of FedDST's public code (protocol.Recipe).
     - ``upload``: the type in which values travel; int8 (one scale for 256 values) sends what training changed, for
-      which 8 bits are enough (batch-norm statistics, which are measured, go as they are). ``feedback``: what int8
+      which 8 bits are enough. Batch-norm statistics, which are measured, go as they are. ``feedback``: what int8
       rounded away is added to the device's next change.
     """
 

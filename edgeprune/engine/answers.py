@@ -37,12 +37,13 @@ def answer_with(
     """``state`` after training from ``received``, packed as ``job`` asks. ``masks`` are the device's own now, ``held``
     those that the server sent: where they are equal, no positions travel.
 
-    Where changes are asked for, batch-norm statistics go whole and as they are all the same: they are measured, not
-    trained, and a variance that part of a change is added to may come out negative.
+    Where changes or narrow values are asked for, batch-norm statistics go whole and as they are all the same: they are
+    measured, not trained; a variance that part of a change is added to may come out negative, and of inputs that are
+    not normalised it may be beyond float16.
     """
     values = dict(state)
     owed: dict[str, Tensor] = {}
-    changed = [name for name, x in state.items() if not job.change or changes(name, x)]
+    changed = [name for name, x in state.items() if changes(name, x)]
     if job.change:
         for name in changed:
             change = state[name] - received[name]
@@ -58,7 +59,7 @@ def answer_with(
         packed = {
             name: wire.pack_tensor(x, masks.get(name), job.dtype, name=name, known=same and name in masks)
             for name, x in values.items()
-            if name in masks or (job.dtype != "fp32" and x.is_floating_point() and name in changed)
+            if name in masks or (job.dtype != "fp32" and name in changed)
         }
     else:
         packed = {}

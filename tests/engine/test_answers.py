@@ -25,6 +25,14 @@ def test_statistics_go_as_they_are_and_nothing_of_them_is_owed():
     assert owed["w"].tolist() == [0.0, 2.0]
 
 
+def test_statistics_beyond_float16_travel_beside_weights_in_it():
+    """Of inputs that are not normalised: their variance is larger, or smaller, than float16 can hold."""
+    state = {"w": torch.tensor([5.0, 1.0]), "bn.running_var": torch.tensor([3e5, 1e-9])}
+    answer = answer_with(state, state, {}, {}, {}, Job(dtype="fp16"), {})
+    assert answer.packed.keys() == {"w"} and answer.packed["w"].tensor().tolist() == [5.0, 1.0]
+    assert torch.equal(answer.whole["bn.running_var"], state["bn.running_var"])
+
+
 def test_what_is_owed_follows_its_weights_to_another_plan():
     model = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=False), torch.nn.ReLU(), torch.nn.Linear(4, 1, bias=False))
     graph = ChannelGraph.trace(model, (torch.zeros(2, 2),))
