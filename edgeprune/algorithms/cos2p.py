@@ -49,6 +49,7 @@ RatesBy = Literal["table", "profile"]
 
 
 LEAST = 1e-20  # share of an update that could still move a float32
+HOTTEST = 1e6  # temperature: logits divided by it, and its square, are float32
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class CoS2P(ClientSide):
         if self.mask_epochs < 1:
             raise EdgePruneError(f"algorithm.mask_epochs is {self.mask_epochs}; give 1 or more")
         check_least_zero(self, "transfer", "pull", "deadline_s")
-        if not self.temperature > 0:
-            raise EdgePruneError(f"algorithm.temperature is {self.temperature}; it must be greater than 0")
+        if not 1 / HOTTEST <= self.temperature <= HOTTEST:
+            limits = f"{1 / HOTTEST:.0e} to {HOTTEST:.0e}"
+            raise EdgePruneError(f"algorithm.temperature is {self.temperature}; give {limits}")
 
     @property
     def barrier(self) -> Barrier:

@@ -93,6 +93,8 @@ class FedDST(ClientSide):
 
     def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
         """The initial weights under their first masks."""
+        if self.after > setting.recipe.epochs:
+            raise EdgePruneError(f"algorithm.after is {self.after}, there are {setting.recipe.epochs} epochs")
         if not setting.maskable:
             raise EdgePruneError("algorithm 'feddst': the task's model has no nn.Linear or nn.Conv2d to mask")
         weights = {name: model[name] for name in setting.maskable}

@@ -364,6 +364,8 @@ def test_positions_that_a_model_looks_up_come_back_as_they_were_sent(vit, spoilt
         {"masks": "lerned"},
         {"mask_epochs": 0},
         {"temperature": 0.0},
+        {"temperature": 1e300},
+        {"temperature": 1e-300},
         {"transfer": -1.0},
         {"staleness": "stale"},
         {"merge_by": "units"},

@@ -18,6 +18,7 @@ from edgeprune.algorithms.readjustment import dense_gradients, readjust
 from edgeprune.algorithms.training import LocalData, train_local
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine.acceptance import accept
+from edgeprune.engine.run import begun
 from edgeprune.engine.transport import Reply
 from edgeprune.errors import EdgePruneError
 from edgeprune.nn import densify, sparsify
@@ -268,6 +269,12 @@ def test_sampling_is_the_same_for_every_algorithm_and_without_repetition(tiny):
 def test_a_configuration_that_means_nothing_is_one_sentence(fields):
     with pytest.raises(EdgePruneError, match="algorithm"):
         FedDST(**fields)
+
+
+def test_masks_that_could_never_move_are_refused_where_the_task_says_how_many_epochs(tiny):
+    prepared = engine.prepare(tiny("algorithm.epochs=0", "algorithm.after=2"))
+    with pytest.raises(EdgePruneError, match=r"algorithm.after is 2, there are 1 epochs"):
+        begun(prepared)
 
 
 def whole_update(client, samples, **state):
