@@ -29,7 +29,7 @@ from torch import Tensor
 from edgeprune.algorithms import rate_learner
 from edgeprune.algorithms.averaging import MergeRule, average, check_averaging, summing
 from edgeprune.algorithms.barrier import ALL, Barrier
-from edgeprune.algorithms.clients import assign_plans, check_least_zero, override
+from edgeprune.algorithms.clients import ClientSide, assign_plans, check_least_zero
 from edgeprune.algorithms.protocol import Assignment, Recipe, Setting, State, Update
 from edgeprune.algorithms.rate_learner import Limits, Point, Scale
 from edgeprune.algorithms.running_mean import Summing
@@ -54,15 +54,15 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class AdaptCL:
-    """Fields are the paper's knobs.
+class AdaptCL(ClientSide):
+    """Fields are the paper's knobs; on the clients' side: clients.py.
 
     ``gamma_min`` is the accuracy/time knob; ``interval`` is PI; ``band`` the share within which a time counts as
     equal; ``change`` the ratio between two means of one worker's time that counts as a change of its capability.
     ``size_by`` is what the rate learner takes a model's size to be: ``"work"`` (multiply-adds) or ``"channels"``.
     ``merge_by`` is ``"unit"``, ``"worker"`` or ``"delta"`` (pruning/merging.py); ``merge_rule``, ``trim`` and
     ``clip_norm``: averaging.py. ``importance`` ranks channels: ``"bn"``, ``"l1"``, ``"l2"``. ``calibrate``: passes of
-    batch-norm calibration before the model is used. A recipe field of 0 keeps the task's own value.
+    batch-norm calibration before the model is used.
     """
 
     interval: int = 10
@@ -80,16 +80,14 @@ class AdaptCL:
     merge_rule: MergeRule = "mean"
     trim: float = 0.1
     clip_norm: float = 0.0
-    epochs: int = 1
-    batch_size: int = 0
-    lr: float = 0.0
     calibrate: int = 3
 
     name: ClassVar[str] = "adaptcl"
     barrier: ClassVar[Barrier] = ALL
 
     def __post_init__(self) -> None:
-        check_least_zero(self, "alpha", "band", "bn_l1", "epochs", "batch_size", "lr", "calibrate")
+        self.check_clients()
+        check_least_zero(self, "alpha", "band", "bn_l1")
         if self.min_channels < 1:
             raise EdgePruneError(f"algorithm.min_channels is {self.min_channels}; a layer keeps 1 or more")
         if self.importance not in IMPORTANCES:
@@ -115,7 +113,7 @@ class AdaptCL:
 
     def recipe(self, task_recipe: Recipe) -> Recipe:
         """The task's recipe, with the L1 penalty on batch-norm scales that makes them rank channels."""
-        return replace(override(task_recipe, self.epochs, self.batch_size, self.lr), bn_l1=self.bn_l1)
+        return replace(super().recipe(task_recipe), bn_l1=self.bn_l1)
 
     def init(self, setting: Setting, model: dict[str, Tensor]) -> State:
         """Everybody starts with the whole model: nothing is known of anybody."""
@@ -124,8 +122,8 @@ class AdaptCL:
         return State(0, model, dict.fromkeys(setting.clients, full), _to_memory(workers, math.nan, None))
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
-        """Each worker its sub-model."""
-        return assign_plans(setting, state)
+        """Each worker of the round its sub-model."""
+        return assign_plans(setting, state, self.participants(setting, state.round), self.job())
 
     def summing(self, setting: Setting, state: State) -> Summing | None:
         """The mean is all that a merge needs."""
@@ -165,14 +163,16 @@ class AdaptCL:
         """New retentions from the times of one interval: (workers, phi*). ``sizes``: what a retention amounts to.
 
         phi* is set once, from the fastest worker's unpruned time over the first interval, and set anew only when a
-        change of somebody's capability was detected. A current minimum in its place would ratchet everybody down.
+        change of somebody's capability was detected, or somebody faster is heard of for the first time. A current
+        minimum in its place would ratchet everybody down.
         """
         observed = {name: self._observe(worker) for name, worker in workers.items()}
         changed = any(was_changed for _, was_changed in observed.values())
         learnt = {name: worker for name, (worker, _) in observed.items()}
-        known = [worker.unpruned for worker in learnt.values() if not math.isnan(worker.unpruned)]
+        known = {name: worker.unpruned for name, worker in learnt.items() if not math.isnan(worker.unpruned)}
         if known and (changed or math.isnan(target)):
-            target = min(known)
+            target = min(known.values())
+        target = min([target, *(phi for name, phi in known.items() if math.isnan(workers[name].unpruned))])
         if math.isnan(target):
             return learnt, target
         limits = Limits(self.alpha, self.rho_max, self.rho_min, self.gamma_min, self.band)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from edgeprune.algorithms import adaptcl
 from edgeprune.algorithms.adaptcl import AdaptCL, Worker
-from edgeprune.algorithms.clients import assign_plans
 from edgeprune.algorithms.protocol import Assignment, Setting, State, Update
 from edgeprune.errors import EdgePruneError
 from edgeprune.fleet import ProfileTimes
@@ -100,7 +99,7 @@ class Scheduled(AdaptCL):
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:
         """Each client that takes part its sub-model, with as many steps as were decided."""
-        assignments = assign_plans(setting, state)
+        assignments = super().assign(setting, state)
         if self.correct == "learner":
             return assignments
         decided, full = state.memory["decided"], {report.name: report.steps for report in _reports(setting)}

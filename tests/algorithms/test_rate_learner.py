@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rate_curves import LIMITS, Curve, equalise, real, staircase
 
+from edgeprune.algorithms.adaptcl import AdaptCL, Worker
 from edgeprune.algorithms.rate_learner import (
     Limits,
     Point,
@@ -225,3 +226,17 @@ def test_a_doubled_time_is_found_in_noise(seed):
     times = [(1 + (i >= 5)) * math.exp(rng.gauss(0, 0.1)) for i in range(10)]
     factor, after = split_at_change(times, 1.3)
     assert factor == pytest.approx(2.0, rel=0.3) and len(after) == 5
+
+
+# --- the target of a fleet --------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_sets_the_target_when_it_is_first_heard_of():
+    """It lost every answer of the first interval; the others were aimed at the second fastest's time."""
+    algorithm, workers, target = AdaptCL(), {"fast": Worker(), "middle": Worker(), "slow": Worker()}, math.nan
+    for times in ({"middle": 2.0, "slow": 4.0}, {"fast": 1.0, "middle": 2.0, "slow": 2.0}, {"fast": 1.0}):
+        measured = {name: Worker(w.gamma, w.points, w.unpruned, (times.get(name, 0.0),)) for name, w in workers.items()}
+        measured = {name: w if name in times else workers[name] for name, w in measured.items()}
+        workers, target = algorithm.learn(measured, target, HUNDRED)
+        assert target == (2.0 if "fast" not in times else 1.0)
+    assert workers["fast"].gamma == 1.0 and workers["middle"].gamma == 0.5

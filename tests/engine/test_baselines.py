@@ -9,6 +9,7 @@ import torch
 from short_runs import maker, resumed_equals_whole
 
 from edgeprune import engine, wire
+from edgeprune.algorithms.adaptcl import AdaptCL
 from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.algorithms.fedrolex import FedRolex
 from edgeprune.algorithms.heterofl import HeteroFL
@@ -109,8 +110,9 @@ def test_outside_a_mask_nothing_is_owed():
         (FedAvg(upload="int8"), 0.25 * (1 + 4 / 256)),
         (FedAvg(upload="int8", feedback=True), 0.25 * (1 + 4 / 256)),
         (FedAvg(density=0.1, feedback=True), 0.1 + 0.47 / 32),  # positions: the entropy of a tenth, or less
+        (AdaptCL(upload="int8", feedback=True, prox=0.01, calibrate=0), 0.25 * (1 + 4 / 256)),  # all are whole yet
     ],
-    ids=["fp16", "int8", "int8-feedback", "topk"],
+    ids=["fp16", "int8", "int8-feedback", "topk", "adaptcl"],
 )
 def test_narrow_uploads_take_their_share_and_still_learn(tiny, tmp_path, algorithm, share):
     engine.start(engine.prepare(tiny(FedAvg())), tmp_path / "dense")
@@ -128,6 +130,15 @@ def test_what_is_owed_follows_its_weights_after_an_answer_that_was_lost(tiny, tm
     lost = 'fleet.fault=[{device="device-1", kind="drop", first=2, last=2}]'
     algorithm = FedRolex(rates=(0.5,), upload="int8", feedback=True, calibrate=0)
     resumed_equals_whole(tiny(algorithm, "run.rounds=4", lost), tmp_path, monkeypatch, 2)
+
+
+def test_adaptcl_shrinks_and_resumes_with_what_averaging_has(tiny, tmp_path, monkeypatch):
+    """Narrow uploads with feedback whose sub-models change at every stage, of three devices a round."""
+    algorithm = AdaptCL(interval=2, upload="int8", feedback=True, prox=0.01, sample=3, calibrate=0)
+    resumed_equals_whole(tiny(algorithm, "run.rounds=6"), tmp_path, monkeypatch, 4)
+    records = engine.RunDir(tmp_path / "whole").metrics()
+    assert all(len(record["participants"]) == 3 and not record["rejected"] for record in records)
+    assert min(records[-1]["retention"].values()) < 1
 
 
 def test_heterofl_deals_nested_widths(tiny, tmp_path):
