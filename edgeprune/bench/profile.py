@@ -28,7 +28,7 @@ from edgeprune.fleet import latency_model
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
-from edgeprune.tasks.task import examples_of, made
+from edgeprune.tasks.task import examples_of, initial_model, made
 
 IDLE_S = 10.0
 Say = Callable[[str], None]
@@ -81,9 +81,7 @@ def profile_task(
     with threads(thread_count):
         batch = _batch(task, data, recipe.batch_size)
         # The sub-models depend on the initial weights: the same ones in every profile of a task.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = made(task)
+        model = initial_model(task, 0)
         graph = ChannelGraph.trace(model, examples_of(task))
         found = list(shapes.widths_of(model, graph, widths, checks))
         deep = shapes.depths_of(model, examples_of(task))

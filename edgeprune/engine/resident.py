@@ -42,14 +42,14 @@ from edgeprune.engine.checkpoint import write_atomically
 from edgeprune.engine.children import MISTAKE, SAYS
 from edgeprune.engine.config import Experiment, load_experiment
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.run import initial_model, split
+from edgeprune.engine.run import split
 from edgeprune.engine.trial import try_alone, try_split
 from edgeprune.engine.worker import Answer, ModelShelf, Worker
 from edgeprune.errors import EdgePruneError, raised
 from edgeprune.fleet import build_fleet
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import get as get_task
-from edgeprune.tasks.task import examples_of
+from edgeprune.tasks.task import examples_of, initial_model
 
 OWED, LAST = "owed/", "last"  # in the state file: what error feedback owes, by tensor; the bytes of the last update
 

@@ -38,7 +38,7 @@ from edgeprune.nn import densities
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.tasks import Task, evaluate_by_class
 from edgeprune.tasks import get as get_task
-from edgeprune.tasks.task import examples_of, made
+from edgeprune.tasks.task import examples_of, initial_model
 
 Watch = Callable[[Checkpoint, Mapping[str, Any]], None]
 
@@ -184,13 +184,6 @@ def _refuse_other_engines(experiment: Experiment) -> None:
         )
 
 
-def initial_model(task: Task, seed: int) -> torch.nn.Module:
-    """The model that every node of a run begins with."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return made(task)
-
-
 def split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -> dict[str, LocalData]:
     """Each client's own part of the training data."""
     x, y, subject = data.train.x, data.train.y, data.train.subject
@@ -276,7 +269,8 @@ def on_device(prepared: Prepared, device: str) -> tuple[torch.nn.Module, dataset
         torch.backends.cudnn.allow_tf32 = False  # float32, as everywhere else
     test = prepared.data.test
     there = replace(test, x=test.x.to(device), y=test.y.to(device))
-    return prepared.task.make_model().to(device), replace(prepared.data, test=there)
+    judge = initial_model(prepared.task, prepared.experiment.run.seed)  # with what no state dictionary holds
+    return judge.to(device), replace(prepared.data, test=there)
 
 
 def _go(prepared: Prepared, server: Server, at: Checkpoint, out: Path, watch: Watch | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgeprune.pruning import ChannelGraph, SubmodelPlan
 from edgeprune.pruning.surgery import extract, extract_state, load_local
 from edgeprune.tasks import Task
 from edgeprune.tasks import get as get_task
-from edgeprune.tasks.task import examples_of
+from edgeprune.tasks.task import examples_of, initial_model
 
 CONFIG, LATENCY, METRICS, SUMMARY = "config.toml", "latency.json", "metrics.jsonl", "summary.json"
 DEVICES = "devices.json"  # the times of devices with profiles of their own
@@ -80,7 +80,7 @@ class RunDir:
 
     def _load(self) -> tuple[checkpoints.Checkpoint, nn.Module]:
         task = self.task()
-        full = task.make_model()
+        full = initial_model(task, self.experiment.run.seed)  # with what no state dictionary holds
         graph = ChannelGraph.trace(full, examples_of(task))
         path = self.path / checkpoints.FILE
         checkpoint = checkpoints.load(path, graph)

@@ -165,6 +165,13 @@ def made(task: Task) -> nn.Module:
     return model
 
 
+def initial_model(task: Task, seed: int) -> nn.Module:
+    """The model that every node of a run begins with, and that a run's judge and reader fill."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return made(task)
+
+
 def examples_of(task: Task) -> tuple[Tensor, ...]:
     """The task's example inputs; EdgePruneError where there are none."""
     inputs = _called(task, "example inputs", task.example_inputs)

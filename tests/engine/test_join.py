@@ -15,9 +15,9 @@ from edgeprune.engine import frames, join, load_experiment
 from edgeprune.engine.children import Child, wait_for
 from edgeprune.engine.frames import Frame
 from edgeprune.engine.kits import read_kit
-from edgeprune.engine.run import initial_model
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
+from edgeprune.tasks.task import initial_model
 
 NAME = "device-0"
 OWN = """

@@ -12,8 +12,8 @@ from edgeprune import tasks, wire
 from edgeprune.algorithms.protocol import Job, Recipe
 from edgeprune.engine import resident as residents_of
 from edgeprune.engine.frames import Frame
-from edgeprune.engine.run import initial_model
 from edgeprune.pruning import ChannelGraph, SubmodelPlan
+from edgeprune.tasks.task import initial_model
 
 NAME = "device-0"
 RECIPE = asdict(Recipe(1, 32, 0.05, 0.9, 5e-4))

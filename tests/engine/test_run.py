@@ -11,6 +11,7 @@ from short_runs import SETS, Killed, maker, same, weights
 from torch import nn
 
 from edgeprune import engine
+from edgeprune.algorithms.fedavg import FedAvg
 from edgeprune.algorithms.training import train_local
 from edgeprune.engine import checkpoint as checkpoints
 from edgeprune.engine import rundir
@@ -22,8 +23,6 @@ from edgeprune.tasks import get as get_task
 
 def fedavg(small, *sets):
     experiment = small("run.rounds=1", *sets)
-    from edgeprune.algorithms.fedavg import FedAvg
-
     return replace(experiment, algorithm=FedAvg())
 
 
@@ -307,3 +306,32 @@ def test_what_calibration_draws_is_the_runs_own(small, tmp_path):
         torch.rand(7)
         engine.start(engine.prepare(experiment), tmp_path / name)
     assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+class Projected(torch.nn.Module):
+    """Random features that no state dictionary holds, and what is learnt of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("features", torch.randn(64, 128), persistent=False)
+        self.head = torch.nn.Linear(128, 10)
+
+    def forward(self, x):
+        return self.head(torch.cos(x.flatten(1) @ self.features * 0.1))
+
+
+def projecting():
+    """Digits by random features."""
+    return replace(get_task("digits"), make_model=Projected)
+
+
+def test_the_model_that_is_judged_and_kept_is_the_one_that_was_trained(small, tmp_path):
+    experiment = small(f"task.name={__name__}:projecting", "run.rounds=20", "data.samples=400")
+    prepared = engine.prepare(replace(experiment, algorithm=FedAvg(lr=0.5)))
+    engine.start(prepared, tmp_path / "run")
+    accuracy = engine.RunDir(tmp_path / "run").summary()["accuracy"]
+    model, _ = engine.RunDir(tmp_path / "run").model()
+    x, y = prepared.data.test.x, prepared.data.test.y
+    with torch.no_grad():
+        right = model.eval()(prepared.data.normalise(x)).argmax(1) == y
+    assert float(right.double().mean()) == pytest.approx(accuracy) and accuracy > 0.4

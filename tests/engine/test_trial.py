@@ -17,6 +17,7 @@ from edgeprune.engine import run
 from edgeprune.engine.resident import residents
 from edgeprune.errors import EdgePruneError
 from edgeprune.tasks import Task
+from edgeprune.tasks.task import initial_model
 
 THREE = ("a", "b", "c")
 
@@ -177,7 +178,7 @@ def test_the_trial_leaves_model_and_generator_as_they_are(experiment):
     task = own(loss=loss)
     prepared = engine.prepare(experiment(task))
     assert drawn and torch.equal(torch.get_rng_state(), before)
-    untouched = run.initial_model(task, prepared.experiment.run.seed).state_dict()
+    untouched = initial_model(task, prepared.experiment.run.seed).state_dict()
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in prepared.model.state_dict().items())
 
 
