@@ -107,7 +107,8 @@ class Cohort:
         for part in whole.split(self._recipe.batch_size, dim=1):
             if part.shape[1] == 1 < min(self._recipe.batch_size, whole.shape[1]):
                 continue
-            for one, gradient in zip(total, torch.autograd.grad(self._losses(part).sum(), weights), strict=True):
+            parts = torch.autograd.grad(self._losses(part).sum(), weights, materialize_grads=True)
+            for one, gradient in zip(total, parts, strict=True):
                 one += gradient * (part.shape[1] / whole.shape[1])
         for name, b in self._model.named_buffers():
             b.copy_(buffers[name])

@@ -66,7 +66,8 @@ def dense_gradients(model: nn.Module, data: LocalData, loss_of: Loss, recipe: Re
         if len(batch) == 1 < min(recipe.batch_size, len(data)):
             continue
         loss = loss_of(dense(data.normalise(data.x[batch])), data.y[batch])
-        for name, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
+        parts = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)  # 0 where it is not used
+        for name, part in zip(total, parts, strict=True):
             total[name] += part * (len(batch) / len(data))
     return total
 

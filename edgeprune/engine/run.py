@@ -204,8 +204,9 @@ def split(data: datasets.DataSet, fleet: Fleet, config: DataConfig, seed: int) -
 
 
 def _maskable(model: torch.nn.Module) -> tuple[str, ...]:
-    """The weights that can be trained under a mask: those that ``edgeprune.sparsify`` would take."""
-    return tuple(f"{row['name']}.weight" for row in densities(model) if row["note"] == "dense")
+    """The weights that can be trained under a mask: those that ``edgeprune.sparsify`` would take, but frozen ones."""
+    names = (f"{row['name']}.weight" for row in densities(model) if row["note"] == "dense")
+    return tuple(name for name in names if model.get_parameter(name).requires_grad)
 
 
 def _server(prepared: Prepared, at: Checkpoint | None = None, transport: Transport | None = None) -> Server:

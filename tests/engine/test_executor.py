@@ -18,6 +18,7 @@ from edgeprune.engine.executor import Batched, Serial, check_device
 from edgeprune.engine.worker import ModelShelf, Order
 from edgeprune.errors import EdgePruneError
 from edgeprune.pruning import ChannelGraph, SubmodelPlan, masks
+from edgeprune.tasks.task import initial_model
 
 SHARED = ("run.rounds=3", "run.evaluate_every=1", "data.partition=classes", "data.per_class=10", "fleet.devices=6")
 TWO = ("algorithm.sample=3", "algorithm.epochs=2")
@@ -203,6 +204,34 @@ def test_a_normalisation_that_draws_draws_for_every_batch(latency, monkeypatch, 
     sets = ("algorithm.name=fedavg", "algorithm.epochs=2", "run.executor=batched", "fleet.devices=2", "run.rounds=1")
     engine.start(engine.prepare(maker(latency, *SHARED)(*sets, "data.per_class=20")), tmp_path / "run")
     assert rows.count(2 * 32) == rows.count(2 * 8) == 2  # the batches of two clients with 40 samples, in two epochs
+
+
+class Partly(torch.nn.Module):
+    """A frozen layer, one that nothing goes through, and two that are trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.idle = torch.nn.Linear(64, 32), torch.nn.Linear(32, 32)
+        self.hidden, self.head = torch.nn.Linear(32, 32), torch.nn.Linear(32, 10)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.hidden(torch.relu(self.frozen(x.flatten(1))))))
+
+
+def partly_trained():
+    """Digits by half a network."""
+    return replace(tasks.get("digits"), make_model=Partly)
+
+
+@pytest.mark.parametrize("moves", ["clients", "server"])
+def test_masks_move_beside_layers_that_are_not_trained(both, moves):
+    sets = (*MOVING, f"task.name={__name__}:partly_trained", f"algorithm.moves={moves}")
+    begun = initial_model(partly_trained(), 0).frozen
+    for records, kept in both(*sets):
+        assert not any(record["rejected"] for record in records) and records[1]["facts"]["moved"] > 0
+        assert torch.equal(kept["frozen.weight"], begun.weight)
+        assert f"{checkpoints.SERVER}mask/frozen.weight" not in kept
 
 
 class Dropped(torch.nn.Module):
