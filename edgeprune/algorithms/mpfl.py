@@ -78,6 +78,11 @@ class MPFL(ClientSide):
         """Everything is kept; nobody has voted."""
         if not filters(setting.graph):
             raise EdgePruneError("algorithm 'mpfl': the task's model has no convolution whose filters can be dropped")
+        if setting.rounds <= self.iterations:
+            raise EdgePruneError(
+                f"run.rounds is {setting.rounds}, and the search alone takes algorithm.iterations = {self.iterations}; "
+                "give more rounds, or nothing is trained"
+            )
         return State(0, model, dict.fromkeys(setting.clients, SubmodelPlan.full(setting.graph)), {"votes": {}})
 
     def assign(self, setting: Setting, state: State) -> Sequence[Assignment]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,12 @@ def test_consensus_by_hand(consensus, step, expected):
     dropped = [i for i in range(4) if i not in expected]
     assert bool((weight[dropped] == 0).all()) and torch.equal(weight[list(expected)], model[0].weight[list(expected)])
     assert bool((after.model["3.weight"].reshape(2, 4, 4)[:, dropped] == 0).all())
+
+
+def test_rounds_that_end_with_the_search_are_refused():
+    setting, model, _ = toy()
+    with pytest.raises(EdgePruneError, match=r"^run\.rounds is 2, .* algorithm\.iterations = 2 "):
+        MPFL(iterations=2, step=0.25).init(replace(setting, rounds=2), model.state_dict())
 
 
 def test_ties_go_to_earlier_votes_then_to_the_initial_norm():

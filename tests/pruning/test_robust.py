@@ -50,6 +50,13 @@ def test_trimmed_mean_drops_both_ends():
     assert merge_robust(BASE, four[:3], "trimmed", trim=0.2)["w"].tolist() == [[3, -3]] * 3
 
 
+@pytest.mark.parametrize(("holders", "trim", "cut"), [(150, 0.42, 63), (100, 0.29, 29), (10, 0.3, 3), (7, 0.42, 2)])
+def test_the_share_cut_off_is_the_written_one(holders, trim, cut):
+    every = [full(float(v), float(v)) for v in range(cut)] + [full(1e3, 1e3)] * (holders - 2 * cut)
+    every += [full(1e6 + v, 1e6 + v) for v in range(cut)]
+    assert merge_robust(BASE, every, "trimmed", trim=trim)["w"].tolist() == [[1e3, 1e3]] * 3
+
+
 @pytest.mark.parametrize("rule", ["median", "trimmed"])
 def test_each_row_is_decided_by_its_holders(rule):
     some = [part((0,), 1.0), part((0, 1), 3.0)]
