@@ -78,7 +78,7 @@ def test_consensus_by_hand(consensus, step, expected):
 
 def test_rounds_that_end_with_the_search_are_refused():
     setting, model, _ = toy()
-    with pytest.raises(EdgePruneError, match=r"^run\.rounds is 2, .* algorithm\.iterations = 2 "):
+    with pytest.raises(EdgePruneError, match=r"^run\.rounds is 2, .* algorithm\.iterations = 2; "):
         MPFL(iterations=2, step=0.25).init(replace(setting, rounds=2), model.state_dict())
 
 
