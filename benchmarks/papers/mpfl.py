@@ -1,6 +1,6 @@
 """MPFL's claims, cell by cell (docs/algorithms/mpfl.md): resumable, all methods with the same splits and samples.
 
-    python benchmarks/papers/mpfl.py run [--grid fashion,dirichlet,vgg,resnet] [--processes 2]
+    python benchmarks/papers/mpfl.py run [--grid fashion,dirichlet,vgg,long,resnet] [--processes 2]
     python benchmarks/papers/mpfl.py list [--grid ...]
     python benchmarks/papers/mpfl.py table
 

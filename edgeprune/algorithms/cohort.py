@@ -39,11 +39,8 @@ class Cohort:
         load_states(model, states)
         self._recipe, self._device = recipe, device
         self._loss_of = torch.func.vmap(on_softmax(loss_of) if recipe.softmax else loss_of)
-        self._normalise = data[0].normalise
-        self._x = torch.stack([part.x for part in data]).to(device)
-        self._ready = bool(getattr(self._normalise, "by_value", False))  # else anew for each batch: it may draw
-        if self._ready:
-            self._x = self._normalise(self._x.flatten(0, 1)).unflatten(0, self._x.shape[:2])
+        x = torch.stack([part.x for part in data]).to(device)
+        self._x = data[0].normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         self._y = torch.stack([part.y for part in data]).to(device)
         self._row = torch.arange(len(data), device=device)[:, None]
         self._parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
@@ -124,8 +121,7 @@ class Cohort:
 
     def _losses(self, batch: Tensor) -> Tensor:
         """Each client's mean loss on its ``batch`` [clients, batch] of places."""
-        x = self._x[self._row, batch].flatten(0, 1)
-        out = self._model(x if self._ready else self._normalise(x))
+        out = self._model(self._x[self._row, batch].flatten(0, 1))
         losses: Tensor = self._loss_of(out.unflatten(0, batch.shape), self._y[self._row, batch])
         return losses
 

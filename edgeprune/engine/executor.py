@@ -163,8 +163,12 @@ class Batched:
 
 def _draws(model: nn.Module, data: LocalData) -> bool:
     """Whether a step of training draws numbers, in ``model`` (dropout) or in what makes its inputs (an augmentation):
-    each client's belong to its own seed."""
+    each client's belong to its own seed. What makes inputs may draw from elsewhere, so it is asked twice."""
+    rows = data.x[:1].repeat_interleave(2, 0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.get_rng_state()
-        model.train()(data.normalise(data.x[:1].repeat_interleave(2, 0)))
+        made, again = data.normalise(rows.clone()), data.normalise(rows.clone())
+        if not torch.equal(made, again):
+            return True
+        copy.deepcopy(model).train()(made)
         return not torch.equal(torch.get_rng_state(), before)
